@@ -1,0 +1,44 @@
+# `make help` lists the targets; PYTHON names the interpreter that builds .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := MPLBACKEND=Agg $(BIN)/python
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format examples wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create .venv with the package (editable), its tests and tools
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, this is {v.major}.{v.minor}: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: install ## train an addressed VAE on glyphs; bounds, information gain, figures in out/demo
+	$(RUN) examples/vma_fewshot.py --out out/demo
+
+test: install ## run the tests
+	$(RUN) -m pytest -n 2 -q
+
+lint: install ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install ## rewrite to style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+examples: install ## run every example at a few steps
+	$(RUN) examples/vma_fewshot.py --steps 20 --evaluate 16 --particles 20 --out out/examples/fewshot
+	$(RUN) examples/vma_recall.py --steps 20 --out out/examples/recall
+	$(RUN) examples/compose.py --steps 50 --out out/examples/compose
+
+wheel: install ## build the wheel, from the source distribution
+	$(BIN)/python -m build --outdir dist
+
+clean: ## remove what the targets made
+	rm -rf .venv out build dist *.egg-info .pytest_cache .ruff_cache

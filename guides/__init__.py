@@ -1,0 +1,6 @@
+"""Amortised guides, one file per model, same site names."""
+
+from pyro_memory.guides.vae import VAEGuide
+from pyro_memory.guides.vma import VMAGuide
+
+__all__ = ["VAEGuide", "VMAGuide"]

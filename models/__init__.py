@@ -1,0 +1,6 @@
+"""Generative models with a memory."""
+
+from pyro_memory.models.vae import VAE
+from pyro_memory.models.vma import VMA
+
+__all__ = ["VAE", "VMA"]

@@ -1,0 +1,52 @@
+"""Memory for Pyro models, trained by SVI and measured in nats."""
+
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+if not (Path(__file__).parent / "models").is_dir():
+    # A checkout keeps models, guides and kernels beside this folder; an installed wheel has them inside it.
+    __path__.append(str(Path(__file__).parent.parent))
+
+from pyro_memory.addressing import (
+    ContentAddress,
+    Cosine,
+    Dot,
+    LearnedPrior,
+    NearestAddress,
+    NormalizedKey,
+    UniformPrior,
+)
+from pyro_memory.evidence import importance_bound, memory_contribution
+from pyro_memory.information import information_gain
+from pyro_memory.objectives import VIMCO
+from pyro_memory.results import (
+    AddressInformation,
+    BoundEstimate,
+    InformationGain,
+    MemoryContribution,
+    SiteInformation,
+)
+from pyro_memory.slots import SlotMemory
+from pyro_memory.templates import TemplateMemory
+
+__all__ = [
+    "VIMCO",
+    "AddressInformation",
+    "BoundEstimate",
+    "ContentAddress",
+    "Cosine",
+    "Dot",
+    "InformationGain",
+    "LearnedPrior",
+    "MemoryContribution",
+    "NearestAddress",
+    "NormalizedKey",
+    "SiteInformation",
+    "SlotMemory",
+    "TemplateMemory",
+    "UniformPrior",
+    "importance_bound",
+    "information_gain",
+    "memory_contribution",
+]

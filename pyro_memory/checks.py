@@ -1,0 +1,46 @@
+"""What models and guides demand of their arguments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pyro_memory.slots import SlotMemory
+
+
+def check_images(x: Tensor, likelihood: nn.Module) -> None:
+    """Raises a ValueError unless ``x`` is a batch of images that the likelihood can explain."""
+    if x.dim() != 4 or not x.is_floating_point():
+        raise ValueError(
+            f"`x` must be floating point, [batch, channel, height, width]; got {x.dtype} of shape {list(x.shape)}"
+        )
+    if not torch.isfinite(x).all():
+        raise ValueError("`x` must be finite; got NaN or infinity")
+    support = getattr(likelihood, "support", None)
+    if support is not None and (x.amin() < support[0] or x.amax() > support[1]):
+        low, high = x.amin().item(), x.amax().item()
+        raise ValueError(
+            f"`x` must lie in [{support[0]:g}, {support[1]:g}]; got values from {low:.4g} to {high:.4g}. Divide grey "
+            "levels by 255, or use likelihood=GaussianImage"
+        )
+
+
+def resolve_memory(module: nn.Module, x: Tensor, memory: SlotMemory | None) -> SlotMemory:
+    """Gives the memory to read: the argument or the module's templates, with its "none" slot if it has one.
+
+    Raises:
+        ValueError: if there is neither, or shapes do not fit ``x``.
+    """
+    if memory is None and module.templates is None:
+        raise ValueError("`memory` must be a SlotMemory, since the module was built without `templates`; got None")
+    memory = module.templates() if memory is None else memory
+    if memory.event_shape != x.shape[1:]:
+        raise ValueError(
+            f"`memory` must hold items of the shape of `x`, {list(x.shape[1:])}; got {list(memory.event_shape)}"
+        )
+    if memory.batch_dim is not None and (memory.batch_dim != -1 or memory.values.shape[0] != len(x)):
+        raise ValueError(
+            f"`memory` must be shared, or one for each of the {len(x)} data with batch_dim=-1; got "
+            f"{memory.values.shape[0]} memories with batch_dim={memory.batch_dim}"
+        )
+    return memory.with_none() if module.none_slot else memory

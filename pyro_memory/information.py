@@ -1,0 +1,222 @@
+"""What each lookup and each latent carried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.inspect import get_dependencies
+from torch import Tensor
+
+from pyro_memory.results import AddressInformation, InformationGain, SiteInformation
+from pyro_memory.slots import SlotMemory
+from pyro_memory.weights import PARTICLES, Particles, stochastic_sites
+
+Site = dict[str, Any]
+
+
+@torch.no_grad()
+def information_gain(
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    draws: int = 10,
+    max_plate_nesting: float = math.inf,
+    **kwargs: Any,
+) -> InformationGain:
+    r"""Measures KL(q || p) of every latent site, in nats, for any model and guide.
+
+    A site's KL is taken in closed form given its sampled ancestors where the two distributions have one, by
+    enumeration where it is discrete, and otherwise as the mean of ``log q - log p`` over the draws. It is given
+    where every parent of the site in the model precedes it in the guide; elsewhere only the joint is.
+
+    Args:
+        model, guide: any pair with the same latent sites.
+        *args, **kwargs: what both are called with.
+        draws: of the ancestors; their standard error is in the record.
+        max_plate_nesting: how many plates the model nests; found by a trial run if not given.
+
+    Raises:
+        ValueError: if a latent of the model is missing in the guide.
+
+    Cost: ``draws`` passes of model and guide.
+
+    References: ELBO surgery (Hoffman & Johnson, 2016),
+    http://approximateinference.org/accepted/HoffmanJohnson2016.pdf
+    """
+    if draws < 1:
+        raise ValueError(f"`draws` must be at least 1; got {draws}")
+    sampler = Particles(draws, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
+    ((model_trace, guide_trace),) = sampler.traces(model, guide, args, kwargs)
+    model_sites, guide_sites = stochastic_sites(model_trace), stochastic_sites(guide_trace)
+    latents = [name for name, site in model_sites.items() if not site["is_observed"]]
+    missing = [name for name in latents if name not in guide_sites]
+    if missing:
+        raise ValueError(f"the guide must sample every latent of the model; missing: {', '.join(missing)}")
+    order = [name for name in guide_sites if name in latents]
+    data_plates = _data_plates(model_sites)
+    undefined = _without_own_kl(model, args, kwargs, latents, order)
+    sites, addresses = {}, {}
+    for name in order:
+        q, p = guide_sites[name], model_sites[name]
+        plates = [f for f in _frames(q) if f in data_plates] if name not in undefined else []
+        kl, method = _kl(q, p) if name not in undefined else (None, "")
+        unit = _unit(_frames(q), data_plates)
+        sites[name] = (
+            _site(kl, method, q, plates, unit)
+            if kl is not None
+            else SiteInformation(None, unit, "joint only", math.nan)
+        )
+        if isinstance(_base(q["fn"]), torch.distributions.Categorical) and kl is not None:
+            addresses[name] = _address(_base(q["fn"]), _base(p["fn"]), args, kwargs)
+    notes = [f"site {n} has no KL of its own: a parent of it in the model follows it in the guide" for n in undefined]
+    joint = _joint(sites, order, guide_sites, model_sites, data_plates, bool(undefined))
+    return InformationGain(sites, joint, addresses, draws, tuple(notes))
+
+
+def _frames(site: Site) -> list[Any]:
+    return sorted((f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLES), key=lambda f: f.dim)
+
+
+def _data_plates(model_sites: dict[str, Site]) -> list[Any]:
+    """The plates around all observations (all sites, if nothing is observed): their cells are the data."""
+    observed = [set(_frames(s)) for s in model_sites.values() if s["is_observed"]]
+    stacks = observed or [set(_frames(s)) for s in model_sites.values()]
+    return sorted(set.intersection(*stacks), key=lambda f: f.dim) if stacks else []
+
+
+def _unit(frames: Iterable[Any], data_plates: list[Any]) -> str:
+    own = [f for f in frames if f in data_plates]
+    if own == data_plates:
+        return "datum"
+    return " x ".join(f.name for f in own) if own else "data set"
+
+
+def _without_own_kl(model: Callable, args: tuple, kwargs: dict, latents: list[str], order: list[str]) -> list[str]:
+    """The sites that some parent of theirs in the model follows in the guide."""
+    earlier = {name: set(latents[:i]) for i, name in enumerate(latents)}
+    late = [name for name in latents if earlier[name] - set(order[: order.index(name)])]
+    if not late:
+        return []
+    try:  # the trace order names more parents than there are: ask what each site really depends on
+        with poutine.block(), torch.random.fork_rng():
+            found = get_dependencies(model, args, kwargs)["prior_dependencies"]
+        parents = {name: set(found.get(name, {})) - {name} for name in latents}
+    except Exception:
+        # Provenance does not survive every operation; the trace order is the safe superset.
+        parents = earlier
+    return [name for name in latents if (parents[name] & set(latents)) - set(order[: order.index(name)])]
+
+
+def _base(fn: dist.Distribution) -> Any:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
+def _kl(q: Site, p: Site) -> tuple[Tensor, str]:
+    """KL(q || p) for each draw of the ancestors, and how it was taken."""
+    try:
+        return torch.distributions.kl_divergence(q["fn"], p["fn"]), "closed form"
+    except NotImplementedError:
+        pass
+    fn = q["fn"]
+    if getattr(fn, "has_enumerate_support", False) and not fn.event_dim:
+        values = fn.enumerate_support(expand=True)
+        log_q = fn.log_prob(values)
+        term = log_q.exp() * (log_q - p["fn"].log_prob(values))
+        return torch.where(log_q == -math.inf, 0.0, term).sum(0), "enumerated"
+    return fn.log_prob(q["value"]) - p["fn"].log_prob(q["value"]), "Monte Carlo"
+
+
+def _site(kl: Tensor, method: str, site: Site, plates: list[Any], unit: str) -> SiteInformation:
+    draws, scale = _cells(kl, site, plates)
+    values = draws.mean(0).flatten() * scale
+    return SiteInformation(values, unit, method, _draws_se(draws, scale))
+
+
+def _cells(log_prob: Tensor, site: Site, plates: list[Any]) -> tuple[Tensor, float]:
+    """Sums a site's values over plates inside a datum; gives ``[draw, *cells]`` and the scale of those plates."""
+    inner = [f for f in _frames(site) if f not in plates]
+    particle = [f for f in site["cond_indep_stack"] if f.name == PARTICLES]
+    kept = sorted([f.dim for f in particle + plates])
+    value = scale_and_mask(log_prob, 1.0, site["mask"])
+    for dim in range(-value.dim(), 0):
+        if dim not in kept:
+            value = value.sum(dim, keepdim=True)
+    value = value.reshape([value.shape[d] for d in kept if -d <= value.dim()])
+    scale = math.prod((f.full_size or f.size) / f.size for f in inner)
+    return (value if particle else value.unsqueeze(0)), scale
+
+
+def _draws_se(draws: Tensor, scale: float) -> float:
+    if len(draws) < 2 or torch.equal(draws[:1].expand_as(draws), draws):
+        return 0.0 if len(draws) > 1 else math.nan
+    return (draws.flatten(1).mean(1).std() * scale / math.sqrt(len(draws))).item()
+
+
+def _joint(
+    sites: dict[str, SiteInformation],
+    order: list[str],
+    guide_sites: dict[str, Site],
+    model_sites: dict[str, Site],
+    data_plates: list[Any],
+    undefined: bool,
+) -> SiteInformation:
+    """The KL of all latents: the sum of the sites', or by Monte Carlo where some site has none of its own."""
+    per_datum = all(s.unit == "datum" for s in sites.values())
+    unit = "datum" if per_datum else "data set"
+    if not sites:
+        return SiteInformation(None, unit, "no latents", math.nan)
+    if not undefined:
+        kls = [s.kl if per_datum else s.kl.sum().reshape(1) for s in sites.values()]
+        error = math.sqrt(sum(s.draws_se**2 for s in sites.values())) if per_datum else math.nan
+        return SiteInformation(sum(kls), unit, "sum of sites", error)
+    total: Any = 0.0
+    for name in order:
+        q, p = guide_sites[name], model_sites[name]
+        difference = q["fn"].log_prob(q["value"]) - p["fn"].log_prob(q["value"])
+        draws, scale = _cells(difference, q, data_plates if per_datum else [])
+        total = total + draws * scale
+    return SiteInformation(total.mean(0).flatten(), unit, "Monte Carlo", _draws_se(total, 1.0))
+
+
+def _address(q: Any, p: Any, args: tuple, kwargs: dict) -> AddressInformation:
+    """Describes the use of a categorical site."""
+    probs, prior = torch.broadcast_tensors(q.probs, p.probs)
+    slots = probs.shape[-1]
+    probs, prior = probs.reshape(-1, slots).double(), prior.reshape(-1, slots).double()
+    entropy = -torch.special.xlogy(probs, probs).sum(-1)
+    least = prior.masked_fill(prior == 0, math.inf).amin(-1)
+    data = q.probs.shape[-2] if q.probs.dim() > 1 else 1
+    facts = {
+        "slots": slots, "data": data,
+        "ceiling": -least.log().mean().item(), "effective_slots": entropy.exp().mean().item(),
+    }  # fmt: skip
+    memories = [m for m in [*args, *kwargs.values()] if isinstance(m, SlotMemory)]
+    if any(m.batch_dim is not None for m in memories):
+        return AddressInformation(**facts, reason="each datum has a memory of its own")
+    if not torch.allclose(prior, prior[:1].expand_as(prior)):
+        return AddressInformation(**facts, reason="the data do not share one prior over addresses")
+    usage = probs.mean(0)
+    return AddressInformation(
+        **facts,
+        usage=usage,
+        dead=(usage < 0.01 * prior[0]) & (prior[0] > 0),
+        **_split(probs, prior[0], usage),
+    )
+
+
+def _split(
+    probs: Float[Tensor, "datum slot"], prior: Float[Tensor, " slot"], usage: Float[Tensor, " slot"]
+) -> dict[str, float]:
+    """Splits the mean KL(q || p) into I(n; a) and KL(q(a) || p(a))."""
+    information = (torch.special.xlogy(probs, probs) - torch.special.xlogy(probs, usage)).sum(-1).mean()
+    marginal = (torch.special.xlogy(usage, usage) - torch.special.xlogy(usage, prior)).sum()
+    return {"mutual_information": information.item(), "marginal_kl": marginal.item()}

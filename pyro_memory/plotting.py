@@ -1,0 +1,104 @@
+"""Functions from a record to axes; they take ``ax`` and return it, and neither show nor save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from pyro_memory.results import BoundEstimate, InformationGain, MemoryContribution
+
+BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8a8a"
+
+
+def axes_or_new(ax: Axes | None) -> Axes:
+    """Gives ``ax``, or the axes of a new figure."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(layout="constrained")[1]
+
+
+def plot_bound(estimate: BoundEstimate, ax: Axes | None = None) -> Axes:
+    """Draws the bounds of the data as a histogram with their mean."""
+    ax = axes_or_new(ax)
+    ax.hist(estimate.bound.numpy(force=True), bins=40, color=BLUE)
+    ax.axvline(estimate.mean, color=ORANGE, label=f"mean {estimate.mean:.2f} ± {estimate.se:.2f}")
+    ax.set(xlabel="bound on log p(x), nats", ylabel="data")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_information(gain: InformationGain, ax: Axes | None = None) -> Axes:
+    """Draws nats a site with two standard errors over data; a tick marks an address's ceiling."""
+    ax = axes_or_new(ax)
+    names = [name for name, site in gain.sites.items() if site.kl is not None]
+    for i, name in enumerate(names):
+        site = gain.sites[name]
+        se = 0.0 if math.isnan(site.se) else site.se
+        ax.barh(i, site.mean, xerr=2 * se, color=BLUE if name in gain.addresses else GREY)
+        ax.annotate(f" {site.mean:.2f}", (site.mean + 2 * se, i), va="center")
+        if name in gain.addresses:
+            ceiling = gain.addresses[name].ceiling
+            ax.plot([ceiling, ceiling], [i - 0.4, i + 0.4], color=ORANGE, label=f"ceiling of {name}")
+    ax.set(yticks=range(len(names)), yticklabels=names, xlabel="KL(q || p), nats")
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    if gain.addresses:
+        ax.legend(frameon=False)
+    return ax
+
+
+def plot_contribution(contribution: MemoryContribution, ax: Axes | None = None) -> Axes:
+    """Draws the nats lost with each other memory, with two standard errors."""
+    ax = axes_or_new(ax)
+    names = list(contribution.alternatives)
+    gains = [contribution.gain(name) for name in names]
+    ax.barh(range(len(names)), [g for g, _ in gains], xerr=[2 * se for _, se in gains], color=BLUE)
+    ax.axvline(0, color=GREY, linewidth=0.8)
+    ax.set(yticks=range(len(names)), yticklabels=names, xlabel="nats per datum lost against the memory as given")
+    return ax
+
+
+def plot_usage(
+    usage: Float[Tensor, " slot"], prior: Float[Tensor, " slot"] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draws how often each slot is read, beside its prior."""
+    ax = axes_or_new(ax)
+    ax.bar(range(len(usage)), usage.numpy(force=True), color=BLUE, label="read")
+    if prior is not None:
+        ax.step(range(len(prior)), prior.numpy(force=True), where="mid", color=ORANGE, label="prior")
+    ax.set(xlabel="slot", ylabel="probability")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_images(
+    rows: Sequence[Float[Tensor, "column channel height width"]],
+    labels: Sequence[str] = (),
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws rows of images, ink black on white, a label a row; shorter rows end early."""
+    import numpy as np
+
+    ax = axes_or_new(ax)
+    height, width = rows[0].shape[-2:]
+    columns = max(len(row) for row in rows)
+    sheet = np.zeros((len(rows) * (height + 2), columns * (width + 2)))
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            top, left = i * (height + 2) + 1, j * (width + 2) + 1
+            sheet[top : top + height, left : left + width] = image.mean(0).numpy(force=True)
+    ax.imshow(sheet, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    ax.set(xticks=[], yticks=[(i + 0.5) * (height + 2) for i in range(len(labels))], yticklabels=labels)
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    return ax
