@@ -29,6 +29,7 @@ from pyro_memory.results import (
 )
 from pyro_memory.slots import SlotMemory
 from pyro_memory.templates import TemplateMemory
+from pyro_memory.training import FitResult, fit
 
 __all__ = [
     "VIMCO",
@@ -37,6 +38,7 @@ __all__ = [
     "ContentAddress",
     "Cosine",
     "Dot",
+    "FitResult",
     "InformationGain",
     "LearnedPrior",
     "MemoryContribution",
@@ -46,6 +48,7 @@ __all__ = [
     "SlotMemory",
     "TemplateMemory",
     "UniformPrior",
+    "fit",
     "importance_bound",
     "information_gain",
     "memory_contribution",

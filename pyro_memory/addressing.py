@@ -73,10 +73,8 @@ class ContentAddress(nn.Module):
         memory.check_filled()
         key = self.key(memory.values if memory.keys is None else memory.keys)
         query, key = self.similarity(self.query(x), key)
-        if memory.batch_dim is None:
-            logits = query @ key.mT
-        else:
-            logits = (memory.align(key) @ query.unsqueeze(-1)).squeeze(-1)
+        own = memory.batch_dim is not None
+        logits = (memory.align(key) @ query.unsqueeze(-1)).squeeze(-1) if own else query @ key.mT
         return dist.Categorical(logits=memory.masked(logits))
 
 

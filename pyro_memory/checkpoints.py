@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,8 +65,11 @@ def save_checkpoint(
     state, scalars = _optimizer_state(optimizer)
     rng = random_state()
     rng_tensors = {"random.torch": rng["torch"]} | {f"random.cuda.{i}": s for i, s in enumerate(rng["cuda"])}
-    tensors = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format)
-               for k, t in (_weights(model, guide) | state | rng_tensors).items()}  # fmt: skip
+    # Clones, for safetensors refuses tensors that share memory.
+    tensors = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in (_weights(model, guide) | state | rng_tensors).items()
+    }
     kind, keys, *rest = rng["numpy"]
     summary = {
         "format": FORMAT,
@@ -151,7 +153,7 @@ def _read(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Any], di
             content = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise ValueError(
-            f"`{path}` is not a whole pyro-memory checkpoint ({error}); restore a copy of it, or delete it and train anew"
+            f"`{path}` is not a whole pyro-memory checkpoint ({error}); restore a copy of it, or delete it"
         ) from error
     if header["format"] != FORMAT:
         raise ValueError(f"`{path}` must have format {FORMAT}; got {header['format']}: another version wrote it")

@@ -27,6 +27,27 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def scale_for_relu(module: nn.Module) -> None:
+    """Draws weights that keep the signal's size through ReLU layers, and zeroes biases.
+
+    PyTorch's default shrinks it by a factor of about 2.4 a layer: a deep encoder then starts blind to its input, and
+    the latent collapses before it sees anything.
+
+    References: Delving Deep into Rectifiers (He et al., 2015), https://arxiv.org/abs/1502.01852
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            inputs = float(layer.in_features)
+        elif isinstance(layer, nn.ConvTranspose2d):  # each output pixel sees a share of the kernel
+            inputs = layer.in_channels * math.prod(layer.kernel_size) / math.prod(layer.stride)
+        elif isinstance(layer, nn.Conv2d):
+            inputs = layer.in_channels * math.prod(layer.kernel_size)
+        else:
+            continue
+        nn.init.normal_(layer.weight, std=math.sqrt(2 / inputs))
+        nn.init.zeros_(layer.bias)
+
+
 def _on_images(f: Callable[[Tensor], Features], x: Tensor) -> Features:
     """Runs ``f`` with one batch dimension, whatever number ``x`` has."""
     lead = x.shape[:-3]
@@ -56,6 +77,7 @@ class ImagePyramid(nn.Module):
         for after in channels[:-1]:
             self.keep.append(nn.Conv2d(after, after, 3, padding=1))
         self.out_features = channels[-1] * height * width
+        scale_for_relu(self)
 
     def forward(self, images: Float[Tensor, "*batch channel height width"]) -> Features:
         return _on_images(self._levels, images)
@@ -76,6 +98,7 @@ class ImageMLP(nn.Module):
         self.net = mlp([shape[0] * shape[1] * shape[2], *hidden])
         self.shapes = [(hidden[-1],)]
         self.out_features = hidden[-1]
+        scale_for_relu(self)
 
     def forward(self, images: Float[Tensor, "*batch channel height width"]) -> Features:
         return (torch.relu(self.net(images.flatten(-3))),)
@@ -170,6 +193,7 @@ class ConvDecoder(nn.Module):
             for i in range(len(channels))
         )
         self.out = nn.Conv2d(maps[0] + skips[0], shape[0], 3, padding=1)
+        scale_for_relu(self)
 
     def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> Float[Tensor, "*batch c h w"]:
         lead = torch.broadcast_shapes(z.shape[:-1], *(c.shape[:-3] for c in content))
@@ -200,6 +224,7 @@ class MLPDecoder(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         self.net = mlp([latent_dim + sum(s[0] for s in content_shapes), *hidden, shape[0] * shape[1] * shape[2]])
+        scale_for_relu(self)
 
     def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> Float[Tensor, "*batch c h w"]:
         lead = torch.broadcast_shapes(z.shape[:-1], *(c.shape[:-1] for c in content))

@@ -1,0 +1,9 @@
+"""Images and the few-shot tasks drawn from them."""
+
+from pyro_memory.data.digits import mnist
+from pyro_memory.data.glyphs import glyphs
+from pyro_memory.data.images import LabelledImages
+from pyro_memory.data.omniglot import omniglot
+from pyro_memory.data.tasks import FewShotTasks
+
+__all__ = ["FewShotTasks", "LabelledImages", "glyphs", "mnist", "omniglot"]

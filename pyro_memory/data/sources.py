@@ -1,0 +1,41 @@
+"""Where files of published data sets come from: a folder of the user's, or a download with a checksum."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pooch
+
+VARIABLE = "PYRO_MEMORY_DATA"
+
+
+def cache_dir() -> Path:
+    """The folder of this user's for downloads and decoded images."""
+    return Path(pooch.os_cache("pyro-memory"))
+
+
+def find_file(name: str, *, folder: str, root: str | Path | None, url: str, sha256: str) -> Path:
+    """Gives the path of a file: in ``root``, else in ``$PYRO_MEMORY_DATA/folder``, else downloaded once.
+
+    Raises:
+        FileNotFoundError: if a folder was named and the file is not there.
+        ConnectionError: if it cannot be downloaded.
+    """
+    if root is None and VARIABLE in os.environ:
+        root = Path(os.environ[VARIABLE]) / folder
+    if root is not None:
+        path = Path(root) / name
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"`root` must be a folder that holds {name}; there is no {path}. Put the file from {url} there, or give "
+                f"no folder (and no {VARIABLE}) to have it downloaded"
+            )
+        return path
+    try:
+        return Path(pooch.retrieve(url, known_hash=f"sha256:{sha256}", fname=name, path=cache_dir(), progressbar=True))
+    except OSError as error:
+        raise ConnectionError(
+            f"{name} could not be downloaded from {url} ({error}). Fetch it on another machine and give its folder as "
+            f"`root` or in {VARIABLE}"
+        ) from error

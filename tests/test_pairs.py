@@ -1,0 +1,168 @@
+"""What holds for every model and guide of the package."""
+
+import copy
+import warnings
+
+import pyro
+import pytest
+import torch
+from conftest import ink
+from pyro.infer import SVI, TraceEnum_ELBO
+from torch.testing import assert_close
+
+from pyro_memory import VIMCO, ContentAddress, LearnedPrior, NearestAddress, SlotMemory, TemplateMemory, fit
+from pyro_memory.guides import VAEGuide, VMAGuide
+from pyro_memory.models import VAE, VMA
+from pyro_memory.nets import Embedding, GaussianImage, ImageMLP
+
+SHAPE = (1, 9, 7)  # odd sizes, so that up- and down-sampling must agree
+
+
+def conv(model_class, guide_class, **options):
+    return tuple(c.convolutional(SHAPE, latent_dim=3, channels=(4, 5), **options) for c in (model_class, guide_class))
+
+
+def templates():
+    shared = TemplateMemory(5, SHAPE)
+    return conv(VMA, VMAGuide, templates=shared)
+
+
+def learned_prior():
+    prior = LearnedPrior(Embedding(ImageMLP(SHAPE, (8,)), 4), 4)
+    torch.nn.init.normal_(prior.query)
+    return VMA.mlp(SHAPE, 3, (8, 8), address_prior=prior), VMAGuide.mlp(SHAPE, 3, (8, 8))
+
+
+def nearest():
+    model, guide = conv(VMA, VMAGuide)
+    guide.address = NearestAddress(guide.address, 2)
+    return model, guide
+
+
+def gaussian():
+    options = {"latent_dim": 3, "channels": (4, 5)}
+    return VMA.convolutional(SHAPE, likelihood=GaussianImage, **options), VMAGuide.convolutional(SHAPE, **options)
+
+
+PAIRS = {
+    "vae convolutional": lambda: conv(VAE, VAEGuide),
+    "vae mlp": lambda: (VAE.mlp(SHAPE, 3, (8, 8)), VAEGuide.mlp(SHAPE, 3, (8, 8))),
+    "vma convolutional": lambda: conv(VMA, VMAGuide),
+    "vma untied": lambda: conv(VMA, VMAGuide, tied=False),
+    "vma mlp": lambda: (VMA.mlp(SHAPE, 3, (8, 8)), VMAGuide.mlp(SHAPE, 3, (8, 8))),
+    "vma none slot": lambda: conv(VMA, VMAGuide, none_slot=True),
+    "vma templates": templates,
+    "vma learned prior": learned_prior,
+    "vma nearest": nearest,
+    "vma gaussian": gaussian,
+}
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request):
+    model, guide = PAIRS[request.param]()
+    memory = None if request.param == "vma templates" else SlotMemory(ink(5, *SHAPE))
+    return request.param, model, guide, (ink(8, *SHAPE), memory)
+
+
+def by_svi(model, guide, args):
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), VIMCO(4, max_plate_nesting=1))
+    for _ in range(5):
+        svi.step(*args)
+
+
+def by_torch(model, guide, args):
+    elbo = VIMCO(4, max_plate_nesting=1)(model, guide)
+    optimizer = torch.optim.Adam(elbo.parameters(), 1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        elbo(*args).backward()
+        optimizer.step()
+
+
+def by_fit(model, guide, args):
+    fit(model, guide, lambda step: args, VIMCO(4, max_plate_nesting=1), steps=5, learning_rate=1e-2, progress=False)
+
+
+@pytest.mark.parametrize("train", [by_svi, by_torch, by_fit])
+def test_training_moves_every_parameter_also_of_a_second_pair(pair, train):
+    name, model, guide, args = pair
+    again = PAIRS[name]()
+    for one in [(model, guide), again]:
+        before = [copy.deepcopy(dict(m.named_parameters())) for m in one]
+        train(*one, args)
+        still = [
+            n for m, old in zip(one, before, strict=True) for n, p in m.named_parameters() if torch.equal(p, old[n])
+        ]
+        assert not still
+
+
+def test_enumeration_and_vimco_share_a_pair_without_change(pair):
+    _, model, guide, (x, memory) = pair
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the VAE has nothing to enumerate
+        exact = TraceEnum_ELBO(num_particles=200, vectorize_particles=True, max_plate_nesting=1)
+        single = exact.loss(model, guide, x, memory)
+    several = sum(VIMCO(5, max_plate_nesting=1).loss(model, guide, x, memory) for _ in range(40)) / 40
+    assert several < single + 0.02 * abs(single)
+
+
+def test_a_memory_per_datum_equal_for_all_gives_the_shared_memory_s_distributions():
+    model, guide = conv(VMA, VMAGuide)
+    x, values = ink(4, *SHAPE), ink(5, *SHAPE)
+    shared, own = SlotMemory(values), SlotMemory(values.expand(4, *values.shape), batch_dim=-1)
+    assert_close(guide.a_dist(x, shared).probs, guide.a_dist(x, own).probs)
+    torch.manual_seed(0)
+    one = VIMCO(3, max_plate_nesting=1).loss(model, guide, x, shared)
+    torch.manual_seed(0)
+    assert_close(VIMCO(3, max_plate_nesting=1).loss(model, guide, x, own), one)
+
+
+def test_the_order_of_slots_does_not_matter():
+    _, guide = conv(VMA, VMAGuide)
+    x, values, order = ink(4, *SHAPE), ink(5, *SHAPE), torch.randperm(5)
+    one, other = guide.a_dist(x, SlotMemory(values)).probs, guide.a_dist(x, SlotMemory(values[order])).probs
+    assert_close(one[:, order], other)
+
+
+def test_a_masked_slot_is_as_good_as_none():
+    model, guide = conv(VMA, VMAGuide)
+    x, values = ink(4, *SHAPE), ink(5, *SHAPE)
+    masked = SlotMemory(values, mask=torch.tensor([True, True, True, False, False]))
+    elbo = TraceEnum_ELBO(num_particles=300, vectorize_particles=True, max_plate_nesting=1)
+    assert_close(guide.a_dist(x, masked).probs[:, :3], guide.a_dist(x, SlotMemory(values[:3])).probs)
+    assert_close(
+        elbo.loss(model, guide, x, masked), elbo.loss(model, guide, x, SlotMemory(values[:3])), rtol=0.02, atol=0
+    )
+
+
+def test_an_empty_memory_is_legal_with_a_none_slot():
+    model, guide = conv(VMA, VMAGuide, none_slot=True)
+    assert VIMCO(2, max_plate_nesting=1).loss(model, guide, ink(4, *SHAPE), SlotMemory.empty(SHAPE)) > 0
+
+
+@pytest.mark.parametrize(
+    ("x", "memory", "message"),
+    [
+        (ink(2, *SHAPE), None, "`memory` must be a SlotMemory, since the module was built without `templates`"),
+        (ink(2, *SHAPE), SlotMemory.empty(SHAPE), 'no slots.*"none" slot'),
+        (ink(2, *SHAPE), SlotMemory(ink(3, 1, 6, 6)), r"the shape of `x`, \[1, 9, 7\]; got \[1, 6, 6\]"),
+        (ink(2, *SHAPE), SlotMemory(ink(3, 4, *SHAPE), batch_dim=-1), "one for each of the 2 data"),
+        (ink(2, *SHAPE) * 255, SlotMemory(ink(3, *SHAPE)), r"must lie in \[0, 1\]; got values from 0 to 255"),
+        (ink(2, *SHAPE) * float("nan"), SlotMemory(ink(3, *SHAPE)), "`x` must be finite"),
+        (ink(2, 9, 7), SlotMemory(ink(3, *SHAPE)), r"`x` must be floating point, \[batch, channel, height, width\]"),
+    ],
+)
+def test_bad_input_is_refused_with_the_remedy(x, memory, message):
+    model, _ = conv(VMA, VMAGuide)
+    with pytest.raises(ValueError, match=message):
+        pyro.poutine.trace(model).get_trace(x, memory)
+
+
+def test_templates_are_checked():
+    with pytest.raises(ValueError, match="`slots` must be at least 1"):
+        TemplateMemory(0, SHAPE)
+    with pytest.raises(ValueError, match="`init` must have shape"):
+        TemplateMemory(2, SHAPE, init=torch.zeros(3, *SHAPE))
+    assert_close(TemplateMemory(2, SHAPE, init=torch.ones(2, *SHAPE))().values, torch.ones(2, *SHAPE))
+    assert isinstance(ContentAddress(torch.nn.Identity()).key, torch.nn.Identity)
