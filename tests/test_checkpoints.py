@@ -105,7 +105,7 @@ def test_another_model_is_refused_and_left_alone(tmp_path, model, guide, message
 def test_another_optimizer_is_refused(tmp_path):
     net, steps = trained()
     path = save_checkpoint(tmp_path / "a.safetensors", net, empty, steps)
-    with pytest.raises(ValueError, match="`optimizer` must be Adam.*got SGD.*load_weights"):
+    with pytest.raises(ValueError, match=r"`optimizer` must be Adam.*got SGD.*load_weights"):
         load_checkpoint(path, *trained(torch.optim.SGD)[:1], empty, torch.optim.SGD(net.parameters(), lr=0.1))
 
 
@@ -120,7 +120,7 @@ def test_a_damaged_file_is_named(tmp_path, keep):
 
 def test_foreign_files_and_formats_are_named(tmp_path, monkeypatch):
     checkpoints.save_file({"x": torch.zeros(1)}, tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="b.safetensors` is not a whole"):
+    with pytest.raises(ValueError, match=r"b\.safetensors` is not a whole"):
         load_weights(tmp_path / "b.safetensors", Net(), empty)
     monkeypatch.setattr(checkpoints, "FORMAT", 2)
     path = save_checkpoint(tmp_path / "a.safetensors", Net(), empty)

@@ -109,7 +109,7 @@ def test_a_finished_run_returns_at_once_with_its_weights(tmp_path):
     model, guide = pair()
     run(model, guide, steps=5, checkpoint=tmp_path / "a.safetensors")
     again = pair(seed=4)
-    result = run(*again, steps=5, checkpoint=tmp_path / "a.safetensors", evaluate=lambda step: pytest.fail())
+    result = run(*again, steps=5, checkpoint=tmp_path / "a.safetensors", evaluate=lambda step: pytest.fail("ran"))
     assert result.steps == 5
     assert_same(weights(*again), weights(model, guide))
 
@@ -364,7 +364,7 @@ def test_parameters_among_the_arguments_are_refused():
         def __getitem__(self, step):
             return (self.parameter,)
 
-    with pytest.raises(ValueError, match="argument 0 holds a parameter.*attribute"):
+    with pytest.raises(ValueError, match=r"argument 0 holds a parameter.*attribute"):
         run(*pair(), batches=Taught())
 
 

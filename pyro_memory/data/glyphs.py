@@ -17,7 +17,7 @@ from pyro_memory.data.images import LabelledImages
 
 CANVAS = 96  # pixels of a letter before it is varied
 # Scripts whose letters are set aside; no letter of them, nor one that looks like it, is in the background.
-EVALUATION = frozenset({"GREEK", "ARABIC", "GEORGIAN", "TIFINAGH", "LISU", "RUNIC"})
+EVALUATION = frozenset({"GREEK", "ARABIC", "GEORGIAN", "TIFINAGH", "LISU"})
 
 
 def glyphs(split: str, *, size: int = 28, drawings: int = 20, seed: int = 0) -> LabelledImages:

@@ -30,7 +30,7 @@ def omniglot(split: str, *, size: int = 28, root: str | Path | None = None) -> L
     Args:
         split: "background" (964 letters) or "evaluation" (659).
         size: 28 takes rows and columns ``floor(i * 105 / 28)`` of the drawing, as generative matching networks did;
-            26 takes the maximum over 4x4 blocks of its first 104 rows and columns. Likelihoods of the two do not compare.
+            26 takes the maximum over 4x4 blocks of its first 104 rows and columns. Their likelihoods do not compare.
         root: the folder with the zips; by default ``$PYRO_MEMORY_DATA/omniglot``, or a download with a checksum.
 
     Decoding takes about ten seconds once; its result is kept, as bits, in the user's cache.

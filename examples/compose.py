@@ -1,0 +1,58 @@
+"""Compose a model of your own: each datum follows a line read from memory, shifted by an offset of its own."""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import nn
+
+from pyro_memory import VIMCO, ContentAddress, SlotMemory, fit, importance_bound, information_gain
+
+T = torch.linspace(-1, 1, 12)
+
+
+class Lines(PyroModule):
+    def forward(self, y, memory):
+        with pyro.plate("batch", len(y)):
+            slope, intercept = memory[pyro.sample("a", memory.prior())].unbind(-1)
+            offset = pyro.sample("offset", dist.Normal(torch.zeros(()), 0.5))
+            mean = slope[..., None] * T + (intercept + offset)[..., None]
+            return pyro.sample("y", dist.Normal(mean, 0.3).to_event(1), obs=y)
+
+
+class LinesGuide(PyroModule):
+    def __init__(self, name):
+        super().__init__(name)
+        key = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 8))
+        self.address = ContentAddress(nn.Linear(len(T), 8), key)
+        self.encode = nn.Linear(len(T) + 2, 2)
+
+    def forward(self, y, memory):
+        with pyro.plate("batch", len(y)):
+            m = memory[pyro.sample("a", self.address(y, memory))]
+            loc, scale = self.encode(torch.cat([y.expand(m.shape[:-1] + T.shape), m], -1)).unbind(-1)
+            pyro.sample("offset", dist.Normal(loc, scale.exp()))
+
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--steps", type=int, default=2000)
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--out", type=Path, default=Path("out/compose"))
+args = parser.parse_args()
+pyro.set_rng_seed(args.seed)
+memory = SlotMemory(torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.3, 1.5], [0.3, -1.5], [1.0, 3.0]]))
+model, guide = Lines("lines"), LinesGuide("lines_guide")
+y = pyro.poutine.uncondition(model)(torch.zeros(200, len(T)), memory)
+print(fit(model, guide, [(y, memory)], VIMCO(8, max_plate_nesting=1), steps=args.steps, learning_rate=5e-3))
+gain = information_gain(model, guide, y, memory)
+print(gain, importance_bound(model, guide, y, memory, particles=500), sep="\n")
+args.out.mkdir(parents=True, exist_ok=True)
+gain.plot().figure.savefig(args.out / "information.png", dpi=120)
+plt.figure()
+for line, color in zip(y[:60], guide.address(y, memory).probs.argmax(-1), strict=False):
+    plt.plot(T, line, color=f"C{color.item()}", linewidth=0.7)
+plt.savefig(args.out / "lines.png", dpi=120)

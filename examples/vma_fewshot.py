@@ -1,0 +1,237 @@
+"""Few-shot density estimation: what is a memory of a few examples worth, in nats?
+
+Trains a VAE without memory and a VMA that reads one (8 random classes of 4 examples, new at every step) for equal
+steps, then measures both on letters that neither has seen. Writes results.json, checkpoints and figures to --out; run
+it again to go on from there.
+
+    python examples/vma_fewshot.py
+    python examples/vma_fewshot.py --data omniglot --data-dir FOLDER --steps 20000 --channels 48 48 64
+"""
+
+import argparse
+import json
+import math
+import time
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+from pyro_memory import VIMCO, BoundEstimate, MemoryContribution, fit, importance_bound, information_gain
+from pyro_memory.data import NAMES, FewShotTasks, load_images
+from pyro_memory.guides import VAEGuide, VMAGuide
+from pyro_memory.models import VAE, VMA
+from pyro_memory.plotting import plot_images
+
+SHOTS = (1, 2, 4, 8)
+CLASSES = (1, 2, 4)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = partial(parser.add_argument, metavar="N", type=int)
+    parser.add_argument("--data", choices=NAMES, default="glyphs")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder with the official files (glyphs need none)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/fewshot"))
+    add("--steps", default=1000, help="training steps of each model (default 1000)")
+    add("--batch", default=32, help="targets a step (default 32)")
+    add("--classes", default=8, help="classes in memory while training (default 8)")
+    add("--shots", default=4, help="examples a class while training (default 4)")
+    add("--train-particles", default=4, help="K of VIMCO (default 4)")
+    add("--evaluate", default=128, help="test targets, shared by all rows (default 128)")
+    add("--particles", default=100, help="K of the test bounds (default 100)")
+    add("--latent-dim", default=32)
+    add("--channels", nargs="+", default=[16, 24, 32], help="maps of the pyramids (the paper's size: 48 48 64)")
+    parser.add_argument("--learning-rate", metavar="X", type=float, default=2e-3)
+    add("--seed", default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
+    return parser.parse_args()
+
+
+def warm_then_cosine(step, steps, warm=100):
+    return min(1.0, (step + 1) / warm) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def train(name, model, guide, tasks, args):
+    print(f"\ntraining the {name}: {args.steps} steps of {args.batch} images, {args.train_particles} particles")
+    return fit(
+        model,
+        guide,
+        tasks,
+        VIMCO(args.train_particles, max_plate_nesting=1),
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+        schedule=partial(warm_then_cosine, steps=args.steps),
+        clip_norm=5000.0,
+        checkpoint=args.out / f"{name.lower()}.safetensors",
+        resume=not args.fresh,
+        seed=args.seed,
+        device=args.device,
+    )
+
+
+def test_tasks(data, classes, shots, args):
+    """The same targets in every row; each with a memory of its own: its class and others, never itself."""
+    generator = torch.Generator().manual_seed(args.seed)
+    targets = torch.randperm(len(data), generator=generator)[: args.evaluate]
+    return FewShotTasks(
+        data, classes=classes, shots=shots, targets=32, per_target=True, seed=args.seed, target_indices=targets
+    )
+
+
+def bound(model, guide, tasks, args, wrong=False):
+    parts = []
+    for i in range(len(tasks)):
+        x, memory = tasks[i]
+        memory = tasks.wrong_classes(i) if wrong else memory
+        x, memory = x.to(args.device), memory.to(args.device)
+        parts.append(importance_bound(model, guide, x, memory, particles=args.particles, max_plate_nesting=1))
+    return BoundEstimate.cat(parts)
+
+
+def print_table(vae, table):
+    print(f"\nlog p(x | memory) >=, nats per image, {len(vae.bound)} images of unseen classes (standard error)")
+    print(f"  {'VAE, no memory':<24}{vae.mean:>9.2f} ({vae.se:.2f})")
+    print("  VMA, examples a class   " + "".join(f"{shots:>16}" for shots in SHOTS))
+    for classes in CLASSES:
+        row = "".join(f"{e.mean:>9.2f} ({e.se:.2f})" for e in (table[classes, shots] for shots in SHOTS))
+        print(f"    {classes} {'class  ' if classes == 1 else 'classes'} in memory   {row}")
+
+
+def draw_training(results, batch, ax):
+    curves = {name: torch.tensor(result.history["bound"]) / batch for name, result in results.items()}
+    for name, curve in curves.items():
+        ax.plot(results[name].history["step"], curve, label=name, linewidth=0.8)
+    ax.set(xlabel="step", ylabel="training bound, nats per image", title="Training")
+    ax.set_ylim(bottom=min(curve[len(curve) // 10 :].min().item() for curve in curves.values()) - 5)
+    ax.legend(frameon=False)
+
+
+def draw_bounds(vae, table, ax):
+    for classes in CLASSES:
+        rows = [table[classes, shots] for shots in SHOTS]
+        label = f"VMA, {classes} class{'es' * (classes > 1)} in memory"
+        ax.errorbar(SHOTS, [r.mean for r in rows], [2 * r.se for r in rows], marker="o", capsize=3, label=label)
+    ax.axhline(vae.mean, color="0.5", linestyle="--", label="VAE, no memory")
+    ax.set(xscale="log", xlabel="examples of each class in memory", ylabel="log p(x | memory) >=, nats per image")
+    ax.set_xticks(SHOTS, map(str, SHOTS))
+    ax.set_title("Unseen classes (two standard errors over images)")
+    ax.legend(frameon=False)
+
+
+@torch.no_grad()
+def draw_lookups(model, guide, data, args, path):
+    """Targets, the slots they look up, what the model makes of them, and how sure the address is."""
+    tasks = FewShotTasks(data, classes=4, shots=3, targets=12, seed=args.seed + 1)
+    x, memory = (t.to(args.device) for t in tasks[0])
+    address = guide.a_dist(x, memory)
+    slot = address.probs.argmax(-1)
+    content = model.content(memory[slot])
+    z = guide.z_dist(x, memory[slot]).mean
+    rebuilt = model.x_dist(z, content).mean
+    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+    plot_images([x, memory[slot], rebuilt, memory.values], ["target", "likeliest slot", "rebuilt", "memory"], ax=left)
+    left.set_title("Lookups among 4 unseen classes of 3 examples")
+    image = right.imshow(address.probs.cpu(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for edge in (2.5, 5.5, 8.5):
+        right.axvline(edge, color="0.6", linewidth=0.6)
+    right.set(xlabel="slot (lines divide classes)", ylabel="target", title="q(a | x, M)")
+    fig.colorbar(image, ax=right)
+    fig.savefig(path, dpi=120)
+
+
+@torch.no_grad()
+def draw_samples(model, data, args, path):
+    """Few-shot generation: new images given a memory of one unseen class."""
+    rows, labels = [], []
+    for i in range(6):
+        _, memory = FewShotTasks(data, classes=1, shots=4, targets=1, seed=args.seed + 2)[i]
+        memory = memory.to(args.device)
+        a = model.a_dist(memory).sample((10,))
+        content = model.content(memory[a])
+        x = model.x_dist(model.z_dist(content).sample(), content).mean
+        rows.append(torch.cat([memory.values, torch.zeros_like(x[:1]), x]))
+        labels.append("")
+    fig, ax = plt.subplots(figsize=(9, 4), layout="constrained")
+    plot_images(rows, labels, ax=ax)
+    ax.set_title("Four examples of an unseen class in memory, and ten samples given them")
+    fig.savefig(path, dpi=120)
+
+
+def draw_address_histogram(model, guide, data, args, ax):
+    """How much of q(a | x, M) lands on slots of the target's class, by number of classes in memory."""
+    for classes in (2, 4, 8):
+        tasks = FewShotTasks(data, classes=classes, shots=4, targets=32, seed=args.seed + 3)
+        shares = []
+        for i in range(4):
+            x, memory = (t.to(args.device) for t in tasks[i])
+            with torch.no_grad():
+                by_class = guide.a_dist(x, memory).probs.reshape(len(x), classes, 4).sum(-1)
+            shares.append(by_class[torch.arange(len(x)), torch.arange(len(x)) % classes])
+        share = torch.cat(shares)
+        label = f"{classes} classes: mean {share.mean():.2f}, chance {1 / classes:.2f}"
+        ax.hist(share.cpu(), bins=20, range=(0, 1), histtype="step", label=label)
+    ax.set(xlabel="probability on the target's own class", ylabel="targets", title="Addresses on unseen classes")
+    ax.legend(frameon=False)
+
+
+def main():
+    args = arguments()
+    start = time.perf_counter()
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(f"loading {args.data}")
+    background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", "evaluation"))
+    print(f"  train on {background}\n  test on  {evaluation}")
+    size = {"latent_dim": args.latent_dim, "channels": args.channels}
+    tasks = FewShotTasks(background, classes=args.classes, shots=args.shots, targets=args.batch, seed=args.seed)
+    torch.manual_seed(args.seed)
+    pairs = {
+        "VAE": (VAE.convolutional(background.shape, **size), VAEGuide.convolutional(background.shape, **size)),
+        "VMA": (VMA.convolutional(background.shape, **size), VMAGuide.convolutional(background.shape, **size)),
+    }
+    results = {name: train(name, *pair, tasks, args) for name, pair in pairs.items()}
+    for model, guide in pairs.values():
+        model.eval(), guide.eval()
+
+    print("\nmeasuring")
+    torch.manual_seed(args.seed)
+    vae = bound(*pairs["VAE"], test_tasks(evaluation, 1, 1, args), args)
+    table = {(c, s): bound(*pairs["VMA"], test_tasks(evaluation, c, s, args), args) for c in CLASSES for s in SHOTS}
+    print_table(vae, table)
+    wrong = bound(*pairs["VMA"], test_tasks(evaluation, 1, 4, args), args, wrong=True)
+    contribution = MemoryContribution(table[1, 4], {"VAE, no memory": vae, "wrong classes": wrong})
+    print(f"\nVMA with 4 examples of the target's class\n{contribution}")
+    shared = FewShotTasks(evaluation, classes=8, shots=4, targets=128 if args.evaluate >= 128 else 32, seed=args.seed)
+    x, memory = (t.to(args.device) for t in shared[0])
+    gain = information_gain(*pairs["VMA"], x, memory)
+    print(f"\none memory of 8 unseen classes, 4 examples each\n{gain}")
+
+    fig, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    draw_training(results, args.batch, axes[0, 0])
+    draw_bounds(vae, table, axes[0, 1])
+    draw_address_histogram(*pairs["VMA"], evaluation, args, axes[1, 0])
+    gain.plot(axes[1, 1]).set_title("Information gain per site")
+    fig.savefig(args.out / "summary.png", dpi=120)
+    fig, ax = plt.subplots(figsize=(6, 2.2), layout="constrained")
+    contribution.plot(ax)
+    fig.savefig(args.out / "contribution.png", dpi=120)
+    draw_lookups(*pairs["VMA"], evaluation, args, args.out / "lookups.png")
+    draw_samples(pairs["VMA"][0], evaluation, args, args.out / "samples.png")
+    record = {
+        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "training_seconds": {name: r.seconds for name, r in results.items()},
+        "vae": vae.to_dict(),
+        "vma": [{"classes": c, "shots": s, **e.to_dict()} for (c, s), e in table.items()],
+        "contribution": contribution.to_dict(),
+        "information": gain.to_dict(),
+    }
+    (args.out / "results.json").write_text(json.dumps(record, indent=1))
+    print(f"\nfigures and results.json are in {args.out} ({time.perf_counter() - start:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()

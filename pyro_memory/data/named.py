@@ -1,0 +1,33 @@
+"""The image sets by name, for command lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyro_memory.data.digits import mnist
+from pyro_memory.data.glyphs import glyphs
+from pyro_memory.data.images import LabelledImages
+from pyro_memory.data.omniglot import omniglot
+
+NAMES = ("glyphs", "omniglot", "omniglot26", "mnist")
+
+
+def load_images(name: str, split: str, root: str | Path | None = None) -> LabelledImages:
+    """Loads "glyphs", "omniglot" (28x28), "omniglot26" or "mnist".
+
+    Args:
+        name: which set.
+        split: "background" to train on, "evaluation" to test on (MNIST: its training and test images, the same ten
+            digits in both).
+        root: the folder with the files; the glyphs need none.
+
+    Raises:
+        ValueError: if the name or split is unknown; and what the sets themselves raise.
+    """
+    if name not in NAMES:
+        raise ValueError(f"`name` must be one of {', '.join(NAMES)}; got {name!r}")
+    if name == "glyphs":
+        return glyphs(split)
+    if name == "mnist":
+        return mnist({"background": "train", "evaluation": "test"}.get(split, split), root=root)
+    return omniglot(split, size=26 if name == "omniglot26" else 28, root=root)

@@ -1,0 +1,111 @@
+import gzip
+import os
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_memory.data import mnist
+from pyro_memory.data.sources import VARIABLE
+
+PIXELS = np.random.default_rng(0).integers(256, size=(7, 28, 28), dtype=np.uint8)
+LABELS = np.array([3, 1, 4, 1, 5, 9, 2], np.uint8)
+
+
+def write(path, array, kind=8):
+    header = struct.pack(f">{1 + array.ndim}I", 256 * kind + array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for stem in ("train", "t10k"):
+        write(tmp_path / f"{stem}-images-idx3-ubyte.gz", PIXELS)
+        write(tmp_path / f"{stem}-labels-idx1-ubyte.gz", LABELS)
+    return tmp_path
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_grey_images_are_the_bytes_of_the_file(folder, split):
+    data = mnist(split, binary=False, root=folder)
+    assert torch.equal(data.images[:, 0], torch.from_numpy(PIXELS))
+    assert data.labels.tolist() == LABELS.tolist()
+    assert data.class_names == tuple("0123456789")
+    assert torch.equal(data[torch.tensor([2])][0, 0], torch.from_numpy(PIXELS[2] / np.float32(255)))
+
+
+def test_binary_images_have_ink_from_half_the_level_on(folder):
+    data = mnist("train", root=folder)
+    assert torch.equal(data.images[:, 0], torch.from_numpy((PIXELS / 255 >= 0.5).astype(np.uint8)))
+    assert data[torch.arange(7)].unique().tolist() == [0, 1]
+
+
+def test_members_are_the_images_of_a_class(folder):
+    assert [m.tolist() for m in mnist("train", root=folder).members] == [
+        [],
+        [1, 3],
+        [6],
+        [0],
+        [2],
+        [4],
+        [],
+        [],
+        [],
+        [5],
+    ]
+
+
+def test_the_variable_names_the_folder_above(folder, monkeypatch, tmp_path_factory):
+    above = tmp_path_factory.mktemp("above")
+    folder.rename(above / "mnist")
+    monkeypatch.setenv(VARIABLE, str(above))
+    assert len(mnist("train")) == 7
+
+
+def test_an_unknown_split_is_named(folder):
+    with pytest.raises(ValueError, match=r'`split` must be "train" or "test"; got \'background\''):
+        mnist("background", root=folder)
+
+
+def test_a_missing_file_is_named_with_where_to_get_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds train-images-idx3-ubyte.gz.*https://"):
+        mnist("train", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: gzip.decompress(raw),
+        lambda raw: gzip.compress(gzip.decompress(raw)[:-1]),
+        lambda raw: gzip.compress(b""),
+        lambda raw: b"<html>not found</html>",
+    ],
+    ids=["truncated", "unzipped", "a byte short", "empty", "a web page"],
+)
+def test_a_damaged_file_is_named_with_the_remedy(folder, damage):
+    path = folder / "train-images-idx3-ubyte.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz is damaged or no idx file .*fetch it again"):
+        mnist("train", root=folder)
+
+
+def test_a_file_of_another_kind_of_number_is_refused(folder):
+    write(folder / "train-images-idx3-ubyte.gz", PIXELS, kind=13)
+    with pytest.raises(ValueError, match="header 0xd03, not 0x803"):
+        mnist("train", root=folder)
+
+
+def test_images_and_labels_must_be_as_many(folder):
+    write(folder / "train-labels-idx1-ubyte.gz", LABELS[:5])
+    with pytest.raises(ValueError, match="hold 7 images and 5 labels"):
+        mnist("train", root=folder)
+
+
+@pytest.mark.skipif(VARIABLE not in os.environ, reason=f"{VARIABLE} names no folder with the real files")
+@pytest.mark.parametrize(("split", "count"), [("train", 60_000), ("test", 10_000)])
+def test_the_real_set_has_its_known_size(split, count):
+    data = mnist(split)
+    assert data.images.shape == (count, 1, 28, 28)
+    assert {len(m) > count // 12 for m in data.members} == {True}

@@ -1,0 +1,115 @@
+import math
+
+import pytest
+import torch
+
+from pyro_memory.data import FewShotTasks, LabelledImages
+
+
+def numbered(classes=12, members=20):
+    """Images that carry their own index, so that a memory shows what it holds."""
+    index = torch.arange(classes * members)
+    images = torch.stack([index // 200, index % 200], -1).reshape(-1, 1, 1, 2).byte()
+    names = tuple(f"class {c}" for c in range(classes))
+    return LabelledImages(images, index // members, names, levels=200)
+
+
+DATA = numbered()
+
+
+def indices(images):
+    pair = (images * 200).round().long()[..., 0, 0, :]
+    return pair[..., 0] * 200 + pair[..., 1]
+
+
+@pytest.mark.parametrize("per_target", [False, True])
+def test_under_vma_s_protocol_the_target_is_never_in_memory(per_target):
+    tasks = FewShotTasks(DATA, classes=3, shots=5, targets=9, per_target=per_target)
+    for i in range(50):
+        x, memory = tasks[i]
+        targets, slots = indices(x), indices(memory.values)
+        slots = slots if per_target else slots.expand(9, -1)
+        assert not (slots == targets[:, None]).any()
+        assert all(len(row.unique()) == 15 for row in slots)
+        own = DATA.labels[slots] == DATA.labels[targets][:, None]
+        assert (own.sum(-1) == 5).all()
+        assert all(len(DATA.labels[row].unique()) == 3 for row in slots)
+
+
+def test_under_gmn_s_protocol_it_is_as_often_as_arithmetic_says():
+    tasks = FewShotTasks(DATA, classes=1, shots=19, targets=50, protocol="gmn", per_target=True)
+    held = []
+    for i in range(40):
+        x, memory = tasks[i]
+        held.append((indices(memory.values) == indices(x)[:, None]).any(-1))
+    share, expected = torch.cat(held).float().mean().item(), 1 - (19 / 20) ** 19
+    assert abs(share - expected) < 5 * math.sqrt(expected * (1 - expected) / 2000)
+
+
+def test_a_task_depends_on_seed_and_index_only():
+    make = lambda seed: FewShotTasks(DATA, classes=3, shots=2, targets=6, seed=seed)  # noqa: E731
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    x, memory = make(5)[7]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    tasks = make(5)
+    tasks[3]
+    again, memory_again = tasks[7]
+    assert torch.equal(x, again)
+    assert torch.equal(memory.values, memory_again.values)
+    assert not torch.equal(x, make(6)[7][0])
+    assert not torch.equal(x, make(5)[8][0])
+
+
+@pytest.mark.parametrize("per_target", [False, True])
+def test_the_wrong_classes_hold_no_class_of_the_task(per_target):
+    tasks = FewShotTasks(DATA, classes=3, shots=2, targets=6, per_target=per_target)
+    for i in range(30):
+        x, memory = tasks[i]
+        wrong = tasks.wrong_classes(i)
+        assert wrong.values.shape == memory.values.shape
+        held = DATA.labels[indices(wrong.values)]
+        held = held if per_target else held.expand(6, -1)
+        assert not (held == DATA.labels[indices(x)][:, None]).any()
+
+
+def test_fixed_targets_come_in_order_whatever_the_batch_size():
+    targets = torch.tensor([5, 100, 33, 7, 201])
+
+    def drawn(batch):
+        tasks = FewShotTasks(DATA, classes=2, shots=3, targets=batch, per_target=True, target_indices=targets)
+        parts = [tasks[i] for i in range(len(tasks))]
+        return torch.cat([indices(x) for x, _ in parts]), torch.cat([indices(m.values) for _, m in parts])
+
+    (x, slots), (other_x, other_slots) = drawn(2), drawn(5)
+    assert torch.equal(x, targets)
+    assert torch.equal(x, other_x)
+    assert torch.equal(slots, other_slots)
+
+
+def test_every_class_is_asked_for_and_remembered():
+    seen = torch.cat([DATA.labels[indices(FewShotTasks(DATA, classes=3, shots=2, targets=6)[i][0])] for i in range(60)])
+    assert len(seen.unique()) == DATA.classes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": 13}, "`classes` must be at most the data's 12; got 13"),
+        ({"classes": 0}, "`classes` must be at least 1"),
+        ({"shots": 20}, "`shots` must leave an image of each class for the target; got 20 where a class has 20"),
+        ({"shots": 0}, r"`shots` must be at least 1; got 0.*SlotMemory\.empty"),
+        ({"protocol": "mine"}, "`protocol` must be"),
+        ({"target_indices": torch.tensor([1])}, "`target_indices` need per_target=True"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FewShotTasks(DATA, **{"classes": 2, "shots": 2, "targets": 4, **options})
+
+
+def test_targets_that_use_a_class_up_are_refused():
+    with pytest.raises(ValueError, match=r"must leave 18 images of class .*Ask for fewer targets or shots"):
+        FewShotTasks(DATA, classes=1, shots=18, targets=100)[0]
+    with pytest.raises(ValueError, match="leave other classes"):
+        FewShotTasks(DATA, classes=12, shots=2, targets=12).wrong_classes(0)
