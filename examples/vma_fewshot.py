@@ -34,7 +34,7 @@ def arguments():
     parser.add_argument("--data", choices=NAMES, default="glyphs")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the official files (glyphs need none)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/fewshot"))
-    add("--steps", default=1000, help="training steps of each model (default 1000)")
+    add("--steps", default=800, help="training steps of each model (default 800)")
     add("--batch", default=32, help="targets a step (default 32)")
     add("--classes", default=8, help="classes in memory while training (default 8)")
     add("--shots", default=4, help="examples a class while training (default 4)")
@@ -115,8 +115,9 @@ def draw_bounds(vae, table, ax):
         label = f"VMA, {classes} class{'es' * (classes > 1)} in memory"
         ax.errorbar(SHOTS, [r.mean for r in rows], [2 * r.se for r in rows], marker="o", capsize=3, label=label)
     ax.axhline(vae.mean, color="0.5", linestyle="--", label="VAE, no memory")
-    ax.set(xscale="log", xlabel="examples of each class in memory", ylabel="log p(x | memory) >=, nats per image")
+    ax.set_xscale("log", base=2)
     ax.set_xticks(SHOTS, map(str, SHOTS))
+    ax.set(xlabel="examples of each class in memory", ylabel="log p(x | memory) >=, nats per image")
     ax.set_title("Unseen classes (two standard errors over images)")
     ax.legend(frameon=False)
 

@@ -147,41 +147,41 @@ def fit(
         _make_parameters(model, guide, trained, _arguments(first_batch(), device))
     parameters = [p for p in trained.parameters() if p.requires_grad]
     loop = _Loop(model, guide, objective, parameters, _optimizer(optimizer, parameters, learning_rate), clip_norm)
-    settings = {"learning_rate": learning_rate, "clip_norm": clip_norm, "seed": seed}
-    save = partial(_save, path, loop, log, settings)
-    kept = None
+    kept = _Kept(path, loop, log, {"learning_rate": learning_rate, "clip_norm": clip_norm, "seed": seed})
     if resuming:
         load_checkpoint(path, model, guide, loop.optimizer)
-        kept = log.step
+        kept.step = log.step
 
     started = time.perf_counter() - log.seconds
-    resumed_at_end = resuming and log.step >= steps
-    bar = tqdm(total=steps, initial=log.step, unit="step", disable=not progress or resumed_at_end)
+    bar = tqdm(total=steps, initial=log.step, unit="step", disable=not progress or log.step >= steps)
     with bar, _deferred_signals(path is not None) as signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]inf)")  # the loop's own message says more
         while log.step < steps and not signals:
             args = _arguments(batch_at(log.step), device)
             rate = learning_rate * (1.0 if schedule is None else schedule(log.step))
-            log.add(-loop.step(args, log.step, rate, None if kept is None else f"{path} (step {kept})"))
-            log.seconds = time.perf_counter() - started
-            if information_every and log.step % information_every == 0:
+            log.add(-loop.step(args, log.step, rate, kept))
+            if _due(log.step, information_every):
                 with _aside(trained), torch.no_grad():
-                    information_every = log.inform(model, guide, args) and information_every
-            if evaluate and (log.step == steps or (evaluate_every and log.step % evaluate_every == 0)):
+                    information_every = information_every if log.inform(model, guide, args) else None
+            if evaluate and (_due(log.step, evaluate_every) or log.step == steps):
                 with _aside(trained), torch.no_grad():
                     log.note("evaluation", evaluate(log.step))
+            log.seconds = time.perf_counter() - started
+            if path and (_due(log.step, checkpoint_every) or log.step == steps or signals):
+                kept.save()
             bar.set_postfix_str(log.latest, refresh=False)
             bar.update()
-            if path and (log.step % checkpoint_every == 0 or log.step == steps or signals):
-                save()
-                kept = log.step
-        if signals and kept != log.step:
-            save()
+        if signals and kept.step != log.step:
+            kept.save()  # the signal came after the loop had looked
     if signal.SIGTERM in signals:
         raise SystemExit(128 + signal.SIGTERM)
     if signals:
         raise KeyboardInterrupt(f"stopped after step {log.step}; {path} goes on from there")
     return FitResult(log.step, log.seconds, log.whole_history(), path)
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
 
 
 @dataclass
@@ -196,14 +196,14 @@ class _Loop:
     clip_norm: float | None
     checked: bool = False
 
-    def step(self, args: tuple[Any, ...], step: int, rate: float, kept: str | None) -> float:
+    def step(self, args: tuple[Any, ...], step: int, rate: float, kept: _Kept) -> float:
         self.optimizer.zero_grad()
         loss = self._loss_and_grads(args)
         norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
                 f"Step {step + 1} gave a loss of {loss} and a gradient of norm {norm:g}; the parameters are still "
-                f"those before it. The last good checkpoint is {kept or 'none: this run wrote none'}. Lower "
+                f"those before it. The last good checkpoint is {kept}. Lower "
                 f"`learning_rate` (now {rate:g}) or `clip_norm` (now {self.clip_norm}), and look at this batch"
             )
         if self.clip_norm is not None:
@@ -418,9 +418,25 @@ class _Log:
         }
 
 
-def _save(path: Path, loop: _Loop, log: _Log, settings: dict[str, Any]) -> None:
-    record = {"log": asdict(log), "hyperparameters": settings}
-    save_checkpoint(path, loop.model, loop.guide, loop.optimizer, step=log.step, record=record)
+@dataclass
+class _Kept:
+    """The checkpoint file and the step it holds; None before this run has one."""
+
+    path: Path | None
+    loop: _Loop
+    log: _Log
+    settings: dict[str, Any]
+    step: int | None = None
+
+    def save(self) -> None:
+        record = {"log": asdict(self.log), "hyperparameters": self.settings}
+        save_checkpoint(
+            self.path, self.loop.model, self.loop.guide, self.loop.optimizer, step=self.log.step, record=record
+        )
+        self.step = self.log.step
+
+    def __str__(self) -> str:
+        return "none: this run wrote none" if self.step is None else f"{self.path} (step {self.step})"
 
 
 def _check_settings(objective: Any, steps: int, *every: int | None) -> None:

@@ -87,7 +87,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, place)
         (Net(4), empty, r"model.layer.weight is float32\[3, 2\] in the file, float32\[4, 2\] here"),
         (Net().double(), empty, r"float32\[3\] in the file, float64\[3\] here"),
         (Other(), empty, "model is a Net in the file, a Other here"),
-        (Net(), Net(), "guide is a function in the file, a Net here; guide.layer.weight is missing in the file"),
+        (Net(), Net(), r"guide is a function in the file, a Net here; guide.\w+.* is missing in the file"),
         (empty, empty, "model.layer.weight is only in the file.*Build `model` and `guide` as they were"),
         (nn.Sequential(Net(), Net()), Net(), "; and [0-9]+ more"),
     ],
