@@ -1,6 +1,27 @@
 """Generative models with a memory."""
 
+from pyro_memory.models.titans import (
+    DLinear,
+    LSTMMixer,
+    NormalReadout,
+    SequenceModel,
+    SequenceState,
+    StudentTReadout,
+    TokenReadout,
+    TransformerMixer,
+)
 from pyro_memory.models.vae import VAE
 from pyro_memory.models.vma import VMA
 
-__all__ = ["VAE", "VMA"]
+__all__ = [
+    "VAE",
+    "VMA",
+    "DLinear",
+    "LSTMMixer",
+    "NormalReadout",
+    "SequenceModel",
+    "SequenceState",
+    "StudentTReadout",
+    "TokenReadout",
+    "TransformerMixer",
+]

@@ -18,7 +18,7 @@ from pyro_memory.addressing import (
     UniformPrior,
 )
 from pyro_memory.evidence import importance_bound, memory_contribution
-from pyro_memory.information import information_gain
+from pyro_memory.information import information_gain, token_surprise
 from pyro_memory.objectives import VIMCO
 from pyro_memory.results import (
     AddressInformation,
@@ -26,6 +26,7 @@ from pyro_memory.results import (
     InformationGain,
     MemoryContribution,
     SiteInformation,
+    TokenSurprise,
 )
 from pyro_memory.slots import SlotMemory
 from pyro_memory.templates import TemplateMemory
@@ -47,9 +48,11 @@ __all__ = [
     "SiteInformation",
     "SlotMemory",
     "TemplateMemory",
+    "TokenSurprise",
     "UniformPrior",
     "fit",
     "importance_bound",
     "information_gain",
     "memory_contribution",
+    "token_surprise",
 ]
