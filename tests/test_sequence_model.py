@@ -194,6 +194,12 @@ def test_a_series_is_generated_from_its_read_out(mixer):
     assert noisy.std(0).mean().item() == pytest.approx(0.5, rel=0.05)
 
 
+def test_the_number_of_parameters_can_be_set(mixer):
+    for wanted in (4000, 10_000):
+        model = SequenceModel.tokens(11, mixer, dim=16, blocks=2, parameters=wanted)
+        assert abs(sum(p.numel() for p in model.parameters()) - wanted) <= 3 * 16
+
+
 # Training
 
 
@@ -290,6 +296,10 @@ X, S = torch.zeros(3, 5, dtype=torch.long), torch.zeros(3, 5, 2)
         (lambda: TOKENS.read(X, TOKENS.read(X)[1], torch.tensor([0, 1, 1])), r"in 1 \.\. 5"),
         (lambda: TOKENS.generate(X, 0), "`steps` must be at least 1 and `temperature` not negative; got 0 and 1.0"),
         (lambda: SequenceModel.tokens(5, MIXERS["lstm"], dim=8, blocks=0), "`blocks` must be at least 1; got 0"),
+        (
+            lambda: SequenceModel.tokens(5, MIXERS["lstm"], dim=8, parameters=900),
+            "`hidden` must be at least 1, and `parameters` leave as much.*got -.* with parameters=900",
+        ),
         (lambda: SequenceModel.tokens(0, MIXERS["lstm"], dim=8), "`dim` and `size` must be at least 1"),
         (lambda: TransformerMixer(12, heads=4), "`heads` must divide dim = 12 into even parts; got 4"),
         (lambda: TransformerMixer(8, window=0), "`window` must be at least 1; got 0"),

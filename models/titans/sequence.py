@@ -21,6 +21,10 @@ from pyro_memory.naming import unique_name
 MakeMixer = Callable[[int], nn.Module]
 
 
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
 class SwiGLU(nn.Module):
     """``(silu(x A) * x B) C``, without biases (Shazeer, 2020, https://arxiv.org/abs/2002.05202)."""
 
@@ -91,6 +95,7 @@ class SequenceModel(PyroModule):
         dim: of the hidden vectors.
         blocks: how many.
         hidden: the width of the SwiGLU; by default ``8 dim / 3``.
+        parameters: chooses ``hidden`` so that the model has about so many, to compare mixers fairly.
         data_size: how many sequences there are in all, where batches are samples of them.
 
     ``forward(x, mask=None, targets=None)`` has one site ``x`` in plate ``batch``: ``x`` is ``[batch, time]`` tokens or
@@ -114,18 +119,29 @@ class SequenceModel(PyroModule):
         dim: int,
         blocks: int = 2,
         hidden: int | None = None,
+        parameters: int | None = None,
         data_size: int | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(name or unique_name(self))
         if blocks < 1:
             raise ValueError(f"`blocks` must be at least 1; got {blocks}")
-        hidden = 8 * dim // 3 if hidden is None else hidden
         self.embedding = embedding
         self.start = nn.Parameter(torch.randn(dim))
-        self.blocks = PyroModule[nn.ModuleList]([Block(dim, mixer(dim), hidden) for _ in range(blocks)])
         self.norm = nn.RMSNorm(dim)
         self.readout = readout
+        mixers = [mixer(dim) for _ in range(blocks)]
+        if parameters is not None:
+            others = _count(self) + sum(_count(m) + 2 * dim for m in mixers)
+            hidden = round((parameters - others) / (3 * dim * blocks))
+        elif hidden is None:
+            hidden = 8 * dim // 3
+        if hidden < 1:
+            raise ValueError(
+                f"`hidden` must be at least 1, and `parameters` leave as much to the SwiGLU; got {hidden} with "
+                f"parameters={parameters}"
+            )
+        self.blocks = PyroModule[nn.ModuleList]([Block(dim, m, hidden) for m in mixers])
         self.data_size = data_size
 
     @classmethod
