@@ -137,9 +137,9 @@ def draw(rows, args, path):
     axes[1].set_title(f"attention sees {args.window} tokens")
     axes[2].set(xlabel="step", title="at training length")
     for ax in axes:
-        ax.axhline(1 / args.pairs, color="0.6", linestyle="--", linewidth=1)
-        ax.set(ylim=(0, 1.03), ylabel="accuracy (dashed: guessing among the values)")
-    axes[0].legend(frameon=False)
+        ax.axhline(1 / args.pairs, color="0.6", linestyle="--", linewidth=1, label="a guess among the values")
+        ax.set(ylim=(0, 1.03), ylabel="accuracy")
+    axes[0].legend(frameon=False, fontsize=8)
     fig.savefig(path, dpi=120)
 
 

@@ -19,6 +19,11 @@ ALLOWED = {
 }
 
 
+EXAMPLES = [
+    "vma_fewshot.py", "vma_recall.py", "compose.py", "titans_recall.py", "titans_language.py", "titans_forecast.py",
+]  # fmt: skip
+
+
 def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -77,7 +82,7 @@ def test_it_imports_from_any_folder_without_triton_and_leaves_torch_as_it_was(tm
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["vma_fewshot.py", "vma_recall.py", "compose.py"])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_has_help(name, tmp_path):
     command = [sys.executable, str(ROOT / "examples" / name), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
