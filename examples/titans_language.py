@@ -1,9 +1,9 @@
 """Character language models that differ only in what mixes their tokens, and their surprise at a planted sentence.
 
-Trains each at equal numbers of parameters on the same windows of text and measures bits per character on the test part,
-also on windows longer than those of training. --needles of each batch's windows hide a sentence that comes back at their
-end (a needle in a haystack); its digits are known only to who remembers. Writes results.json, checkpoints and figures to
---out; run it again to go on from there.
+Trains each at equal numbers of parameters on the same windows of text and measures bits per character on the test
+part, also on windows longer than those of training. --needles of each batch's windows hide a sentence that comes back
+at their end (a needle in a haystack): only a model that remembers knows its digits. Writes results.json, checkpoints
+and figures to --out; run it again to go on from there.
 
     python examples/titans_language.py
     python examples/titans_language.py --data-dir FOLDER --models LMM MAC MAG MAL transformer
