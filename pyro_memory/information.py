@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.inspect import get_dependencies
 from torch import Tensor
+from torch.distributions import biject_to
 
 from pyro_memory.results import AddressInformation, InformationGain, SiteInformation, TokenSurprise
 from pyro_memory.slots import SlotMemory
@@ -37,13 +38,14 @@ def information_gain(
     where every parent of the site in the model precedes it in the guide; elsewhere only the joint is.
 
     Args:
-        model, guide: any pair with the same latent sites.
+        model, guide: any pair with the same latent sites; of Pyro's automatic guides, those with a site of its own
+            for each latent, such as AutoNormal.
         *args, **kwargs: what both are called with.
         draws: of the ancestors; their standard error is in the record.
         max_plate_nesting: how many plates the model nests; found by a trial run if not given.
 
     Raises:
-        ValueError: if a latent of the model is missing in the guide.
+        ValueError: if a latent of the model is missing in the guide, or is a point there or drawn together with others.
 
     Cost: ``draws`` passes of model and guide.
 
@@ -62,6 +64,7 @@ def information_gain(
     order = [name for name in guide_sites if name in latents]
     data_plates = _data_plates(model_sites)
     undefined = _without_own_kl(model, args, kwargs, latents, order)
+    guide_sites |= {name: _with_density(name, guide_sites, model_sites[name]) for name in order}
     sites, addresses = {}, {}
     for name in order:
         q, p = guide_sites[name], model_sites[name]
@@ -132,6 +135,25 @@ def _element_log_probs(node: Site | None, name: str) -> tuple[Tensor, Tensor]:
     if not isinstance(scored, Tensor):
         scored = torch.ones_like(log_prob, dtype=torch.bool)
     return log_prob, scored.expand(log_prob.shape)
+
+
+def _with_density(name: str, guide_sites: dict[str, Site], p: Site) -> Site:
+    """A latent's site in the guide; for an automatic guide, with the distribution that its value was made from.
+
+    Such a guide draws ``<name>_unconstrained`` and gives the latent itself as a point.
+    """
+    q = guide_sites[name]
+    if not isinstance(_base(q["fn"]), dist.Delta):
+        return q
+    source = guide_sites.get(f"{name}_unconstrained")
+    if source is None:
+        raise ValueError(
+            f"the guide must give each latent a density; {name} is a point there, or drawn together with others. Use "
+            "AutoNormal, or a guide of your own"
+        )
+    if torch.equal(source["value"], q["value"]):
+        return q | {"fn": source["fn"]}
+    return q | {"fn": dist.TransformedDistribution(source["fn"], biject_to(p["fn"].support))}
 
 
 def _frames(site: Site) -> list[Any]:
