@@ -1,5 +1,6 @@
 """The sequence model and its baselines: hand-computed likelihood, causality, padding, streaming, SVI, misuse."""
 
+import math
 from functools import partial
 
 import pyro
@@ -13,7 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroSample
 from torch.nn import functional
 
-from pyro_memory import fit, information_gain, token_surprise
+from pyro_memory import TokenSurprise, fit, information_gain, token_surprise
 from pyro_memory.data import RecallTasks
 from pyro_memory.models import DLinear, LSTMMixer, SequenceModel, StudentTReadout, TransformerMixer
 
@@ -96,6 +97,26 @@ def test_the_linear_forecaster_equals_its_formula():
     y = torch.randn(4, 1, 3)
     loss = Trace_ELBO(max_plate_nesting=1).loss(model, nothing, x, None, y)
     assert loss == pytest.approx(-dist.Normal(expected, 1.0).log_prob(y[:, 0]).sum().item())
+
+
+def test_the_record_of_surprise_counts_what_was_scored():
+    nats = torch.tensor([[1.0, 2.0, 9.0], [3.0, 6.0, 9.0]])
+    surprise = TokenSurprise(nats, nats < 9)
+    assert surprise.mean == 3
+    assert surprise.bits == pytest.approx(3 / math.log(2))
+    assert surprise.se == pytest.approx(torch.tensor([1.5, 4.5]).std().item() / 2**0.5)
+    both = TokenSurprise.cat([surprise, surprise])
+    assert both.to_dict() == {"nats": 3, "se": both.se, "bits": surprise.bits, "elements": 8, "sequences": 4}
+    assert "TokenSurprise of 4 elements, 2 sequences" in repr(surprise)
+    assert "3.000" in repr(surprise)
+    drawn = surprise.plot(sequence=1).get_lines()[0].get_ydata()
+    assert drawn[:2].tolist() == [3, 6]
+    assert math.isnan(drawn[2])
+
+
+def test_student_s_t_has_about_five_degrees_of_freedom_at_first():
+    x_dist = StudentTReadout(4, 3)(torch.zeros(2, 5, 4)).base_dist
+    torch.testing.assert_close(x_dist.df, torch.full((2, 5, 3), 5.05), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("readout", [None, StudentTReadout])
