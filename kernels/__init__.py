@@ -1,1 +1,5 @@
-"""Accelerated public functions. Empty until the first kernel lands: it may import torch and triton only."""
+"""Accelerated public functions; they import torch and triton only."""
+
+from pyro_memory.kernels.memory import neural_memory
+
+__all__ = ["neural_memory"]
