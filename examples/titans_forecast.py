@@ -26,14 +26,29 @@ from pyro.nn import PyroSample
 
 from pyro_memory import fit
 from pyro_memory.data import SERIES, load_series
-from pyro_memory.models import DLinear, LSTMMixer, SequenceModel, StudentTReadout, TransformerMixer
+from pyro_memory.models import (
+    DLinear,
+    LSTMMixer,
+    SequenceModel,
+    StudentTReadout,
+    TitansLMM,
+    TitansMAC,
+    TitansMAG,
+    TitansMAL,
+    TransformerMixer,
+)
 from pyro_memory.plotting import BLUE, ORANGE
 
 HORIZONS = {"eeg": [24, 48]}  # the others: 96 192 336 720
 
 
 def mixers(args):
+    memory = {"heads": args.heads, "chunk_size": 4}
     return {
+        "LMM": partial(TitansLMM, **memory),
+        "MAC": partial(TitansMAC, segment=16, **memory),
+        "MAG": partial(TitansMAG, window=16, **memory),
+        "MAL": partial(TitansMAL, window=16, **memory),
         "transformer": partial(TransformerMixer, heads=args.heads, window=16),
         "LSTM": LSTMMixer,
         "DLinear": None,

@@ -22,14 +22,27 @@ from pyro.infer import Trace_ELBO
 
 from pyro_memory import TokenSurprise, fit, token_surprise
 from pyro_memory.data import CHARACTERS, CharacterText, NeedleTasks, load_text
-from pyro_memory.models import LSTMMixer, SequenceModel, TransformerMixer
+from pyro_memory.models import (
+    LSTMMixer,
+    SequenceModel,
+    TitansLMM,
+    TitansMAC,
+    TitansMAG,
+    TitansMAL,
+    TransformerMixer,
+)
 from pyro_memory.plotting import BLUE, ORANGE
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def mixers(args):
+    memory = {"heads": args.heads, "chunk_size": 16}
     return {
+        "LMM": partial(TitansLMM, **memory),
+        "MAC": partial(TitansMAC, segment=args.window, **memory),
+        "MAG": partial(TitansMAG, window=args.window, **memory),
+        "MAL": partial(TitansMAL, window=args.window, **memory),
         "transformer": partial(TransformerMixer, heads=args.heads, window=args.window),
         "LSTM": LSTMMixer,
     }

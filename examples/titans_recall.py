@@ -5,7 +5,7 @@ value of each key (MQAR; Arora et al., 2023, https://arxiv.org/abs/2312.04927), 
 length. Attention sees --window tokens. Writes results.json, checkpoints and a figure to --out; run it again to go on.
 
     python examples/titans_recall.py
-    python examples/titans_recall.py --models LMM --ablations none linear momentum decay --seeds 0 1
+    python examples/titans_recall.py --models LMM --ablations none linear momentum --seeds 0 1
 """
 
 import argparse
@@ -21,14 +21,34 @@ from pyro.infer import Trace_ELBO
 
 from pyro_memory import fit
 from pyro_memory.data import RecallTasks
-from pyro_memory.models import LSTMMixer, SequenceModel, TransformerMixer
+from pyro_memory.models import (
+    LSTMMixer,
+    SequenceModel,
+    TitansLMM,
+    TitansMAC,
+    TitansMAG,
+    TitansMAL,
+    TransformerMixer,
+)
 
 FACTORS = (1, 2, 4, 8, 16)
-ABLATIONS = {"none": {}}
+ABLATIONS = {
+    "none": {},
+    "linear": {"depth": 1, "residual_norm": False},
+    "convolution": {"convolution": 1},
+    "momentum": {"momentum": False},
+    "decay": {"weight_decay": False},
+    "persistent": {"persistent": 0},
+}
 
 
 def mixers(args):
+    memory = {"heads": args.heads, "chunk_size": args.chunk}
     return {
+        "LMM": partial(TitansLMM, **memory),
+        "MAC": partial(TitansMAC, segment=args.window, **memory),
+        "MAG": partial(TitansMAG, window=args.window, **memory),
+        "MAL": partial(TitansMAL, window=args.window, **memory),
         "transformer": partial(TransformerMixer, heads=args.heads, window=args.window),
         "LSTM": LSTMMixer,
     }
@@ -39,19 +59,22 @@ def arguments():
     add = partial(parser.add_argument, metavar="N", type=int)
     names = ("LMM", "MAC", "MAG", "MAL", "transformer", "LSTM")
     parser.add_argument("--models", nargs="+", choices=names, default=["LMM", "transformer", "LSTM"])
-    parser.add_argument("--ablations", nargs="+", choices=ABLATIONS, default=["none"], help="of the neural memories")
+    parser.add_argument(
+        "--ablations", nargs="+", choices=ABLATIONS, default=["none"], help="what a memory goes without"
+    )
     add("--pairs", default=4, help="pairs to remember (default 4)")
     add("--length", default=64, help="training length (default 64)")
     add("--vocabulary", default=40)
     add("--window", default=16, help="tokens that attention sees (default 16)")
     add("--dim", default=32)
     add("--blocks", default=2)
-    add("--heads", default=2)
+    add("--heads", default=1)
+    add("--chunk", default=16, help="tokens a memory's gradient is shared by; divides --window (default 16)")
     add("--parameters", default=50_000, help="of each model (default 50,000)")
-    add("--steps", default=1500, help="training steps of each model (default 1500)")
+    add("--steps", default=500, help="training steps of each model (default 500)")
     add("--batch", default=64)
     add("--evaluate", default=256, help="test sequences at each length (default 256)")
-    parser.add_argument("--learning-rate", metavar="X", type=float, default=4e-3)
+    parser.add_argument("--learning-rate", metavar="X", type=float, default=5e-3)
     add("--seeds", nargs="+", default=[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/titans_recall"))
@@ -98,7 +121,7 @@ def run(name, mixer, seed, args):
         learning_rate=args.learning_rate, schedule=partial(warm_then_cosine, steps=args.steps),
         clip_norm=float(args.batch * args.pairs), information_every=None,
         evaluate=lambda step: {"accuracy": accuracy(model, test, args)[0]}, evaluate_every=max(1, args.steps // 10),
-        checkpoint=args.out / f"{name.replace(' ', '-')}-{seed}.safetensors", resume=not args.fresh, seed=seed,
+        checkpoint=args.out / f"{name.replace(',', '').replace(' ', '-')}-{seed}.safetensors", resume=not args.fresh, seed=seed,
         device=args.device,
     )  # fmt: skip
     model.eval()
@@ -152,7 +175,7 @@ def main():
     for name in args.models:
         memory = name in ("LMM", "MAC", "MAG", "MAL")
         for ablation in args.ablations if memory else ["none"]:
-            label = name if ablation == "none" else f"{name} without {ablation}"
+            label = {"none": name, "linear": f"{name}, linear memory"}.get(ablation, f"{name} without {ablation}")
             runs[label] = partial(made[name], **ABLATIONS[ablation]) if memory else made[name]
     rows = [run(name, mixer, seed, args) for name, mixer in runs.items() for seed in args.seeds]
     draw(rows, args, args.out / "recall.png")

@@ -1,5 +1,6 @@
 """Accelerated public functions; they import torch and triton only."""
 
-from pyro_memory.kernels.memory import neural_memory
+from pyro_memory.kernels.memory import memory_surprise, neural_memory
+from pyro_memory.kernels.reference import apply_memory
 
-__all__ = ["neural_memory"]
+__all__ = ["apply_memory", "memory_surprise", "neural_memory"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,64 +23,88 @@ from torch.utils._pytree import tree_map_only
 from pyro_memory.kernels import inner
 from pyro_memory.kernels.coefficients import Coefficients, coefficients
 from pyro_memory.kernels.inner import Memory, Read, Written
+from pyro_memory.kernels.reference import Layers
 
 GROUP_BYTES = 2**24  # weights of a group of chunks whose reads are one product
 
 
 def chunk_form(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    weights: Sequence[Tensor],
-    momentum_state: Sequence[Tensor],
-    lr: Sequence[Tensor],
-    momentum: Sequence[Tensor],
-    decay: Sequence[Tensor],
-    *,
-    chunk_size: int,
-    lengths: Tensor | None = None,
-    checkpoint_chunks: int | None = None,
-    activation: str = "gelu",
-    residual_norm: bool = False,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    q: Tensor, k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers,
+    decay: Layers, *, lengths: Tensor | None = None, checkpoint_chunks: int | None = None, **options: Any,
+) -> tuple[Tensor, Layers, Layers]:  # fmt: skip
     """Computes what ``token_rule`` does, in the same arguments."""
-    batch, heads, time = k.shape[:3]
-    rows, depth = batch * heads, len(weights)
-    chunk_size = min(chunk_size, time)
-    chunks = -(-time // chunk_size)
-    cut = _Cut(batch, heads, time, chunks, chunk_size)
-    if lengths is None:
-        lengths = torch.full((batch,), time, device=k.device)
-    last = lengths.repeat_interleave(heads) - torch.arange(chunks, device=k.device)[:, None] * chunk_size
-    last = last.clamp(0, chunk_size)
-
-    known: dict[tuple[int, ...], Coefficients] = {}
-    for gates in zip(lr, momentum, decay, strict=True):
-        key = tuple(id(g) for g in gates)
-        if key not in known:
-            known[key] = coefficients(*(cut.chunked(g) for g in gates), last)
-    layers = [known[tuple(id(g) for g in gates)] for gates in zip(lr, momentum, decay, strict=True)]
-
-    norm = None
-    if residual_norm:
-        norm = torch.ones_like(v[:1, 0, 0]) if norm_weight is None else norm_weight
-        norm = norm.expand(batch, heads, -1).reshape(rows, 1, -1)
-        bias = v.new_zeros(1) if norm_bias is None else norm_bias.unsqueeze(-2)
-        v, lifted = v - k - bias, q + bias  # the loss of MLP alone, and what a read adds to it
-    states = [s.reshape(rows, *s.shape[2:]) for s in (*weights, *momentum_state)]
-    plan = _Plan(Memory(activation, residual_norm), depth, checkpoint_chunks, torch.is_grad_enabled())
+    p = _Problem.of(k, v, weights, momentum_state, lr, momentum, decay, lengths=lengths, **options)
+    plan = _Plan(p.memory, len(weights), checkpoint_chunks, torch.is_grad_enabled())
     y, *states = _Chunks.apply(
-        plan, cut.chunked(q), cut.chunked(k), cut.chunked(v), norm, *states, *(c for layer in layers for c in layer)
+        plan, p.cut.chunked(q), p.k, p.v, p.norm, *p.states, *(c for layer in p.layers for c in layer)
     )
-    y = cut.joined(y)
-    if residual_norm:
-        y = y + lifted
-    if bool((lengths < time).any()):
-        y = y * (torch.arange(time, device=k.device) < lengths[:, None])[:, None, :, None]
-    states = [s.reshape(batch, heads, *s.shape[1:]) for s in states]
-    return y, tuple(states[:depth]), tuple(states[depth:])
+    y = p.cut.joined(y)
+    if p.memory.residual_norm:
+        y = y + (q + p.bias)
+    if lengths is not None:
+        y = y.masked_fill(~p.cut.inside(lengths)[:, None, :, None], 0)
+    states = [s.unflatten(0, k.shape[:2]) for s in states]
+    return y, tuple(states[: plan.depth]), tuple(states[plan.depth :])
+
+
+@torch.no_grad()
+def chunk_surprise(
+    k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers, decay: Layers,
+    *, lengths: Tensor | None = None, **options: Any,
+) -> tuple[Tensor, Layers, Layers]:  # fmt: skip
+    """Gives each token's inner loss and the norm of its gradient, ``[batch, head, time, 2]``, and the last state."""
+    p = _Problem.of(k, v, weights, momentum_state, lr, momentum, decay, lengths=lengths, **options)
+    states, depth, out = p.states, len(weights), []
+    for keys, values, *layers in zip(p.k, p.v, *(c.each() for c in p.layers), strict=True):
+        w = inner.write(p.memory, states[:depth], keys, values, p.norm)
+        squares = sum(h.square().sum(-1) * D.square().sum(-1) for h, D in zip(w.h, w.D, strict=True))
+        out.append(torch.stack([w.error.square().sum(-1), squares.sqrt()], -1))
+        after = [torch.empty_like(s) for s in states]
+        for i, c in enumerate(layers):
+            inner.advance(states[i], states[depth + i], w.h[i], w.D[i], c, after[i], after[depth + i])
+        states = after
+    surprise = p.cut.joined(torch.stack(out))
+    if lengths is not None:
+        surprise = surprise.masked_fill(~p.cut.inside(lengths)[:, None, :, None], 0)
+    states = [s.unflatten(0, k.shape[:2]) for s in states]
+    return surprise, tuple(states[:depth]), tuple(states[depth:])
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A call's arguments in chunks: ``[chunk, row, C, ...]``, a row a head of a sequence."""
+
+    cut: _Cut
+    memory: Memory
+    k: Tensor
+    v: Tensor  # what the MLP alone should give
+    states: list[Tensor]
+    layers: list[Coefficients]
+    norm: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def of(
+        cls, k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers, decay: Layers,
+        *, chunk_size: int, lengths: Tensor | None, activation: str = "gelu", residual_norm: bool = False,
+        norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,
+    ) -> _Problem:  # fmt: skip
+        cut = _Cut(*k.shape[:3], min(chunk_size, k.shape[2]))
+        last = cut.last(torch.full((cut.batch,), cut.time, device=k.device) if lengths is None else lengths)
+        known: dict[tuple[int, ...], Coefficients] = {}  # layers may share their gates
+        keys = [tuple(id(g) for g in gates) for gates in zip(lr, momentum, decay, strict=True)]
+        for key, gates in zip(keys, zip(lr, momentum, decay, strict=True), strict=True):
+            if key not in known:
+                known[key] = coefficients(*(cut.chunked(g) for g in gates), last)
+        norm = bias = None
+        if residual_norm:
+            norm = torch.ones_like(v[:1, 0, 0]) if norm_weight is None else norm_weight
+            norm = norm.expand(cut.batch, cut.heads, -1).flatten(0, 1).unsqueeze(1)
+            bias = v.new_zeros(1) if norm_bias is None else norm_bias.unsqueeze(-2)
+            v = v - k - bias
+        states = [s.flatten(0, 1) for s in (*weights, *momentum_state)]
+        memory = Memory(activation, residual_norm)
+        return cls(cut, memory, cut.chunked(k), cut.chunked(v), states, [known[key] for key in keys], norm, bias)
 
 
 @dataclass(frozen=True)
@@ -87,8 +112,11 @@ class _Cut:
     batch: int
     heads: int
     time: int
-    chunks: int
     chunk_size: int
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.time // self.chunk_size)
 
     def chunked(self, x: Tensor) -> Tensor:
         """From ``[batch, head, time, ...]`` to ``[chunk, row, C, ...]``, padded with zeros."""
@@ -101,6 +129,14 @@ class _Cut:
     def joined(self, x: Tensor) -> Tensor:
         """Back to ``[batch, head, time, ...]``."""
         return x.transpose(0, 1).flatten(1, 2)[:, : self.time].unflatten(0, (self.batch, self.heads))
+
+    def last(self, lengths: Tensor) -> Tensor:
+        """How many tokens of a chunk a sequence has, ``[chunk, row]``."""
+        starts = torch.arange(self.chunks, device=lengths.device)[:, None] * self.chunk_size
+        return (lengths.repeat_interleave(self.heads) - starts).clamp(0, self.chunk_size)
+
+    def inside(self, lengths: Tensor) -> Tensor:
+        return torch.arange(self.time, device=lengths.device) < lengths[:, None]
 
 
 @dataclass(frozen=True)

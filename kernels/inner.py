@@ -1,8 +1,8 @@
 """The pieces of a chunk: its inner gradients, the state after it, its reads, and the backward pass of each.
 
-Tensors are ``[row, C, dim]``, a row a head of a sequence, or a chunk of one. What is written down here is the derivative
-of ``||M(k) - v||^2`` and of that derivative; letters as in ``chunked``. A coefficient of a token scales what the layer
-takes or what it gives, whichever is narrower.
+Tensors are ``[row, C, dim]``, a row a head of a sequence, or a chunk of one. What is written down here is the
+derivative of ``||M(k) - v||^2`` and of that derivative; letters as in ``chunked``. A coefficient of a token scales what
+the layer takes or what it gives, whichever is narrower.
 """
 
 from __future__ import annotations

@@ -16,11 +16,25 @@ from torch.nn import functional
 
 from pyro_memory import TokenSurprise, fit, information_gain, token_surprise
 from pyro_memory.data import RecallTasks
-from pyro_memory.models import DLinear, LSTMMixer, SequenceModel, StudentTReadout, TransformerMixer
+from pyro_memory.models import (
+    DLinear,
+    LSTMMixer,
+    SequenceModel,
+    StudentTReadout,
+    TitansLMM,
+    TitansMAC,
+    TitansMAG,
+    TitansMAL,
+    TransformerMixer,
+)
 
 MIXERS = {
     "transformer": partial(TransformerMixer, heads=2, window=5),
     "lstm": partial(LSTMMixer, hidden=10),
+    "lmm": partial(TitansLMM, heads=2, persistent=3, chunk_size=4),
+    "mac": partial(TitansMAC, heads=2, persistent=3, chunk_size=4, segment=8),
+    "mag": partial(TitansMAG, heads=2, persistent=3, chunk_size=4, window=5),
+    "mal": partial(TitansMAL, heads=2, persistent=3, chunk_size=4, window=5),
 }
 
 
@@ -70,19 +84,22 @@ def test_the_loss_is_the_hand_computed_log_likelihood(model):
 
 
 def test_windowed_attention_equals_attention_with_a_band_mask():
-    mixer = TransformerMixer(12, heads=2, window=4).double()
-    x = torch.randn(2, 11, 12, dtype=torch.double)
-    q, k, v = mixer._heads(x)
-    angles = torch.arange(11.0).double()[:, None] * 10_000.0 ** (-torch.arange(0, 6, 2).double() / 6)
+    mixer = TransformerMixer(16, heads=2, window=4).double()
+    x = torch.randn(2, 11, 16, dtype=torch.double)
+    heads = mixer.heads
+    q, k, v = (
+        (x @ w.T).unflatten(-1, (2, 8)).transpose(1, 2) for w in (heads.to_q.weight, *heads.to_kv.weight.chunk(2))
+    )
+    angles = torch.arange(11.0).double()[:, None] * torch.tensor([1.0, 0.01], dtype=torch.double)
 
     def turn(t):
-        pairs = torch.complex(t[..., :3], t[..., 3:]) * torch.polar(torch.ones_like(angles), angles)
-        return torch.cat([pairs.real, pairs.imag], -1)
+        pairs = torch.complex(t[..., :2], t[..., 2:4]) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat([pairs.real, pairs.imag, t[..., 4:]], -1)
 
     behind = torch.arange(11)[:, None] - torch.arange(11)
-    scores = turn(q) @ turn(k).mT / 6**0.5
+    scores = turn(q) @ turn(k).mT / 8**0.5
     weights = scores.masked_fill((behind < 0) | (behind >= 4), -torch.inf).softmax(-1)
-    expected = mixer.out((weights @ v).transpose(1, 2).flatten(2))
+    expected = heads.to_out((weights @ v).transpose(1, 2).flatten(2))
     torch.testing.assert_close(mixer(x)[0], expected)
 
 
@@ -216,7 +233,7 @@ def test_a_series_is_generated_from_its_read_out(mixer):
 
 
 def test_the_number_of_parameters_can_be_set(mixer):
-    for wanted in (4000, 10_000):
+    for wanted in (12_000, 20_000):
         model = SequenceModel.tokens(11, mixer, dim=16, blocks=2, parameters=wanted)
         assert abs(sum(p.numel() for p in model.parameters()) - wanted) <= 3 * 16
 
@@ -322,7 +339,7 @@ X, S = torch.zeros(3, 5, dtype=torch.long), torch.zeros(3, 5, 2)
             "`hidden` must be at least 1, and `parameters` leave as much.*got -.* with parameters=900",
         ),
         (lambda: SequenceModel.tokens(0, MIXERS["lstm"], dim=8), "`dim` and `size` must be at least 1"),
-        (lambda: TransformerMixer(12, heads=4), "`heads` must divide dim = 12 into even parts; got 4"),
+        (lambda: TransformerMixer(12, heads=4), "`heads` must divide `dim` 12 into 4 dimensions or more; got 4"),
         (lambda: TransformerMixer(8, window=0), "`window` must be at least 1; got 0"),
         (lambda: DLinear(8, 3, kernel=4), "`kernel` must be odd"),
         (lambda: DLinear(10, 3)(S), "`mask` must be None and `targets` be given"),

@@ -90,7 +90,8 @@ class SequenceModel(PyroModule):
     Args:
         embedding: maps elements to vectors ``[*batch, dim]``.
         mixer: makes a mixer from ``dim``, once a block: a class, or ``partial(TitansLMM, heads=2)``. A mixer is called
-            as ``mixer(x, state, lengths) -> (y, state)`` and ``mixer.step(token, state) -> (y, state)``.
+            as ``mixer(x, state, lengths) -> (y, state)`` and ``mixer.step(token, state) -> (y, state)``, and has
+            ``initial_state(batch)``.
         readout: maps hidden vectors to the distribution of an element.
         dim: of the hidden vectors.
         blocks: how many.
@@ -261,7 +262,7 @@ class SequenceModel(PyroModule):
         for key, tensor in tensors.items():
             index, name = key.split(".", 1)
             parts[int(index)][name] = tensor
-        states = [b.mixer.state_type.from_tensors(part) for b, part in zip(self.blocks, parts, strict=True)]
+        states = [type(b.mixer.initial_state(1)).from_tensors(part) for b, part in zip(self.blocks, parts, strict=True)]
         return SequenceState(tuple(states))
 
     def _embed(self, x: Tensor, *, first: bool) -> Float[Tensor, "batch time dim"]:
