@@ -116,12 +116,13 @@ def run(name, mixer, seed, args):
     count = sum(p.numel() for p in model.parameters())
     print(f"\n{name}, seed {seed}: {count:,} parameters, {args.steps} steps of {args.batch} sequences")
     test = tasks(args, args.length, 10_000)
+    file = f"{name.replace(',', '').replace(' ', '-')}-{seed}.safetensors"
     result = fit(
         model, lambda *batch: None, tasks(args, args.length, seed), Trace_ELBO(max_plate_nesting=1), steps=args.steps,
         learning_rate=args.learning_rate, schedule=partial(warm_then_cosine, steps=args.steps),
         clip_norm=float(args.batch * args.pairs), information_every=None,
         evaluate=lambda step: {"accuracy": accuracy(model, test, args)[0]}, evaluate_every=max(1, args.steps // 10),
-        checkpoint=args.out / f"{name.replace(',', '').replace(' ', '-')}-{seed}.safetensors", resume=not args.fresh, seed=seed,
+        checkpoint=args.out / file, resume=not args.fresh, seed=seed,
         device=args.device,
     )  # fmt: skip
     model.eval()
