@@ -1,5 +1,6 @@
 """Titans: sequence mixers with a neural memory that learns at test time, mixers to compare with, and their model."""
 
+from pyro_memory.models.titans.addressing import TitansAddressing
 from pyro_memory.models.titans.attention import WindowAttention, WindowState
 from pyro_memory.models.titans.baselines import DLinear, LSTMMixer, LSTMState, TransformerMixer
 from pyro_memory.models.titans.context import ContextState, TitansMAC
@@ -20,6 +21,7 @@ __all__ = [
     "SequenceModel",
     "SequenceState",
     "StudentTReadout",
+    "TitansAddressing",
     "TitansLMM",
     "TitansMAC",
     "TitansMAG",
