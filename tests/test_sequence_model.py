@@ -283,6 +283,27 @@ def test_a_bayesian_read_out_trains_every_parameter_and_weighs_the_data_by_their
     assert token_surprise(model, x, None, y, guide=guide, draws=3).nats.shape == (6, 1)
 
 
+def test_the_gates_of_a_memory_may_be_random_drawn_once_a_call_and_trained():
+    model = SequenceModel.tokens(7, MIXERS["lmm"], dim=8)
+    for block in model.blocks:
+        block.mixer.memory.to_lr.bias = PyroSample(dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+    guide = AutoNormal(model, init_scale=0.1)
+    x = torch.randint(7, (3, 9))
+    trace = poutine.trace(model).get_trace(x)
+    names = [name for name, site in trace.nodes.items() if site["type"] == "sample" and name.endswith("to_lr.bias")]
+    assert len(names) == 2
+    draw = {name: trace.nodes[name]["value"] for name in names}
+    streamed, _ = pyro.condition(model.generate, draw)(x[:, :4], 3, temperature=0)
+    whole = torch.cat([x[:, :4], streamed], 1)
+    assert torch.equal(pyro.condition(model.x_dist, draw)(whole).logits[:, 4:].argmax(-1), streamed)
+    options = {"steps": 2, "progress": False, "information_every": None}
+    guide(x)
+    before = {name: p.detach().clone() for m in (model, guide) for name, p in m.named_parameters()}
+    fit(model, guide, [(x,)], Trace_ELBO(max_plate_nesting=1), **options)
+    after = {name: p for m in (model, guide) for name, p in m.named_parameters()}
+    assert {name for name in before if torch.equal(before[name], after[name])} == set()
+
+
 def test_surprise_under_a_guide_averages_probabilities():
     model = SequenceModel.tokens(5, MIXERS["lstm"], dim=4, blocks=1)
     model.readout.bias = PyroSample(dist.Normal(0.0, 2.0).expand([5]).to_event(1))
