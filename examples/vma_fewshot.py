@@ -17,6 +17,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from tqdm import tqdm
 
 from pyro_memory import VIMCO, BoundEstimate, MemoryContribution, fit, importance_bound, information_gain
 from pyro_memory.data import NAMES, FewShotTasks, load_images
@@ -81,9 +82,9 @@ def test_tasks(data, classes, shots, args):
     )
 
 
-def bound(model, guide, tasks, args, wrong=False):
+def bound(name, model, guide, tasks, args, wrong=False):
     parts = []
-    for i in range(len(tasks)):
+    for i in tqdm(range(len(tasks)), desc=name, leave=False):
         x, memory = tasks[i]
         memory = tasks.wrong_classes(i) if wrong else memory
         x, memory = x.to(args.device), memory.to(args.device)
@@ -117,9 +118,10 @@ def draw_bounds(vae, table, ax):
     ax.axhline(vae.mean, color="0.5", linestyle="--", label="VAE, no memory")
     ax.set_xscale("log", base=2)
     ax.set_xticks(SHOTS, map(str, SHOTS))
+    ax.minorticks_off()
     ax.set(xlabel="examples of each class in memory", ylabel="log p(x | memory) >=, nats per image")
     ax.set_title("Unseen classes (two standard errors over images)")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="upper left")
 
 
 @torch.no_grad()
@@ -132,8 +134,9 @@ def draw_lookups(model, guide, data, args, path):
     content = model.content(memory[slot])
     z = guide.z_dist(x, memory[slot]).mean
     rebuilt = model.x_dist(z, content).mean
-    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
-    plot_images([x, memory[slot], rebuilt, memory.values], ["target", "likeliest slot", "rebuilt", "memory"], ax=left)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(14, 4), width_ratios=[3, 2], layout="constrained")
+    rows = {"target": x, "likeliest slot": memory[slot], "rebuilt": rebuilt, "": x[:0], "memory": memory.values}
+    plot_images(list(rows.values()), list(rows), ax=left)
     left.set_title("Lookups among 4 unseen classes of 3 examples")
     image = right.imshow(address.probs.cpu(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for edge in (2.5, 5.5, 8.5):
@@ -198,10 +201,14 @@ def main():
 
     print("\nmeasuring")
     torch.manual_seed(args.seed)
-    vae = bound(*pairs["VAE"], test_tasks(evaluation, 1, 1, args), args)
-    table = {(c, s): bound(*pairs["VMA"], test_tasks(evaluation, c, s, args), args) for c in CLASSES for s in SHOTS}
+    vae = bound("VAE", *pairs["VAE"], test_tasks(evaluation, 1, 1, args), args)
+    table = {
+        (c, s): bound(f"VMA {c}x{s}", *pairs["VMA"], test_tasks(evaluation, c, s, args), args)
+        for c in CLASSES
+        for s in SHOTS
+    }
     print_table(vae, table)
-    wrong = bound(*pairs["VMA"], test_tasks(evaluation, 1, 4, args), args, wrong=True)
+    wrong = bound("wrong classes", *pairs["VMA"], test_tasks(evaluation, 1, 4, args), args, wrong=True)
     contribution = MemoryContribution(table[1, 4], {"VAE, no memory": vae, "wrong classes": wrong})
     print(f"\nVMA with 4 examples of the target's class\n{contribution}")
     shared = FewShotTasks(evaluation, classes=8, shots=4, targets=128 if args.evaluate >= 128 else 32, seed=args.seed)
