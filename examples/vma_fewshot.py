@@ -228,7 +228,7 @@ def main():
     draw_lookups(*pairs["VMA"], evaluation, args, args.out / "lookups.png")
     draw_samples(pairs["VMA"][0], evaluation, args, args.out / "samples.png")
     record = {
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "training_seconds": {name: r.seconds for name, r in results.items()},

@@ -96,7 +96,7 @@ def main():
         ax.legend(frameon=False)
     fig.savefig(args.out / "recall.png", dpi=120)
     record = {
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")},
         "log_slots": ceiling,
         "seconds": result.seconds,
         "history": rows,
