@@ -20,6 +20,7 @@ from pyro_memory.addressing import (
 from pyro_memory.evidence import importance_bound, memory_contribution
 from pyro_memory.information import information_gain
 from pyro_memory.objectives import VIMCO
+from pyro_memory.rao_blackwell import RaoBlackwellELBO
 from pyro_memory.results import (
     AddressInformation,
     BoundEstimate,
@@ -44,6 +45,7 @@ __all__ = [
     "MemoryContribution",
     "NearestAddress",
     "NormalizedKey",
+    "RaoBlackwellELBO",
     "SiteInformation",
     "SlotMemory",
     "TemplateMemory",

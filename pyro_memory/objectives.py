@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,34 @@ from torch import Tensor
 from pyro_memory.weights import Particles, Weights, weigh
 
 
-class VIMCO(Particles):
+class Objective(Particles):
+    """A Pyro objective given by its differentiable loss alone."""
+
+    @abstractmethod
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """Estimates the negative bound by a tensor whose gradient estimates the bound's gradient."""
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """Estimates the negative bound, summed over the data."""
+        with torch.no_grad():
+            return self._checked(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """Estimates the negative bound and adds its gradient to the parameters' ``grad``."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return self._checked(loss)
+
+    @staticmethod
+    def _checked(loss: Tensor) -> float:
+        value = loss.item()
+        if is_validation_enabled():
+            warn_if_nan(value, "loss")
+        return value
+
+
+class VIMCO(Objective):
     r"""Maximises a bound of K particles for each datum, discrete latents included.
 
     .. math::
@@ -64,27 +92,13 @@ class VIMCO(Particles):
         self.baseline = baseline
         super().__init__(num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=vectorize_particles)
 
-    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """Estimates the negative bound, summed over the data."""
-        with torch.no_grad():
-            weights = self._weights(model, guide, args, kwargs)
-            return self._checked(-(weights.scale * _bound(weights.log_weight)).sum())
-
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """Estimates the negative bound by a tensor whose gradient estimates the bound's gradient."""
         weights = self._weights(model, guide, args, kwargs)
         bound = _bound(weights.log_weight)
         with torch.no_grad():
             signal = bound - leave_one_out_bound(weights.log_weight, self.baseline)
         score = (signal * weights.log_score).sum(0)
         return -(weights.scale * (bound + score - score.detach())).sum()
-
-    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """Estimates the negative bound and adds its gradient to the parameters' ``grad``."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        return self._checked(loss)
 
     def _weights(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Weights:
         parts = [weigh(*traces) for traces in self.traces(model, guide, args, kwargs)]
@@ -93,13 +107,6 @@ class VIMCO(Particles):
         return Weights(
             torch.cat([p.log_weight for p in parts]), torch.cat([p.log_score for p in parts]), parts[0].scale
         )
-
-    @staticmethod
-    def _checked(loss: Tensor) -> float:
-        value = loss.item()
-        if is_validation_enabled():
-            warn_if_nan(value, "loss")
-        return value
 
 
 def _bound(log_weight: Float[Tensor, "particle *cells"]) -> Float[Tensor, "*cells"]:
