@@ -34,7 +34,7 @@ format: install ## rewrite to style
 
 examples: install ## run every example at a few steps
 	$(RUN) examples/vma_fewshot.py --steps 20 --evaluate 16 --particles 20 --out out/examples/fewshot
-	$(RUN) examples/vma_recall.py --steps 20 --out out/examples/recall
+	$(RUN) examples/vma_recall.py --steps 20 --soft-attention --out out/examples/recall
 	$(RUN) examples/compose.py --steps 50 --out out/examples/compose
 
 wheel: install ## build the wheel, from the source distribution

@@ -1,6 +1,7 @@
 """Generative models with a memory."""
 
+from pyro_memory.models.soft_attention import SoftAttentionVAE
 from pyro_memory.models.vae import VAE
 from pyro_memory.models.vma import VMA
 
-__all__ = ["VAE", "VMA"]
+__all__ = ["VAE", "VMA", "SoftAttentionVAE"]

@@ -8,6 +8,7 @@ if not (Path(__file__).parent / "models").is_dir():
     # A checkout keeps models, guides and kernels beside this folder; an installed wheel has them inside it.
     __path__.append(str(Path(__file__).parent.parent))
 
+from pyro_memory.addressed import AddressedBernoulli
 from pyro_memory.addressing import (
     ContentAddress,
     Cosine,
@@ -35,6 +36,7 @@ from pyro_memory.training import FitResult, fit
 __all__ = [
     "VIMCO",
     "AddressInformation",
+    "AddressedBernoulli",
     "BoundEstimate",
     "ContentAddress",
     "Cosine",
