@@ -19,7 +19,16 @@ import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
-from pyro_memory import VIMCO, BoundEstimate, MemoryContribution, fit, importance_bound, information_gain
+from pyro_memory import (
+    VIMCO,
+    BoundEstimate,
+    MemoryContribution,
+    SlotMemory,
+    complete,
+    fit,
+    importance_bound,
+    information_gain,
+)
 from pyro_memory.data import NAMES, FewShotTasks, load_images
 from pyro_memory.guides import VAEGuide, VMAGuide
 from pyro_memory.models import VAE, VMA
@@ -45,6 +54,9 @@ def arguments():
     add("--latent-dim", default=32)
     add("--channels", nargs="+", default=[16, 24, 32], help="maps of the pyramids (the paper's size: 48 48 64)")
     parser.add_argument("--learning-rate", metavar="X", type=float, default=2e-3)
+    parser.add_argument(
+        "--none-slot", action="store_true", help='give VMA a "none" slot and empty every eighth memory while training'
+    )
     add("--seed", default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
@@ -71,6 +83,17 @@ def train(name, model, guide, tasks, args):
         seed=args.seed,
         device=args.device,
     )
+
+
+class SometimesEmpty:
+    """Tasks of which every eighth has an empty memory, so that a model with a "none" slot learns to do without."""
+
+    def __init__(self, tasks):
+        self.tasks = tasks
+
+    def __getitem__(self, step):
+        x, memory = self.tasks[step]
+        return x, SlotMemory.empty(memory.event_shape) if step % 8 == 7 else memory
 
 
 def test_tasks(data, classes, shots, args):
@@ -164,6 +187,28 @@ def draw_samples(model, data, args, path):
     fig.savefig(path, dpi=120)
 
 
+def draw_completion(model, guide, data, args, path):
+    """Lower halves filled in and flipped pixels repaired, by sampling back and forth between image and latents."""
+    tasks = FewShotTasks(data, classes=4, shots=4, targets=12, seed=args.seed + 4)
+    x, memory = (t.to(args.device) for t in tasks[0])
+    upper = torch.arange(x.shape[-2], device=x.device)[:, None].expand_as(x) < x.shape[-2] // 2
+    flips = torch.rand(x.shape, generator=torch.Generator().manual_seed(args.seed)).to(x.device) < 0.05
+    halves, noisy = torch.where(upper, x, 0), torch.where(flips, 1 - x, x)
+    rows = {"target": x, "upper half": halves}
+    chain = complete(model, guide, halves, memory, known=upper, sweeps=20)
+    rows |= {f"{n} sweep{'s' * (n > 1)}": chain[n] for n in (1, 5, 20)}
+    if args.none_slot:
+        empty = SlotMemory.empty(memory.event_shape).to(args.device)
+        rows["20, memory emptied"] = complete(model, guide, halves, empty, known=upper, sweeps=20)[-1]
+    rows |= {"": x[:0], "5% flipped": noisy}
+    chain = complete(model, guide, noisy, memory, sweeps=5)
+    rows |= {"1 sweep ": chain[1], "5 sweeps ": chain[5]}
+    fig, ax = plt.subplots(figsize=(7, 5.5), layout="constrained")
+    plot_images(list(rows.values()), list(rows), ax=ax)
+    ax.set_title("Completion from a memory of 4 unseen classes")
+    fig.savefig(path, dpi=120)
+
+
 def draw_address_histogram(model, guide, data, args, ax):
     """How much of q(a | x, M) lands on slots of the target's class, by number of classes in memory."""
     for classes in (2, 4, 8):
@@ -190,12 +235,14 @@ def main():
     print(f"  train on {background}\n  test on  {evaluation}")
     size = {"latent_dim": args.latent_dim, "channels": args.channels}
     tasks = FewShotTasks(background, classes=args.classes, shots=args.shots, targets=args.batch, seed=args.seed)
+    none = {"none_slot": args.none_slot}
     torch.manual_seed(args.seed)
     pairs = {
         "VAE": (VAE.convolutional(background.shape, **size), VAEGuide.convolutional(background.shape, **size)),
-        "VMA": (VMA.convolutional(background.shape, **size), VMAGuide.convolutional(background.shape, **size)),
+        "VMA": tuple(c.convolutional(background.shape, **none, **size) for c in (VMA, VMAGuide)),
     }
-    results = {name: train(name, *pair, tasks, args) for name, pair in pairs.items()}
+    batches = SometimesEmpty(tasks) if args.none_slot else tasks
+    results = {name: train(name, *pair, batches, args) for name, pair in pairs.items()}
     for model, guide in pairs.values():
         model.eval(), guide.eval()
 
@@ -227,6 +274,7 @@ def main():
     fig.savefig(args.out / "contribution.png", dpi=120)
     draw_lookups(*pairs["VMA"], evaluation, args, args.out / "lookups.png")
     draw_samples(pairs["VMA"][0], evaluation, args, args.out / "samples.png")
+    draw_completion(*pairs["VMA"], evaluation, args, args.out / "completion.png")
     record = {
         "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")},
         "torch": torch.__version__,

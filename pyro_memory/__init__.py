@@ -18,6 +18,8 @@ from pyro_memory.addressing import (
     NormalizedKey,
     UniformPrior,
 )
+from pyro_memory.checkpoints import load_weights
+from pyro_memory.completion import complete
 from pyro_memory.evidence import importance_bound, memory_contribution
 from pyro_memory.information import information_gain
 from pyro_memory.objectives import VIMCO
@@ -52,8 +54,10 @@ __all__ = [
     "SlotMemory",
     "TemplateMemory",
     "UniformPrior",
+    "complete",
     "fit",
     "importance_bound",
     "information_gain",
+    "load_weights",
     "memory_contribution",
 ]
