@@ -21,6 +21,7 @@ from pyro_memory.addressing import (
 from pyro_memory.checkpoints import load_weights
 from pyro_memory.completion import complete
 from pyro_memory.evidence import importance_bound, memory_contribution
+from pyro_memory.export import to_arviz
 from pyro_memory.information import information_gain
 from pyro_memory.objectives import VIMCO
 from pyro_memory.rao_blackwell import RaoBlackwellELBO
@@ -60,4 +61,5 @@ __all__ = [
     "information_gain",
     "load_weights",
     "memory_contribution",
+    "to_arviz",
 ]
