@@ -1,1 +1,6 @@
-"""Accelerated public functions. Empty until the first kernel lands: it may import torch and triton only."""
+"""Accelerated public functions; they import torch and triton only."""
+
+from pyro_memory.kernels.memory import memory_surprise, neural_memory
+from pyro_memory.kernels.reference import apply_memory
+
+__all__ = ["apply_memory", "memory_surprise", "neural_memory"]

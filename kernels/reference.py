@@ -1,0 +1,92 @@
+"""What ``neural_memory`` computes, token by token, by autograd of the written loss: the specification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}  # gelu is the exact one, x Phi(x), not the tanh approximation
+NORM_EPS = 1e-5
+
+Layers = tuple[Tensor, ...]
+
+
+def apply_memory(
+    weights: Sequence[Tensor],
+    x: Tensor,
+    *,
+    activation: str = "gelu",
+    residual_norm: bool = False,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+) -> Tensor:
+    """Computes ``M(x)``: an MLP, or ``x + LN(MLP(x))`` with ``residual_norm``; x is ``[batch, head, time, in]``."""
+    z = x
+    for layer, w in enumerate(weights):
+        z = (z if layer == 0 else ACTIVATIONS[activation](z)) @ w
+    if not residual_norm:
+        return z
+    normed = F.layer_norm(z, z.shape[-1:], eps=NORM_EPS)
+    if norm_weight is not None:
+        normed = normed * norm_weight.unsqueeze(-2)
+    if norm_bias is not None:
+        normed = normed + norm_bias.unsqueeze(-2)
+    return x + normed
+
+
+def token_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weights: Layers,
+    momentum_state: Layers,
+    lr: Layers,
+    momentum: Layers,
+    decay: Layers,
+    *,
+    chunk_size: int,
+    lengths: Tensor | None = None,
+    **memory: object,
+) -> tuple[Tensor, Layers, Layers]:
+    """Writes and reads one token after the other; weights ``[batch, head, in, out]``, a gate for each layer.
+
+    The gradient is that of ``||M(k) - v||^2`` at the weights before the token's chunk, by autograd. Everything else is
+    per token: momentum, step, decay, then the read.
+    """
+    outputs = []
+    for t in range(k.shape[2]):
+        if t % chunk_size == 0:
+            start = weights
+        gradients = _loss_gradients(start, k[:, :, t : t + 1], v[:, :, t : t + 1], memory)
+        moved = [
+            _gate(eta, t) * s - _gate(theta, t) * g
+            for eta, theta, s, g in zip(momentum, lr, momentum_state, gradients, strict=True)
+        ]
+        written = [(1 - _gate(alpha, t)) * w + s for alpha, w, s in zip(decay, weights, moved, strict=True)]
+        y = apply_memory(written, q[:, :, t : t + 1], **memory)
+        if lengths is not None:
+            active = (t < lengths)[:, None, None, None]
+            y = torch.where(active, y, 0)
+            moved = [torch.where(active, new, old) for new, old in zip(moved, momentum_state, strict=True)]
+            written = [torch.where(active, new, old) for new, old in zip(written, weights, strict=True)]
+        outputs.append(y)
+        weights, momentum_state = tuple(written), tuple(moved)
+    return torch.cat(outputs, 2), weights, momentum_state
+
+
+def _gate(gate: Tensor, t: int) -> Tensor:
+    """The gate of one token, against weights ``[batch, head, in, out]``: a number a head, or one an output channel."""
+    return gate[:, :, t, None, None] if gate.dim() == 3 else gate[:, :, t, None, :]
+
+
+def _loss_gradients(weights: Layers, k: Tensor, v: Tensor, memory: dict[str, object]) -> tuple[Tensor, ...]:
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not differentiable:
+            weights = tuple(w.detach() for w in weights)
+        weights = tuple(w if w.requires_grad else w.requires_grad_() for w in weights)
+        loss = (apply_memory(weights, k, **memory) - v).square().sum()
+        return torch.autograd.grad(loss, weights, create_graph=differentiable)
