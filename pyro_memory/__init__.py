@@ -22,7 +22,7 @@ from pyro_memory.checkpoints import load_weights
 from pyro_memory.completion import complete
 from pyro_memory.evidence import importance_bound, memory_contribution
 from pyro_memory.export import to_arviz
-from pyro_memory.information import information_gain
+from pyro_memory.information import information_gain, token_surprise
 from pyro_memory.objectives import VIMCO
 from pyro_memory.rao_blackwell import RaoBlackwellELBO
 from pyro_memory.results import (
@@ -31,6 +31,7 @@ from pyro_memory.results import (
     InformationGain,
     MemoryContribution,
     SiteInformation,
+    TokenSurprise,
 )
 from pyro_memory.slots import SlotMemory
 from pyro_memory.templates import TemplateMemory
@@ -54,6 +55,7 @@ __all__ = [
     "SiteInformation",
     "SlotMemory",
     "TemplateMemory",
+    "TokenSurprise",
     "UniformPrior",
     "complete",
     "fit",
@@ -62,4 +64,5 @@ __all__ = [
     "load_weights",
     "memory_contribution",
     "to_arviz",
+    "token_surprise",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from pyro_memory.results import BoundEstimate, InformationGain, MemoryContribution
+    from pyro_memory.results import BoundEstimate, InformationGain, MemoryContribution, TokenSurprise
 
 BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8a8a"
 
@@ -66,6 +66,15 @@ def plot_contribution(contribution: MemoryContribution, ax: Axes | None = None) 
     ax.barh(range(len(names)), [g for g, _ in gains], xerr=[2 * se for _, se in gains], color=BLUE)
     ax.axvline(0, color=GREY, linewidth=0.8)
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel="nats per datum lost against the memory as given")
+    return ax
+
+
+def plot_surprise(surprise: TokenSurprise, ax: Axes | None = None, *, sequence: int = 0) -> Axes:
+    """Draws nats over time for one sequence, elements that were not scored left out."""
+    ax = axes_or_new(ax)
+    nats = surprise.nats[sequence].masked_fill(~surprise.scored[sequence], math.nan)
+    ax.plot(range(len(nats)), nats.numpy(force=True), color=BLUE, linewidth=0.7)
+    ax.set(xlabel="time", ylabel="-log p(x_t | x_<t), nats")
     return ax
 
 
