@@ -114,8 +114,8 @@ def _bound(log_weight: Float[Tensor, "particle *cells"]) -> Float[Tensor, "*cell
 
 
 _STAND_IN = {
-    "geometric": lambda others, k: others.sum(0) / (k - 1),
-    "arithmetic": lambda others, k: others.logsumexp(0) - math.log(k - 1),
+    "geometric": lambda w, own: w.masked_fill(own, 0.0).sum(1) / (len(w) - 1),
+    "arithmetic": lambda w, own: w.masked_fill(own, -math.inf).logsumexp(1) - math.log(len(w) - 1),
 }
 
 
@@ -127,9 +127,7 @@ def leave_one_out_bound(
     It is exact where one weight outweighs the others by any factor: nothing is subtracted inside the logarithm.
     """
     k = len(log_weight)
-    rows = []
-    for i in range(k):
-        others = torch.cat([log_weight[:i], log_weight[i + 1 :]])
-        stand_in = _STAND_IN[baseline](others, k)
-        rows.append(torch.cat([others, stand_in.unsqueeze(0)]).logsumexp(0) - math.log(k))
-    return torch.stack(rows)
+    rows = log_weight.expand(k, *log_weight.shape)
+    own = torch.eye(k, dtype=torch.bool, device=rows.device).reshape(k, k, *[1] * (rows.dim() - 2))
+    stand_in = _STAND_IN[baseline](rows, own)
+    return torch.where(own, stand_in.unsqueeze(1), rows).logsumexp(1) - math.log(k)
