@@ -1,1 +1,5 @@
-"""Accelerated public functions. Empty until the first kernel lands: it may import torch and triton only."""
+"""Accelerated public functions; torch alone, and Triton where there is a CUDA device."""
+
+from pyro_memory.kernels.addressing import AddressRead, fused_address, nearest_slots
+
+__all__ = ["AddressRead", "fused_address", "nearest_slots"]

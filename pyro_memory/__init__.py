@@ -12,13 +12,15 @@ from pyro_memory.addressing import (
     ContentAddress,
     Cosine,
     Dot,
+    FrozenAddress,
     LearnedPrior,
-    NearestAddress,
     NormalizedKey,
     UniformPrior,
 )
 from pyro_memory.evidence import importance_bound, memory_contribution
+from pyro_memory.indexes import SlotIndex
 from pyro_memory.information import information_gain
+from pyro_memory.nearest import NearestAddress, NearestCategorical
 from pyro_memory.objectives import VIMCO
 from pyro_memory.results import (
     AddressInformation,
@@ -28,6 +30,7 @@ from pyro_memory.results import (
     SiteInformation,
 )
 from pyro_memory.slots import SlotMemory
+from pyro_memory.streamed import StreamedCategorical
 from pyro_memory.templates import TemplateMemory
 from pyro_memory.training import FitResult, fit
 
@@ -39,13 +42,17 @@ __all__ = [
     "Cosine",
     "Dot",
     "FitResult",
+    "FrozenAddress",
     "InformationGain",
     "LearnedPrior",
     "MemoryContribution",
     "NearestAddress",
+    "NearestCategorical",
     "NormalizedKey",
     "SiteInformation",
+    "SlotIndex",
     "SlotMemory",
+    "StreamedCategorical",
     "TemplateMemory",
     "UniformPrior",
     "fit",

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from pyro_memory.streamed import StreamedCategorical
+
 
 class SlotMemory:
     r"""Holds items in slots; a model reads one by its address, ``memory[a]``.
@@ -164,6 +166,10 @@ class SlotMemory:
     def masked(self, logits: Float[Tensor, "*plates slot"]) -> Float[Tensor, "*plates slot"]:
         """Sets the logits of unfilled slots to minus infinity."""
         return logits if self.mask is None else logits.masked_fill(~self.align(self.mask), -math.inf)
+
+    def streamed(self, query: Float[Tensor, "*batch dim"], key: Float[Tensor, "slot dim"]) -> StreamedCategorical:
+        """Gives ``softmax_a <query, key_a>`` over the filled slots of a shared memory, without a matrix of logits."""
+        return StreamedCategorical(query, key, self.mask)
 
     def check_filled(self) -> None:
         """Raises a ValueError if nothing can be read from some memory."""
