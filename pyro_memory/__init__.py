@@ -20,6 +20,7 @@ from pyro_memory.addressing import (
 from pyro_memory.evidence import importance_bound, memory_contribution
 from pyro_memory.indexes import SlotIndex
 from pyro_memory.information import information_gain
+from pyro_memory.mapped import MappedMemory
 from pyro_memory.nearest import NearestAddress, NearestCategorical
 from pyro_memory.objectives import VIMCO
 from pyro_memory.results import (
@@ -45,6 +46,7 @@ __all__ = [
     "FrozenAddress",
     "InformationGain",
     "LearnedPrior",
+    "MappedMemory",
     "MemoryContribution",
     "NearestAddress",
     "NearestCategorical",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from pyro_memory.slots import SlotMemory
+from pyro_memory.slots import SlotMemory, readable
 from pyro_memory.streamed import STREAM_ABOVE, StreamedCategorical
 
 BLOCK = 4096  # slots embedded at a time
@@ -115,7 +115,7 @@ class ContentAddress(nn.Module):
         return torch.cat([self._block(part) for part in parts])
 
     def _block(self, contents: Float[Tensor, "*slot *event"]) -> Float[Tensor, "*slot dim"]:
-        key = self.key(contents if contents.is_floating_point() else contents.to(torch.get_default_dtype()))
+        key = self.key(readable(contents))
         return self.similarity(key[:0], key)[1]
 
     @torch.no_grad()
@@ -161,7 +161,7 @@ class FrozenAddress(nn.Module):
 
     def keys_for(self, memory: SlotMemory, slots: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
         """Gives the keys of some slots."""
-        return self.embed(memory)[slots].to(torch.get_default_dtype())
+        return readable(self.embed(memory)[slots])
 
     def embed(self, memory: SlotMemory) -> Float[Tensor, "slot dim"]:
         """Gives the keys that the memory carries."""

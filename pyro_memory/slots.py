@@ -161,7 +161,8 @@ class SlotMemory:
             ValueError: if a memory holds nothing.
         """
         self.check_filled()
-        return dist.Categorical(logits=self.masked(self.align(torch.zeros_like(self.ages, dtype=self.values.dtype))))
+        dtype = readable(self.values[:0]).dtype
+        return dist.Categorical(logits=self.masked(self.align(torch.zeros_like(self.ages, dtype=dtype))))
 
     def masked(self, logits: Float[Tensor, "*plates slot"]) -> Float[Tensor, "*plates slot"]:
         """Sets the logits of unfilled slots to minus infinity."""
@@ -296,6 +297,11 @@ class SlotMemory:
             None if self.mask is None else f(self.mask),
             ages=f(self.ages), seen=f(self.seen) if self.seen.dim() else self.seen, batch_dim=self.batch_dim,
         )  # fmt: skip
+
+
+def readable(contents: Tensor) -> Tensor:
+    """Brings contents kept as integers or in half precision to the default dtype, in which networks read them."""
+    return contents if contents.dtype in (torch.float32, torch.float64) else contents.to(torch.get_default_dtype())
 
 
 def _overwrite(old: Tensor, items: Tensor, source: Tensor, axis: int) -> Tensor:
