@@ -30,6 +30,7 @@ from pyro_memory.results import (
     MemoryContribution,
     SiteInformation,
 )
+from pyro_memory.sharded import ShardedMemory
 from pyro_memory.slots import SlotMemory
 from pyro_memory.streamed import StreamedCategorical
 from pyro_memory.templates import TemplateMemory
@@ -51,6 +52,7 @@ __all__ = [
     "NearestAddress",
     "NearestCategorical",
     "NormalizedKey",
+    "ShardedMemory",
     "SiteInformation",
     "SlotIndex",
     "SlotMemory",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pyro.distributions as dist
 import torch
@@ -88,7 +90,8 @@ class ContentAddress(nn.Module):
         memory.check_filled()
         query, key = self.query_for(x), self.keys_for(memory)
         own = memory.batch_dim is not None
-        if not own and (memory.slots > STREAM_ABOVE if self.stream is None else self.stream):
+        stream = memory.slots > STREAM_ABOVE if self.stream is None else self.stream
+        if memory.divided or (stream and not own):
             return memory.streamed(query, key)
         logits = (memory.align(key) @ query.unsqueeze(-1)).squeeze(-1) if own else query @ key.mT
         return dist.Categorical(logits=memory.masked(logits))
@@ -101,28 +104,33 @@ class ContentAddress(nn.Module):
     def keys_for(self, memory: SlotMemory, slots: Int[Tensor, "*batch"] | None = None) -> Float[Tensor, "*slot dim"]:
         """Embeds the slots, all of them or those given; of many, a block at a time, computed again for the gradient."""
         contents = memory.values if memory.keys is None else memory.keys
+        embed = partial(self._block, memory.embedder(self.key))
         if slots is not None:
-            flat = self._embedded(contents[slots.reshape(-1)])
+            flat = self._embedded(embed, contents[slots.reshape(-1)])
             return flat.reshape(slots.shape + flat.shape[-1:])
-        return self._embedded(contents)
+        return self._embedded(embed, contents)
 
-    def _embedded(self, contents: Float[Tensor, "*slot *event"]) -> Float[Tensor, "*slot dim"]:
+    def _embedded(
+        self, embed: Callable[[Tensor], Tensor], contents: Float[Tensor, "*slot *event"]
+    ) -> Float[Tensor, "*slot dim"]:
         if len(contents) <= BLOCK:
-            return self._block(contents)
+            return embed(contents)
         parts = contents.split(BLOCK)
         if torch.is_grad_enabled():
-            return torch.cat([checkpoint(self._block, part, use_reentrant=False) for part in parts])
-        return torch.cat([self._block(part) for part in parts])
+            return torch.cat([checkpoint(embed, part, use_reentrant=False) for part in parts])
+        return torch.cat([embed(part) for part in parts])
 
-    def _block(self, contents: Float[Tensor, "*slot *event"]) -> Float[Tensor, "*slot dim"]:
-        key = self.key(readable(contents))
+    def _block(
+        self, network: Callable[[Tensor], Tensor], contents: Float[Tensor, "*slot *event"]
+    ) -> Float[Tensor, "*slot dim"]:
+        key = network(readable(contents))
         return self.similarity(key[:0], key)[1]
 
     @torch.no_grad()
     def embed(self, memory: SlotMemory, *, dtype: torch.dtype | None = None) -> Float[Tensor, "slot dim"]:
         """Embeds a shared memory for a ``FrozenAddress`` or a ``SlotIndex``; ``dtype`` float16 halves the room."""
         contents = memory.values if memory.keys is None else memory.keys
-        blocks = (self._block(part) for part in contents.split(BLOCK))
+        blocks = (self._block(self.key, part) for part in contents.split(BLOCK))
         return torch.cat([block if dtype is None else block.to(dtype) for block in blocks])
 
 
@@ -194,7 +202,8 @@ class LearnedPrior(nn.Module):
 
     def forward(self, memory: SlotMemory) -> dist.Categorical | StreamedCategorical:
         memory.check_filled()
-        key = self.key(memory.values if memory.keys is None else memory.keys)
-        if memory.batch_dim is None and memory.slots > STREAM_ABOVE:
+        contents = memory.values if memory.keys is None else memory.keys
+        key = memory.embedder(self.key)(readable(contents))
+        if memory.divided or (memory.batch_dim is None and memory.slots > STREAM_ABOVE):
             return memory.streamed(self.query, key)
         return dist.Categorical(logits=memory.masked(memory.align(key @ self.query)))

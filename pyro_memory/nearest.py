@@ -216,14 +216,15 @@ class NearestAddress(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch *event"], memory: SlotMemory) -> NearestCategorical:
         memory.check_filled()
-        fewest = memory.slots if memory.mask is None else int(memory.mask.sum(-1).min())
+        mask = memory.every_mask if memory.divided else memory.mask
+        fewest = memory.slots if mask is None else int(mask.sum(-1).min())
         if self.nearest > fewest:
             raise ValueError(
                 f"`nearest` must be at most the filled slots of the memory, {fewest}; got {self.nearest}. Lower it, or "
                 "use the address without NearestAddress"
             )
         best, scores = self._looked_up(x, memory) if self.index is None else self._found(x, memory)
-        mask = None if memory.mask is None else memory.align(memory.mask)
+        mask = None if mask is None else memory.align(mask)
         return NearestCategorical(best, scores, memory.slots, mask, epsilon=self.epsilon)
 
     def _looked_up(self, x: Tensor, memory: SlotMemory) -> tuple[Tensor, Tensor]:
@@ -234,8 +235,9 @@ class NearestAddress(nn.Module):
         return top.indices, top.values
 
     def _found(self, x: Tensor, memory: SlotMemory) -> tuple[Tensor, Tensor]:
-        if memory.batch_dim is not None:
-            raise ValueError("`index` needs a memory that all data share (batch_dim=None); got one per datum")
+        if memory.batch_dim is not None or memory.divided:
+            kind = "divided over processes" if memory.divided else "one per datum"
+            raise ValueError(f"`index` needs a memory that all data share, in one process; got one {kind}")
         learning = self.training and torch.is_grad_enabled()
         self.index.follow(self.address, memory, learning=learning)
         query = self.address.query_for(x)

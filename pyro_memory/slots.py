@@ -41,6 +41,8 @@ class SlotMemory:
             m = memory[a]  # [batch, 1, 28, 28], also with particles or enumerated addresses to the left
     """
 
+    divided = False  # whether the slots lie in several processes
+
     def __init__(
         self,
         values: Float[Tensor, "*batch slot *event"],
@@ -171,6 +173,10 @@ class SlotMemory:
     def streamed(self, query: Float[Tensor, "*batch dim"], key: Float[Tensor, "slot dim"]) -> StreamedCategorical:
         """Gives ``softmax_a <query, key_a>`` over the filled slots of a shared memory, without a matrix of logits."""
         return StreamedCategorical(query, key, self.mask)
+
+    def embedder(self, network: torch.nn.Module) -> Callable[[Tensor], Tensor]:
+        """Gives what embeds the slots' contents: the network itself."""
+        return network
 
     def check_filled(self) -> None:
         """Raises a ValueError if nothing can be read from some memory."""

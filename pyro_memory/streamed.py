@@ -64,7 +64,7 @@ class StreamedCategorical(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> StreamedCategorical:
         """Repeats it over more batch dimensions; those to the left share its passes."""
         batch_shape, own = torch.Size(batch_shape), self.query.shape[:-1]
-        new = self._get_checked_instance(StreamedCategorical, _instance)
+        new = self._get_checked_instance(type(self), _instance)
         new.__dict__.update(self.__dict__)
         if batch_shape[len(batch_shape) - len(own) :] != own:
             new.query, new._known = self.query.expand(batch_shape + self.query.shape[-1:]), {}

@@ -310,7 +310,7 @@ def test_without_faiss_the_error_names_the_extra(monkeypatch):
             lambda a, x, m: NearestAddress(a, 2, index=SlotIndex("brute"))(
                 x, SlotMemory(torch.randn(2, 5, 3), batch_dim=-1)
             ),
-            "`index` needs a memory that all data share",
+            "`index` needs a memory that all data share, in one process; got one per datum",
         ),
     ],
 )
