@@ -36,6 +36,8 @@ examples: install ## run every example at a few steps
 	$(RUN) examples/vma_fewshot.py --steps 20 --evaluate 16 --particles 20 --out out/examples/fewshot
 	$(RUN) examples/vma_recall.py --steps 20 --out out/examples/recall
 	$(RUN) examples/compose.py --steps 50 --out out/examples/compose
+	$(RUN) examples/vma_large.py --steps 5 --slots 2000 --evaluate 8 --particles 10 --out out/examples/large
+	$(RUN) benchmarks/addressing.py --slots 1000 --mapped 2000 --repeats 1 --out out/examples/addressing
 
 wheel: install ## build the wheel, from the source distribution
 	$(BIN)/python -m build --outdir dist

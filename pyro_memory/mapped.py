@@ -161,6 +161,16 @@ class MappedMemory(SlotMemory):
             (self.folder / self._manifest["keys"]["file"]).unlink()  # a mapping of it stays readable
         return MappedMemory.open(self.folder)
 
+    def head(self, slots: int) -> MappedMemory:
+        """Gives the memory of the first ``slots`` items, for reading.
+
+        Raises:
+            ValueError: if there are fewer.
+        """
+        if not 0 <= slots <= self.slots:
+            raise ValueError(f"`slots` must lie between 0 and the memory's {self.slots}; got {slots}")
+        return MappedMemory(self.folder, self._manifest | {"slots": slots})
+
     def gather(self, tensor: Tensor, a: Int[Tensor, "*address"]) -> Tensor:
         """Takes entries at addresses ``a``, in a floating dtype."""
         return readable(tensor[a])

@@ -122,7 +122,7 @@ class SlotMemory:
         owner = "shared" if self.batch_dim is None else f"{self.values.shape[0]} memories at plate dim {self.batch_dim}"
         counts = self._filled_counts()
         filled = f"{counts.float().mean():.4g}" if counts.numel() else "0"
-        return f"SlotMemory({owner}, slots={self.slots}, filled={filled}, event={list(self.event_shape)})"
+        return f"{type(self).__name__}({owner}, slots={self.slots}, filled={filled}, event={list(self.event_shape)})"
 
     # --- reading
 

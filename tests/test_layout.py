@@ -45,7 +45,7 @@ def test_each_folder_imports_only_what_it_may(folder):
 
 def test_examples_use_public_names_only():
     public = {"pyro_memory", "pyro_memory.models", "pyro_memory.guides", "pyro_memory.data", "pyro_memory.plotting"}
-    for path in (ROOT / "examples").glob("*.py"):
+    for path in [*(ROOT / "examples").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
         assert {m for m in imports(path) if m.startswith("pyro_memory")} <= public, path
 
 
@@ -78,7 +78,7 @@ def test_it_imports_from_any_folder_without_triton_and_leaves_torch_as_it_was(tm
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["vma_fewshot.py", "vma_recall.py", "compose.py"])
+@pytest.mark.parametrize("name", ["vma_fewshot.py", "vma_recall.py", "compose.py", "vma_large.py"])
 def test_every_example_has_help(name, tmp_path):
     command = [sys.executable, str(ROOT / "examples" / name), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

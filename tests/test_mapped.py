@@ -45,6 +45,7 @@ def test_an_append_leaves_the_old_memory_as_it_was(tmp_path):
     old = MappedMemory.create(tmp_path, (2,), dtype=torch.float32).append(torch.ones(3, 2))
     new = old.append(torch.zeros(2, 2))
     assert (old.slots, new.slots) == (3, 5)
+    assert_close(new.head(4)[torch.tensor([0, 3])], torch.tensor([[1.0, 1], [0, 0]]))
     assert_close(old[torch.arange(3)], torch.ones(3, 2))
 
 
@@ -132,6 +133,7 @@ def test_a_truncated_file_is_named(tmp_path):
         (lambda m, p: m.append(torch.zeros(1, 2), torch.zeros(1, 2)), "`keys` must be None, as the memory has no keys"),
         (lambda m, p: m.append(torch.full((1, 2), 0.5)), "`values` must be integers from 0 to 255"),
         (lambda m, p: (m.append(torch.zeros(1, 2)), m.append(torch.zeros(1, 2))), "newest state, of 2 slots.*saw 1"),
+        (lambda m, p: m.head(2), "`slots` must lie between 0 and the memory's 1; got 2"),
         (lambda m, p: m.write(torch.zeros(1, 2)), "use `append`"),
         (lambda m, p: m.with_none(), "append a blank item once"),
         (lambda m, p: m.to("meta"), "is read on the CPU"),

@@ -1,0 +1,234 @@
+"""A memory of a million drawings: how many nats does each further decade of slots give, and how many must be read?
+
+Trains a VAE without memory and a VMA that reads 1,024 drawings, for equal steps. Then puts all background drawings in
+one memory in a file, and more of them, varied by small affine maps, up to 10^6; measures unseen drawings against 10^2
+to 10^6 of its slots; and compares the nearest k slots, k chosen on other drawings, with the exact address. Targets are
+letters that nobody has drawn in the memory, and with glyphs also new drawings of the letters that are. Writes
+results.json and summary.png to --out; run it again to go on from there.
+
+    python examples/vma_large.py
+    python examples/vma_large.py --data omniglot --data-dir FOLDER --steps 3000
+"""
+
+import argparse
+import json
+import math
+import time
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from torch.nn import functional
+
+from pyro_memory import (
+    VIMCO,
+    BoundEstimate,
+    FrozenAddress,
+    MappedMemory,
+    MemoryContribution,
+    NearestAddress,
+    SlotIndex,
+    SlotMemory,
+    fit,
+    importance_bound,
+    information_gain,
+)
+from pyro_memory.data import NAMES, FewShotTasks, glyphs, load_images
+from pyro_memory.guides import VAEGuide, VMAGuide
+from pyro_memory.models import VAE, VMA
+
+NEAREST = (1, 4, 16, 64, 256)
+TOLERANCE = 0.1  # nats
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = partial(parser.add_argument, metavar="N", type=int)
+    parser.add_argument("--data", choices=NAMES, default="glyphs")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder with the official files (glyphs need none)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/large"))
+    add("--slots", default=10**6, help="slots of the largest memory (default 10^6)")
+    add("--steps", default=800, help="training steps of each model (default 800)")
+    add("--evaluate", default=128, help="targets of each kind (default 128)")
+    add("--particles", default=200, help="K of the bounds (default 200)")
+    add("--latent-dim", default=32)
+    add("--channels", nargs="+", default=[16, 24, 32])
+    add("--matching-dim", default=64)
+    parser.add_argument("--epsilon", metavar="X", type=float, default=0.01, help="share of the slots past the nearest")
+    parser.add_argument("--learning-rate", metavar="X", type=float, default=2e-3)
+    add("--seed", default=0)
+    return parser.parse_args()
+
+
+def warm_then_cosine(step, steps, warm=100):
+    return min(1.0, (step + 1) / warm) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def train(name, model, guide, tasks, args):
+    print(f"\ntraining the {name}: {args.steps} steps of {tasks.targets} images", flush=True)
+    result = fit(
+        model, guide, tasks, VIMCO(4, max_plate_nesting=1), steps=args.steps, learning_rate=args.learning_rate,
+        schedule=partial(warm_then_cosine, steps=args.steps), clip_norm=5000.0, information_every=None,
+        checkpoint=args.out / f"{name.lower()}.safetensors", seed=args.seed,
+    )  # fmt: skip
+    model.eval(), guide.eval()
+    return result.seconds
+
+
+def vary(images, generator):
+    """New drawings of the same letters: small turns, shears, sizes and shifts, as another hand might."""
+    noise = torch.randn(len(images), 6, generator=generator)
+    turn, shear = 0.12 * noise[:, 0], 0.12 * noise[:, 1]
+    rows = torch.stack([turn.cos(), shear - turn.sin(), turn.sin(), turn.cos()], -1).reshape(-1, 2, 2)
+    affine = torch.cat([rows * (0.08 * noise[:, 2:4]).exp().unsqueeze(1), 0.07 * noise[:, 4:6].unsqueeze(-1)], -1)
+    grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
+    return (functional.grid_sample(images, grid, align_corners=False) > 0.4).byte()
+
+
+def drawings_in_a_file(data, address, args):
+    """All drawings in random order, then varied ones up to --slots, and the embedded keys of all."""
+    folder = args.out / f"memory-{args.slots}"
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(args.seed))
+    try:
+        memory = MappedMemory.open(folder)
+    except ValueError:
+        memory = MappedMemory.create(folder, data.shape)
+        memory = memory.append(data.images[order[: args.slots]])
+    if memory.keys is None:
+        while memory.slots < args.slots:
+            generator = torch.Generator().manual_seed(args.seed + memory.slots)
+            chosen = torch.randint(len(data), (min(20_000, args.slots - memory.slots),), generator=generator)
+            memory = memory.append(vary(data[chosen], generator))
+    return memory.with_keys(address)
+
+
+def bound(model, guide, x, memory, args, seed=0):
+    torch.manual_seed(args.seed + seed)
+    parts = [
+        importance_bound(model, guide, part, memory, particles=args.particles, max_plate_nesting=1)
+        for part in x.split(64)
+    ]
+    return BoundEstimate.cat(parts)
+
+
+def look_up(guide, address, x, memory, model, args):
+    guide.address = address
+    return bound(model, guide, x, memory, args)
+
+
+def by_size(pairs, targets, memory, sizes, address, args):
+    """Bounds and information of each kind of targets for each size of memory, by the exact address."""
+    model, guide = pairs["VMA"]
+    guide.address = address
+    rows = {}
+    for kind, x in targets.items():
+        vae = bound(*pairs["VAE"], x, SlotMemory(memory.head(1).values.float()), args)
+        print(f"\n{kind}: VAE, no memory {vae.mean:.2f} ({vae.se:.2f})")
+        print(f"{'slots':>12}{'log p(x|M) >=':>16}{'se':>7}{'over VAE':>11}{'se':>7}{'KL_a':>8}{'eff. slots':>12}")
+        for slots in sizes:
+            part = memory.head(slots)
+            estimate = bound(model, guide, x, part, args)
+            gain, se = MemoryContribution(estimate, {"VAE": vae}).gain("VAE")
+            info = information_gain(model, guide, x, part, draws=2)
+            effective = info.addresses["a"].effective_slots
+            row = {"slots": slots, **estimate.to_dict(), "gain": gain, "gain_se": se, "vae": vae.mean}
+            rows.setdefault(kind, []).append(row | {"kl_a": info["a"].mean, "effective_slots": effective})
+            print(
+                f"{slots:>12,}{estimate.mean:>16.2f}{estimate.se:>7.2f}{gain:>11.2f}{se:>7.2f}"
+                f"{info['a'].mean:>8.2f}{effective:>12.1f}", flush=True,
+            )  # fmt: skip
+    return rows
+
+
+def by_nearest(model, guide, validation, x, memory, sizes, address, args):
+    """The bound by the nearest k slots against the exact one: k chosen on validation, then measured on test."""
+    print(f"\nbound by the nearest k minus the exact one, nats (se); k is the least within {TOLERANCE} on validation")
+    rows = []
+    for slots in sizes:
+        part, index = memory.head(slots), SlotIndex()
+        exact = {name: look_up(guide, address, t, part, model, args) for name, t in (("v", validation), ("t", x))}
+        again = look_up(guide, address, validation, part, model, argparse.Namespace(**vars(args) | {"seed": 99}))
+        noise = MemoryContribution(again, {"exact": exact["v"]}).gain("exact")
+        row = {"slots": slots, "gaps": [], "noise": noise}
+        for k in NEAREST:
+            near = look_up(
+                guide, NearestAddress(address, k, epsilon=args.epsilon, index=index), validation, part, model, args
+            )
+            row["gaps"].append((k, *MemoryContribution(near, {"exact": exact["v"]}).gain("exact")))
+        chosen = next((k for k, gap, _ in row["gaps"] if gap > -TOLERANCE), NEAREST[-1])
+        nearest = NearestAddress(address, chosen, epsilon=args.epsilon, index=index)
+        gap, se = MemoryContribution(look_up(guide, nearest, x, part, model, args), {"exact": exact["t"]}).gain("exact")
+        with torch.no_grad():
+            recall = index.recall(address.query_for(x), chosen)
+        row |= {"chosen": chosen, "test_gap": gap, "test_gap_se": se, "recall": recall, "index": repr(index)}
+        rows.append(row)
+        gaps = "  ".join(f"k={k}: {gap:+.3f} ({se:.3f})" for k, gap, se in row["gaps"])
+        print(f"{slots:>10,} slots  {gaps}\n  chosen k = {chosen}: {gap:+.3f} ({se:.3f}) on test, recall {recall:.3f}; "
+              f"exact against exact with other particles {noise[0]:+.3f} ({noise[1]:.3f})", flush=True)  # fmt: skip
+    return rows
+
+
+def draw(rows, nearest, originals, path):
+    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
+    for kind, own in rows.items():
+        slots, gain = [r["slots"] for r in own], [r["gain"] for r in own]
+        left.errorbar(slots, gain, [2 * r["gain_se"] for r in own], marker="o", capsize=3, label=kind)
+    left.axvline(originals, color="0.6", linestyle=":", label="all drawings; varied ones beyond")
+    left.set(xscale="log", xlabel="slots in memory", ylabel="nats per image over a VAE without memory")
+    left.set_title("What a larger memory gives (two standard errors)")
+    left.legend(frameon=False)
+    for row in nearest:
+        k, gap, se = zip(*row["gaps"], strict=True)
+        right.errorbar(k, gap, [2 * s for s in se], marker="o", capsize=3, label=f"{row['slots']:,} slots")
+    right.axhspan(-TOLERANCE, TOLERANCE, color="0.9", zorder=0, label=f"within {TOLERANCE} nats")
+    right.set(xscale="log", xlabel="k, slots kept", ylabel="bound minus exact-address bound, nats")
+    right.set_yscale("symlog", linthresh=0.2)
+    right.set_xticks(NEAREST, map(str, NEAREST))
+    right.set_title("Looking at the nearest k slots only")
+    right.legend(frameon=False)
+    fig.savefig(path, dpi=120)
+
+
+def main():
+    args, start = arguments(), time.perf_counter()
+    args.out.mkdir(parents=True, exist_ok=True)
+    background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", "evaluation"))
+    print(f"  memory and training: {background}\n  unseen letters: {evaluation}")
+    size = {"latent_dim": args.latent_dim, "channels": args.channels}
+    shape = background.shape
+    torch.manual_seed(args.seed)
+    pairs = {
+        "VAE": (VAE.convolutional(shape, **size), VAEGuide.convolutional(shape, **size)),
+        "VMA": (VMA.convolutional(shape, **size), VMAGuide.convolutional(shape, **size)),
+    }
+    # A small network looks slots up, since it embeds all of them; the large ones see only what was read.
+    pairs["VMA"][1].address = VMAGuide.mlp(shape, matching_dim=args.matching_dim).address
+    tasks = FewShotTasks(background, classes=128, shots=8, targets=32, seed=args.seed)
+    seconds = {name: train(name, *pair, tasks, args) for name, pair in pairs.items()}
+
+    model, guide = pairs["VMA"]
+    memory = drawings_in_a_file(background, guide.address, args)
+    print(f"\n{memory}, of them {min(len(background), args.slots)} drawings as they are, in {memory.folder}")
+    address = FrozenAddress(guide.address)
+    pick = torch.randperm(len(evaluation), generator=torch.Generator().manual_seed(args.seed + 1))[: 2 * args.evaluate]
+    unseen, validation = evaluation[pick].chunk(2)
+    targets = {"letters not in memory": unseen}
+    if args.data == "glyphs":
+        fresh = glyphs("background", seed=args.seed + 1)
+        pick = torch.randperm(len(fresh), generator=torch.Generator().manual_seed(args.seed + 2))[: args.evaluate]
+        targets["new drawings of letters in memory"] = fresh[pick]
+    sizes = sorted({n for n in (*(10**e for e in range(2, 7)), len(background), args.slots) if n <= args.slots})
+    rows = by_size(pairs, targets, memory, sizes, address, args)
+    large = [n for n in sizes if n >= 10**4 and math.log10(n) % 1 == 0] or sizes[-1:]
+    nearest = by_nearest(model, guide, validation, unseen, memory, large, address, args)
+    draw(rows, nearest, len(background), args.out / "summary.png")
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    record = {"settings": settings, "training_seconds": seconds, "by_size": rows, "by_nearest": nearest}
+    record |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "seconds": time.perf_counter() - start}
+    (args.out / "results.json").write_text(json.dumps(record, indent=1))
+    print(f"\nsummary.png and results.json are in {args.out} ({record['seconds']:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()
