@@ -85,6 +85,24 @@ class ShardedMemory(SlotMemory):
         """Computes ``f(memory[a])``."""
         return f(self[a])
 
+    def to(self, *args: Any, **kwargs: Any) -> ShardedMemory:
+        """Moves this process's slots; every process must call it."""
+        return ShardedMemory(self.shard.to(*args, **kwargs), self.group)
+
+    def detach(self) -> ShardedMemory:
+        """Cuts values and keys from the graph; every process must call it."""
+        return ShardedMemory(self.shard.detach(), self.group)
+
+    def write(self, *args: Any, **kwargs: Any) -> SlotMemory:
+        """Raises: each process writes to its own slots."""
+        raise ValueError("A ShardedMemory is not written to; write to each process's shard and divide it anew")
+
+    def with_none(self) -> SlotMemory:
+        """Raises: each process would add a slot."""
+        raise ValueError(
+            'A ShardedMemory has no room for a "none" slot; put a blank item in one shard, none_slot=False'
+        )
+
     def prior(self) -> dist.Categorical:
         """Gives the uniform distribution over the filled slots of all processes."""
         dtype = readable(self.values[:0]).dtype

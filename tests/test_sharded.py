@@ -120,6 +120,11 @@ def check_errors(rank, world):
     with pytest.raises(ValueError, match="`shard` must be a memory that all data share"):
         ShardedMemory(SlotMemory(torch.randn(2, 3, 2), batch_dim=-1))
     memory = ShardedMemory(SlotMemory(torch.randn(3, 2)))
+    assert isinstance(memory.to(torch.float32).detach(), ShardedMemory)
+    with pytest.raises(ValueError, match="write to each process's shard"):
+        memory.write(torch.randn(1, 2))
+    with pytest.raises(ValueError, match="put a blank item in one shard"):
+        memory.with_none()
     address = ContentAddress(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="in one process; got one divided over processes"):
         NearestAddress(address, 1, index=SlotIndex("brute"))(torch.randn(1, 2), memory)

@@ -119,6 +119,16 @@ def test_the_content_address_streams_by_choice_and_beyond_a_size(monkeypatch):
     assert isinstance(ContentAddress(embed, stream=True)(x, per_datum), dist.Categorical)
 
 
+def test_the_none_slot_and_a_memory_without_others_are_addressed_alike():
+    x, embed, mask = torch.randn(6, 3), nn.Linear(3, 4), torch.tensor([True, False, True])
+    for memory in (SlotMemory(torch.randn(3, 3), mask=mask).with_none(), SlotMemory.empty((3,)).with_none()):
+        dense, streamed = (ContentAddress(embed, stream=s)(x, memory) for s in (False, True))
+        a = torch.full((6,), memory.slots - 1)
+        assert_close(streamed.log_prob(a), dense.log_prob(a))
+        assert_close(kl_divergence(streamed, memory.prior()), kl_divergence(dense, memory.prior()))
+        assert (dense.log_prob(streamed.sample((50,))) > -math.inf).all()
+
+
 def test_many_slots_are_embedded_a_block_at_a_time_with_the_same_gradient(monkeypatch):
     x, embed = torch.randn(6, 3), nn.Linear(3, 4)
     values = torch.randn(50, 3, requires_grad=True)
