@@ -66,10 +66,10 @@ def test_gradients_of_log_prob_entropy_and_kl_are_the_dense_ones():
 
 
 def test_what_is_known_without_a_graph_is_computed_again_for_a_gradient():
-    streamed, _ = pair()
+    streamed, dense = pair(masked=False)
     with torch.no_grad():
         a = streamed.sample()
-    assert streamed.log_prob(a).requires_grad
+    assert_close(*(torch.autograd.grad(q.log_prob(a).sum(), streamed.key)[0] for q in (streamed, dense)))
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6), (4, 6)])
@@ -83,6 +83,7 @@ def test_expanded_copies_keep_shapes_and_share_passes(shape):
     assert_close(wide.entropy(), wide_dense.entropy())
     assert streamed._known is wide._known
     single, single_dense = pair((1,))
+    assert_close(single.entropy(), single_dense.entropy())
     assert_close(single.expand((5,)).log_prob(few), single_dense.expand((5,)).log_prob(few))
     assert single.expand((5,)).sample().shape == (5,)
 
