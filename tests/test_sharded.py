@@ -20,6 +20,7 @@ from pyro_memory import (
     ShardedMemory,
     SlotIndex,
     SlotMemory,
+    fit,
     information_gain,
 )
 from pyro_memory.guides import VMAGuide
@@ -109,6 +110,11 @@ def check_vma(rank, world):
     gathered = [torch.empty_like(loss.detach()) for _ in range(world)]
     torch.distributed.all_gather(gathered, loss.detach())
     assert_close(gathered, [loss.detach()] * world)  # all drew the same
+    fit(model, guide, [(x, memory)], objective, steps=3, information_every=2, seed=rank, progress=False)
+    trained = torch.cat([p.detach().flatten() for p in parameters])
+    gathered = [torch.empty_like(trained) for _ in range(world)]
+    torch.distributed.all_gather(gathered, trained)
+    assert_close(gathered, [trained] * world)
     gain = information_gain(model, guide, x, memory)
     assert gain["a"].kl == pytest.approx(information_gain(model, guide, x, SlotMemory(items))["a"].kl, abs=1e-9)
 
