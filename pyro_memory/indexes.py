@@ -90,10 +90,11 @@ class SlotIndex:
             index = faiss.IndexHNSWSQ(dim, half, 32, faiss.METRIC_INNER_PRODUCT)
             index.hnsw.efConstruction = 64
         else:
-            cells = max(1, min(int(4 * math.sqrt(count)), count // 40))
+            cells = max(1, min(int(2 * math.sqrt(count)), count // 40))
             index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, cells, half, faiss.METRIC_INNER_PRODUCT)
-        if not index.is_trained:
-            index.train(self._block(torch.randperm(count, generator=torch.Generator().manual_seed(0))[:BLOCK]))
+        if not index.is_trained:  # forty keys a cell are what faiss wants
+            sample = max(BLOCK, 40 * int(2 * math.sqrt(count)))
+            index.train(self._block(torch.randperm(count, generator=torch.Generator().manual_seed(0))[:sample]))
         for part in torch.arange(count).split(BLOCK):
             index.add(self._block(part))
         return index
