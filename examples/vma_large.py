@@ -226,7 +226,8 @@ def draw(rows, nearest, originals, path):
     right.set_yscale("symlog", linthresh=0.2)
     right.set_xticks(NEAREST, map(str, NEAREST))
     right.set_title("The nearest k slots: bound (line) and ELBO (dotted)")
-    right.legend(frameon=False)
+    right.set_ylim(top=20)  # room for the legend
+    right.legend(frameon=False, loc="upper left", ncols=2)
     fig.savefig(path, dpi=120)
 
 
