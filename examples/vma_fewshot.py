@@ -5,12 +5,14 @@ steps, then measures both on letters that neither has seen. Writes results.json,
 it again to go on from there.
 
     python examples/vma_fewshot.py
+    torchrun --nproc-per-node 2 examples/vma_fewshot.py
     python examples/vma_fewshot.py --data omniglot --data-dir FOLDER --steps 20000 --channels 48 48 64
 """
 
 import argparse
 import json
 import math
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -243,6 +245,8 @@ def main():
     }
     batches = SometimesEmpty(tasks) if args.none_slot else tasks
     results = {name: train(name, *pair, batches, args) for name, pair in pairs.items()}
+    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun the first process measures
+        return
     for model, guide in pairs.values():
         model.eval(), guide.eval()
 

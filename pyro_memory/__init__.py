@@ -13,8 +13,8 @@ from pyro_memory.addressing import (
     ContentAddress,
     Cosine,
     Dot,
+    FrozenAddress,
     LearnedPrior,
-    NearestAddress,
     NormalizedKey,
     UniformPrior,
 )
@@ -22,7 +22,10 @@ from pyro_memory.checkpoints import load_weights
 from pyro_memory.completion import complete
 from pyro_memory.evidence import importance_bound, memory_contribution
 from pyro_memory.export import to_arviz
+from pyro_memory.indexes import SlotIndex
 from pyro_memory.information import information_gain, token_surprise
+from pyro_memory.mapped import MappedMemory
+from pyro_memory.nearest import NearestAddress, NearestCategorical
 from pyro_memory.objectives import VIMCO
 from pyro_memory.rao_blackwell import RaoBlackwellELBO
 from pyro_memory.results import (
@@ -33,7 +36,9 @@ from pyro_memory.results import (
     SiteInformation,
     TokenSurprise,
 )
+from pyro_memory.sharded import ShardedMemory
 from pyro_memory.slots import SlotMemory
+from pyro_memory.streamed import StreamedCategorical
 from pyro_memory.templates import TemplateMemory
 from pyro_memory.training import FitResult, fit
 
@@ -46,14 +51,20 @@ __all__ = [
     "Cosine",
     "Dot",
     "FitResult",
+    "FrozenAddress",
     "InformationGain",
     "LearnedPrior",
+    "MappedMemory",
     "MemoryContribution",
     "NearestAddress",
+    "NearestCategorical",
     "NormalizedKey",
     "RaoBlackwellELBO",
+    "ShardedMemory",
     "SiteInformation",
+    "SlotIndex",
     "SlotMemory",
+    "StreamedCategorical",
     "TemplateMemory",
     "TokenSurprise",
     "UniformPrior",

@@ -11,6 +11,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_memory.nearest import NearestCategorical
 from pyro_memory.objectives import Objective
 from pyro_memory.weights import stochastic_sites, weigh
 
@@ -105,7 +106,7 @@ class _LikeliestThenRest(Messenger):
         base = msg["fn"]
         while hasattr(base, "base_dist"):
             base = base.base_dist
-        if not isinstance(base, torch.distributions.Categorical):
+        if not isinstance(base, (torch.distributions.Categorical, NearestCategorical)):
             raise ValueError(f"`site` {self.site} must be Categorical; got {type(base).__name__}")
         with torch.no_grad():
             probs = base.probs.expand(msg["fn"].batch_shape + base.probs.shape[-1:])
