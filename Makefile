@@ -36,6 +36,7 @@ examples: install ## run every example at a few steps
 	$(RUN) examples/vma_fewshot.py --steps 20 --evaluate 16 --particles 20 --out out/examples/fewshot
 	$(RUN) examples/vma_recall.py --steps 20 --out out/examples/recall
 	$(RUN) examples/compose.py --steps 50 --out out/examples/compose
+	$(RUN) examples/titans_addressing.py --steps 20 --evaluate 16 --out out/examples/addressing
 
 wheel: install ## build the wheel, from the source distribution
 	$(BIN)/python -m build --outdir dist

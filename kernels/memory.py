@@ -232,13 +232,16 @@ def _per_layer(
 
 
 def _check_gates(lr: tuple[Tensor, ...], momentum: tuple[Tensor, ...], decay: tuple[Tensor, ...]) -> None:
-    ranges = (("lr", lr, "at least 0 and finite"), ("momentum", momentum, "in [0, 1]"), ("decay", decay, "in [0, 1]"))
-    for name, gates, wanted in ranges:
+    kinds = {"lr": (lr, "at least 0 and finite"), "momentum": (momentum, "in [0, 1]"), "decay": (decay, "in [0, 1]")}
+    known = {name: list({id(g): g.detach() for g in gates}.values()) for name, (gates, _) in kinds.items()}
+    ends = torch.stack([end.double() for gates in known.values() for g in gates for end in g.aminmax()])
+    ends = iter(ends.view(-1, 2).tolist())  # one transfer from the device
+    for name, gates in known.items():
         upper = torch.finfo(gates[0].dtype).max if name == "lr" else 1.0
-        for gate in {id(g): g.detach() for g in gates}.values():
-            low, high = (x.item() for x in gate.aminmax())
+        for _ in gates:
+            low, high = next(ends)
             if not (low >= 0 and high <= upper):  # also where it is NaN
-                raise ValueError(f"`{name}` must be {wanted}; got values from {low:.4g} to {high:.4g}")
+                raise ValueError(f"`{name}` must be {kinds[name][1]}; got values from {low:.4g} to {high:.4g}")
 
 
 def _check_lengths(lengths: Tensor, k: Tensor) -> None:

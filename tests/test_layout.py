@@ -81,7 +81,7 @@ def test_it_imports_from_any_folder_without_triton_and_leaves_torch_as_it_was(tm
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["vma_fewshot.py", "vma_recall.py", "compose.py"])
+@pytest.mark.parametrize("name", ["vma_fewshot.py", "vma_recall.py", "compose.py", "titans_addressing.py"])
 def test_every_example_has_help(name, tmp_path):
     command = [sys.executable, str(ROOT / "examples" / name), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -157,6 +157,15 @@ def test_recomputing_chunks_changes_nothing(checkpoint_chunks):
         assert_close(actual, expected)
 
 
+def test_a_graph_may_be_walked_twice():
+    tensors = {name: [t.requires_grad_() for t in group] for name, group in problem(2, norm=True).items()}
+    inputs = [t for group in tensors.values() for t in group]
+    loss = sum(t.square().sum() for t in call(tensors, chunk_size=7))
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    for again, once in zip(torch.autograd.grad(loss, inputs), first, strict=True):
+        assert_close(again, once, rtol=0, atol=0)
+
+
 def test_gradients_pass_gradcheck():
     tensors = problem(2, time=5, norm=True)
     names = [name for name, group in tensors.items() for _ in group]
