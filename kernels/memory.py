@@ -33,7 +33,8 @@ def neural_memory(
     lengths: Tensor | None = None,
     backend: str = "auto",
     checkpoint_chunks: int | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    return_state: bool = True,
+) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
     r"""Writes keys and values into a memory by gradient descent at test time, and reads it after each token.
 
     .. code-block:: text
@@ -62,6 +63,7 @@ def neural_memory(
         backend: "auto", "torch" (the chunk form) or "reference" (token by token, the specification).
         checkpoint_chunks: keeps the weights of every n-th chunk for the backward pass and computes the others again:
             memory for weights falls n-fold, time rises by less than a third. By default all are kept.
+        return_state: False saves the work of the last state, which is None then.
 
     Returns:
         ``(y, weights, momentum_state)``: y ``[batch, head, time, out]``, and the state after the last token. A sequence
@@ -89,10 +91,10 @@ def neural_memory(
         residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths,
     )  # fmt: skip
     if backend == "torch":
-        options["checkpoint_chunks"] = checkpoint_chunks
+        options |= {"checkpoint_chunks": checkpoint_chunks, "return_state": return_state}
     with torch.autocast(q.device.type, enabled=False):
         y, weights, momentum_state = BACKENDS[backend](q, k, v, *states, *gates, **options)
-    return y.to(dtype), weights, momentum_state
+    return (y.to(dtype), weights, momentum_state) if return_state else (y.to(dtype), None, None)
 
 
 def memory_surprise(
