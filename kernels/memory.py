@@ -59,7 +59,7 @@ def neural_memory(
         residual_norm: M(x) = x + LN(MLP(x)), eps 1e-5; needs in = out.
         norm_weight, norm_bias: of LN, ``[out]`` or ``[head, out]``; outer parameters, not written at test time.
         lengths: tokens of each sequence, ``[batch]``, 0 to time. The state returned is the one after each sequence's
-            last token, outputs past it are zero, and what stands there is ignored.
+            last token, outputs past it are zero, and what q, k, v hold there is ignored.
         backend: "auto", "torch" (the chunk form) or "reference" (token by token, the specification).
         checkpoint_chunks: keeps the weights of every n-th chunk for the backward pass and computes the others again:
             memory for weights falls n-fold, time rises by less than a third. By default all are kept.
