@@ -236,7 +236,7 @@ class NearestAddress(nn.Module):
 
     def _found(self, x: Tensor, memory: SlotMemory) -> tuple[Tensor, Tensor]:
         if memory.batch_dim is not None or memory.divided:
-            kind = "divided over processes" if memory.divided else "one per datum"
+            kind = "divided over processes" if memory.divided else "per datum"
             raise ValueError(f"`index` needs a memory that all data share, in one process; got one {kind}")
         learning = self.training and torch.is_grad_enabled()
         self.index.follow(self.address, memory, learning=learning)
