@@ -145,7 +145,7 @@ def run(name, mixer, horizon, series, args):
         model, guide, Patches(window("train", batch=args.batch, seed=args.seed), args.patch),
         Trace_ELBO(max_plate_nesting=1), steps=args.steps, learning_rate=args.learning_rate,
         schedule=lambda step: 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)), information_every=None,
-        evaluate=lambda step: errors(model, guide, valid, args), evaluate_every=max(1, args.steps // 4),
+        evaluate=lambda step: errors(model, guide, valid, args),
         checkpoint=args.out / f"{name}-{horizon}.safetensors", resume=not args.fresh, seed=args.seed,
         device=args.device,
     )  # fmt: skip
