@@ -11,7 +11,6 @@ it again to go on from there.
 
 import argparse
 import json
-import math
 import os
 import time
 from functools import partial
@@ -30,6 +29,7 @@ from pyro_memory import (
     fit,
     importance_bound,
     information_gain,
+    warm_cosine,
 )
 from pyro_memory.data import NAMES, FewShotTasks, load_images
 from pyro_memory.guides import VAEGuide, VMAGuide
@@ -65,10 +65,6 @@ def arguments():
     return parser.parse_args()
 
 
-def warm_then_cosine(step, steps, warm=100):
-    return min(1.0, (step + 1) / warm) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
 def train(name, model, guide, tasks, args):
     print(f"\ntraining the {name}: {args.steps} steps of {args.batch} images, {args.train_particles} particles")
     return fit(
@@ -78,7 +74,7 @@ def train(name, model, guide, tasks, args):
         VIMCO(args.train_particles, max_plate_nesting=1),
         steps=args.steps,
         learning_rate=args.learning_rate,
-        schedule=partial(warm_then_cosine, steps=args.steps),
+        schedule=warm_cosine(args.steps),
         clip_norm=5000.0,
         checkpoint=args.out / f"{name.lower()}.safetensors",
         resume=not args.fresh,

@@ -89,6 +89,7 @@ def draw(curves, ceiling, slots, path):
     right.set_yscale("symlog", linthresh=10)
     for ax in (left, right):
         ax.set_xscale("log")  # the address is learned within the first steps
+        ax.xaxis.set_minor_formatter("")
         ax.legend(frameon=False)
     fig.savefig(path, dpi=120)
 

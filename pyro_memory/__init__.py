@@ -36,6 +36,7 @@ from pyro_memory.results import (
     SiteInformation,
     TokenSurprise,
 )
+from pyro_memory.schedules import warm_cosine
 from pyro_memory.sharded import ShardedMemory
 from pyro_memory.slots import SlotMemory
 from pyro_memory.streamed import StreamedCategorical
@@ -76,4 +77,5 @@ __all__ = [
     "memory_contribution",
     "to_arviz",
     "token_surprise",
+    "warm_cosine",
 ]
