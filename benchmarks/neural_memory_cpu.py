@@ -23,6 +23,7 @@ import argparse
 import csv
 import gc
 import importlib.util
+import itertools
 import json
 import resource
 import statistics
@@ -65,10 +66,11 @@ def resident():
     return pages * resource.getpagesize() / 2**20
 
 
-def measure(setting, width, chunk, time_steps, threads, repeats):
+def measure(setting, width, chunk, time_steps, threads, repeats, gigabytes):
     """Milliseconds and added MB of one case; runs in its own process."""
     import torch
 
+    resource.setrlimit(resource.RLIMIT_AS, (gigabytes * 2**30,) * 2)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     module = build(setting, width, chunk)
@@ -98,24 +100,25 @@ def measure(setting, width, chunk, time_steps, threads, repeats):
 
 
 def speed(args):
-    rows = []
+    rows, stopped = [], set()
     for setting, (module, _) in SETTINGS.items():
         if importlib.util.find_spec(module) is None:
             print(f"{setting}: skipped, `{module}` is not installed (pip install {module.replace('_', '-')})")
+            stopped |= {(setting, width, chunk) for width in args.widths for chunk in args.chunks}
+    cells = [(w, c, t) for w in args.widths for c in args.chunks for t in args.tokens]
+    for (width, chunk, tokens), setting in itertools.product(cells, SETTINGS):
+        if (setting, width, chunk) in stopped:
             continue
-        for width in args.widths:
-            for chunk in args.chunks:
-                for tokens in args.tokens:
-                    case = [setting, width, chunk, tokens, args.threads, args.repeats]
-                    command = [sys.executable, __file__, "--case", json.dumps(case)]
-                    done = subprocess.run(command, capture_output=True, text=True)
-                    if done.returncode:
-                        print(f"{setting}, {width}, {chunk}, {tokens}: stopped ({done.stderr.strip()[-80:]})")
-                        break
-                    rows.append(json.loads(done.stdout.splitlines()[-1]))
-                    print(rows[-1], flush=True)
-                    if rows[-1]["both_ms"] > 1000 * args.limit:
-                        break
+        case = [setting, width, chunk, tokens, args.threads, args.repeats, args.memory]
+        done = subprocess.run([sys.executable, __file__, "--case", json.dumps(case)], capture_output=True, text=True)
+        if done.returncode:
+            print(f"{setting}, {width}, {chunk}, {tokens}: stopped ({done.stderr.strip()[-80:]})")
+            stopped.add((setting, width, chunk))
+            continue
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], flush=True)
+        if rows[-1]["both_ms"] > 1000 * args.limit:
+            stopped.add((setting, width, chunk))
     return rows
 
 
@@ -213,6 +216,7 @@ def main():
     parser.add_argument(
         "--limit", type=float, default=6.0, help="seconds of a call after which a setting stops growing"
     )
+    parser.add_argument("--memory", type=int, default=10, help="gigabytes a case may take")
     parser.add_argument("--stream", type=int, default=1_000_000, help="tokens to stream")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -212,7 +212,7 @@ def main():
     print_table(rows, horizons)
     draw_fans(shown, series, args, args.out / "fans.png")
     record = {
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "series": repr(series),

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import torch
 from pyro.infer import Trace_ELBO
 
-from pyro_memory import TokenSurprise, fit, token_surprise
+from pyro_memory import TokenSurprise, fit, token_surprise, warm_cosine
 from pyro_memory.data import CHARACTERS, CharacterText, NeedleTasks, load_text
 from pyro_memory.models import (
     LSTMMixer,
@@ -73,10 +73,6 @@ def arguments():
     return parser.parse_args()
 
 
-def warm_then_cosine(step, steps, warm=50):
-    return min(1.0, (step + 1) / warm) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
 class Batches:
     """Windows of the text, the first few of each batch with a needle in them."""
 
@@ -117,7 +113,7 @@ def run(name, mixer, text, args):
     valid = text.windows("valid", length=args.length)[:32]
     result = fit(
         model, lambda *batch: None, Batches(text, args), Trace_ELBO(max_plate_nesting=1), steps=args.steps,
-        learning_rate=args.learning_rate, schedule=partial(warm_then_cosine, steps=args.steps),
+        learning_rate=args.learning_rate, schedule=warm_cosine(args.steps, warm=50),
         clip_norm=float(args.batch * args.length), information_every=None,
         evaluate=lambda step: {"bits": surprise(model, valid, args).bits}, evaluate_every=max(1, args.steps // 10),
         checkpoint=args.out / f"{name}.safetensors", resume=not args.fresh, seed=args.seed, device=args.device,
@@ -184,7 +180,7 @@ def main():
     for name, nats in needle.items():
         print(f"{name:>12}: the planted sentence {nats['first']:.1f} nats, again at the end {nats['again']:.1f}")
     record = {
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "text": repr(text),

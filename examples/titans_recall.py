@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import torch
 from pyro.infer import Trace_ELBO
 
-from pyro_memory import fit
+from pyro_memory import fit, warm_cosine
 from pyro_memory.data import RecallTasks
 from pyro_memory.models import (
     LSTMMixer,
@@ -82,10 +82,6 @@ def arguments():
     return parser.parse_args()
 
 
-def warm_then_cosine(step, steps, warm=50):
-    return min(1.0, (step + 1) / warm) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
 def tasks(args, length, seed, gap=None, batch=None):
     return RecallTasks(
         pairs=args.pairs, length=length, vocabulary=args.vocabulary, gap=gap, batch=batch or args.batch, seed=seed
@@ -119,7 +115,7 @@ def run(name, mixer, seed, args):
     file = f"{name.replace(',', '').replace(' ', '-')}-{seed}.safetensors"
     result = fit(
         model, lambda *batch: None, tasks(args, args.length, seed), Trace_ELBO(max_plate_nesting=1), steps=args.steps,
-        learning_rate=args.learning_rate, schedule=partial(warm_then_cosine, steps=args.steps),
+        learning_rate=args.learning_rate, schedule=warm_cosine(args.steps, warm=50),
         clip_norm=float(args.batch * args.pairs), information_every=None,
         evaluate=lambda step: {"accuracy": accuracy(model, test, args)[0]}, evaluate_every=max(1, args.steps // 10),
         checkpoint=args.out / file, resume=not args.fresh, seed=seed,
@@ -181,7 +177,7 @@ def main():
     rows = [run(name, mixer, seed, args) for name, mixer in runs.items() for seed in args.seeds]
     draw(rows, args, args.out / "recall.png")
     record = {
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "runs": rows,

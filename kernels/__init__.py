@@ -1,6 +1,7 @@
-"""Accelerated public functions; they import torch and triton only."""
+"""Accelerated public functions; torch alone, and Triton where there is a CUDA device."""
 
+from pyro_memory.kernels.addressing import AddressRead, fused_address, nearest_slots
 from pyro_memory.kernels.memory import memory_surprise, neural_memory
 from pyro_memory.kernels.reference import apply_memory
 
-__all__ = ["apply_memory", "memory_surprise", "neural_memory"]
+__all__ = ["AddressRead", "apply_memory", "fused_address", "memory_surprise", "nearest_slots", "neural_memory"]

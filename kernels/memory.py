@@ -33,7 +33,8 @@ def neural_memory(
     lengths: Tensor | None = None,
     backend: str = "auto",
     checkpoint_chunks: int | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    return_state: bool = True,
+) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
     r"""Writes keys and values into a memory by gradient descent at test time, and reads it after each token.
 
     .. code-block:: text
@@ -58,10 +59,11 @@ def neural_memory(
         residual_norm: M(x) = x + LN(MLP(x)), eps 1e-5; needs in = out.
         norm_weight, norm_bias: of LN, ``[out]`` or ``[head, out]``; outer parameters, not written at test time.
         lengths: tokens of each sequence, ``[batch]``, 0 to time. The state returned is the one after each sequence's
-            last token, outputs past it are zero, and what stands there is ignored.
+            last token, outputs past it are zero, and what q, k, v hold there is ignored.
         backend: "auto", "torch" (the chunk form) or "reference" (token by token, the specification).
         checkpoint_chunks: keeps the weights of every n-th chunk for the backward pass and computes the others again:
             memory for weights falls n-fold, time rises by less than a third. By default all are kept.
+        return_state: False saves the work of the last state, which is None then.
 
     Returns:
         ``(y, weights, momentum_state)``: y ``[batch, head, time, out]``, and the state after the last token. A sequence
@@ -89,10 +91,10 @@ def neural_memory(
         residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths,
     )  # fmt: skip
     if backend == "torch":
-        options["checkpoint_chunks"] = checkpoint_chunks
+        options |= {"checkpoint_chunks": checkpoint_chunks, "return_state": return_state}
     with torch.autocast(q.device.type, enabled=False):
         y, weights, momentum_state = BACKENDS[backend](q, k, v, *states, *gates, **options)
-    return y.to(dtype), weights, momentum_state
+    return (y.to(dtype), weights, momentum_state) if return_state else (y.to(dtype), None, None)
 
 
 def memory_surprise(
@@ -232,13 +234,16 @@ def _per_layer(
 
 
 def _check_gates(lr: tuple[Tensor, ...], momentum: tuple[Tensor, ...], decay: tuple[Tensor, ...]) -> None:
-    ranges = (("lr", lr, "at least 0 and finite"), ("momentum", momentum, "in [0, 1]"), ("decay", decay, "in [0, 1]"))
-    for name, gates, wanted in ranges:
+    kinds = {"lr": (lr, "at least 0 and finite"), "momentum": (momentum, "in [0, 1]"), "decay": (decay, "in [0, 1]")}
+    known = {name: list({id(g): g.detach() for g in gates}.values()) for name, (gates, _) in kinds.items()}
+    ends = torch.stack([end.double() for gates in known.values() for g in gates for end in g.aminmax()])
+    ends = iter(ends.view(-1, 2).tolist())  # one transfer from the device
+    for name, gates in known.items():
         upper = torch.finfo(gates[0].dtype).max if name == "lr" else 1.0
-        for gate in {id(g): g.detach() for g in gates}.values():
-            low, high = (x.item() for x in gate.aminmax())
+        for _ in gates:
+            low, high = next(ends)
             if not (low >= 0 and high <= upper):  # also where it is NaN
-                raise ValueError(f"`{name}` must be {wanted}; got values from {low:.4g} to {high:.4g}")
+                raise ValueError(f"`{name}` must be {kinds[name][1]}; got values from {low:.4g} to {high:.4g}")
 
 
 def _check_lengths(lengths: Tensor, k: Tensor) -> None:

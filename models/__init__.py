@@ -1,5 +1,6 @@
 """Generative models with a memory."""
 
+from pyro_memory.models.soft_attention import SoftAttentionVAE
 from pyro_memory.models.titans import (
     DLinear,
     LSTMMixer,
@@ -28,6 +29,7 @@ __all__ = [
     "NormalReadout",
     "SequenceModel",
     "SequenceState",
+    "SoftAttentionVAE",
     "StudentTReadout",
     "TitansAddressing",
     "TitansLMM",

@@ -8,18 +8,26 @@ if not (Path(__file__).parent / "models").is_dir():
     # A checkout keeps models, guides and kernels beside this folder; an installed wheel has them inside it.
     __path__.append(str(Path(__file__).parent.parent))
 
+from pyro_memory.addressed import AddressedBernoulli
 from pyro_memory.addressing import (
     ContentAddress,
     Cosine,
     Dot,
+    FrozenAddress,
     LearnedPrior,
-    NearestAddress,
     NormalizedKey,
     UniformPrior,
 )
+from pyro_memory.checkpoints import load_weights
+from pyro_memory.completion import complete
 from pyro_memory.evidence import importance_bound, memory_contribution
+from pyro_memory.export import to_arviz
+from pyro_memory.indexes import SlotIndex
 from pyro_memory.information import information_gain, token_surprise
+from pyro_memory.mapped import MappedMemory
+from pyro_memory.nearest import NearestAddress, NearestCategorical
 from pyro_memory.objectives import VIMCO
+from pyro_memory.rao_blackwell import RaoBlackwellELBO
 from pyro_memory.results import (
     AddressInformation,
     BoundEstimate,
@@ -28,31 +36,46 @@ from pyro_memory.results import (
     SiteInformation,
     TokenSurprise,
 )
+from pyro_memory.schedules import warm_cosine
+from pyro_memory.sharded import ShardedMemory
 from pyro_memory.slots import SlotMemory
+from pyro_memory.streamed import StreamedCategorical
 from pyro_memory.templates import TemplateMemory
 from pyro_memory.training import FitResult, fit
 
 __all__ = [
     "VIMCO",
     "AddressInformation",
+    "AddressedBernoulli",
     "BoundEstimate",
     "ContentAddress",
     "Cosine",
     "Dot",
     "FitResult",
+    "FrozenAddress",
     "InformationGain",
     "LearnedPrior",
+    "MappedMemory",
     "MemoryContribution",
     "NearestAddress",
+    "NearestCategorical",
     "NormalizedKey",
+    "RaoBlackwellELBO",
+    "ShardedMemory",
     "SiteInformation",
+    "SlotIndex",
     "SlotMemory",
+    "StreamedCategorical",
     "TemplateMemory",
     "TokenSurprise",
     "UniformPrior",
+    "complete",
     "fit",
     "importance_bound",
     "information_gain",
+    "load_weights",
     "memory_contribution",
+    "to_arviz",
     "token_surprise",
+    "warm_cosine",
 ]

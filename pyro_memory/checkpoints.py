@@ -80,9 +80,9 @@ def save_checkpoint(
         "record": dict(record or {}),
     }
     states = {"optimizer_scalars": scalars, "python": rng["random"], "numpy": [kind, keys.tolist(), *rest]}
-    _replace(path, lambda temporary: save_file(tensors, temporary, {HEADER: json.dumps(summary | states)}))
+    replace_file(path, lambda temporary: save_file(tensors, temporary, {HEADER: json.dumps(summary | states)}))
     readable = json.dumps(summary, indent=2)
-    _replace(path.with_suffix(".json"), lambda temporary: temporary.write_text(readable + "\n"))
+    replace_file(path.with_suffix(".json"), lambda temporary: temporary.write_text(readable + "\n"))
     return path
 
 
@@ -232,7 +232,7 @@ def _load_optimizer(path, header, tensors, optimizer: torch.optim.Optimizer) -> 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a new file beside the old one and swaps them only when it is on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -15,11 +15,14 @@ from pyro.infer.inspect import get_dependencies
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_memory.nearest import NearestCategorical
 from pyro_memory.results import AddressInformation, InformationGain, SiteInformation, TokenSurprise
 from pyro_memory.slots import SlotMemory
+from pyro_memory.streamed import StreamedCategorical, log_prior_row
 from pyro_memory.weights import PARTICLES, Particles, stochastic_sites
 
 Site = dict[str, Any]
+ADDRESSES = (torch.distributions.Categorical, StreamedCategorical, NearestCategorical)
 
 
 @torch.no_grad()
@@ -76,7 +79,7 @@ def information_gain(
             if kl is not None
             else SiteInformation(None, unit, "joint only", math.nan)
         )
-        if isinstance(_base(q["fn"]), torch.distributions.Categorical) and kl is not None:
+        if isinstance(_base(q["fn"]), ADDRESSES) and kl is not None:
             addresses[name] = _address(_base(q["fn"]), _base(p["fn"]), args, kwargs)
     notes = [f"site {n} has no KL of its own: a parent of it in the model follows it in the guide" for n in undefined]
     joint = _joint(sites, order, guide_sites, model_sites, data_plates, bool(undefined))
@@ -264,35 +267,36 @@ def _joint(
 
 
 def _address(q: Any, p: Any, args: tuple, kwargs: dict) -> AddressInformation:
-    """Describes the use of a categorical site."""
-    probs, prior = torch.broadcast_tensors(q.probs, p.probs)
-    slots = probs.shape[-1]
-    probs, prior = probs.reshape(-1, slots).double(), prior.reshape(-1, slots).double()
-    entropy = -torch.special.xlogy(probs, probs).sum(-1)
+    """Describes the use of an address site."""
+    slots = q.slots if hasattr(q, "slots") else q.probs.shape[-1]
+    memories = [m for m in [*args, *kwargs.values()] if isinstance(m, SlotMemory)]
+    reason = "each datum has a memory of its own" if any(m.batch_dim is not None for m in memories) else ""
+    try:
+        prior = log_prior_row(p, slots).double().exp()
+    except ValueError:
+        prior = p.probs.reshape(-1, slots).double()
+        if torch.allclose(prior, prior[:1].expand_as(prior)):
+            prior = prior[0]
+        else:
+            reason = reason or "the data do not share one prior over addresses"
+    entropy = q.entropy().double().flatten()
     least = prior.masked_fill(prior == 0, math.inf).amin(-1)
-    data = q.probs.shape[-2] if q.probs.dim() > 1 else 1
     facts = {
-        "slots": slots, "data": data,
+        "slots": slots, "data": q.batch_shape[-1] if q.batch_shape else 1,
         "ceiling": -least.log().mean().item(), "effective_slots": entropy.exp().mean().item(),
     }  # fmt: skip
-    memories = [m for m in [*args, *kwargs.values()] if isinstance(m, SlotMemory)]
-    if any(m.batch_dim is not None for m in memories):
-        return AddressInformation(**facts, reason="each datum has a memory of its own")
-    if not torch.allclose(prior, prior[:1].expand_as(prior)):
-        return AddressInformation(**facts, reason="the data do not share one prior over addresses")
-    usage = probs.mean(0)
+    if reason:
+        return AddressInformation(**facts, reason=reason)
+    usage = q.usage().double() if hasattr(q, "usage") else q.probs.reshape(-1, slots).double().mean(0)
     return AddressInformation(
-        **facts,
-        usage=usage,
-        dead=(usage < 0.01 * prior[0]) & (prior[0] > 0),
-        **_split(probs, prior[0], usage),
+        **facts, usage=usage, dead=(usage < 0.01 * prior) & (prior > 0), **_split(entropy, prior, usage)
     )
 
 
 def _split(
-    probs: Float[Tensor, "datum slot"], prior: Float[Tensor, " slot"], usage: Float[Tensor, " slot"]
+    entropy: Float[Tensor, " datum"], prior: Float[Tensor, " slot"], usage: Float[Tensor, " slot"]
 ) -> dict[str, float]:
-    """Splits the mean KL(q || p) into I(n; a) and KL(q(a) || p(a))."""
-    information = (torch.special.xlogy(probs, probs) - torch.special.xlogy(probs, usage)).sum(-1).mean()
-    marginal = (torch.special.xlogy(usage, usage) - torch.special.xlogy(usage, prior)).sum()
-    return {"mutual_information": information.item(), "marginal_kl": marginal.item()}
+    """Splits the mean KL(q || p) into I(n; a) = H(q(a)) - E H(q(a | x)) and KL(q(a) || p(a))."""
+    negative_entropy = torch.special.xlogy(usage, usage)
+    marginal = (negative_entropy - torch.special.xlogy(usage, prior)).sum()
+    return {"mutual_information": (-negative_entropy.sum() - entropy.mean()).item(), "marginal_kl": marginal.item()}

@@ -44,10 +44,12 @@ def plot_information(gain: InformationGain, ax: Axes | None = None) -> Axes:
         site = gain.sites[name]
         se = 0.0 if math.isnan(site.se) else site.se
         ax.barh(i, site.mean, xerr=2 * se, color=BLUE if name in gain.addresses else GREY)
-        ax.annotate(f" {site.mean:.2f}", (site.mean + 2 * se, i), va="center")
+        end = site.mean + 2 * se
         if name in gain.addresses:
             ceiling = gain.addresses[name].ceiling
             ax.plot([ceiling, ceiling], [i - 0.4, i + 0.4], color=ORANGE, label=f"ceiling of {name}")
+            end = max(end, ceiling)
+        ax.annotate(f" {site.mean:.2f}", (end, i), va="center")
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel="KL(q || p), nats")
     ax.invert_yaxis()
     ax.margins(x=0.15)

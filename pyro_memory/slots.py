@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from pyro_memory.streamed import StreamedCategorical
+
 
 class SlotMemory:
     r"""Holds items in slots; a model reads one by its address, ``memory[a]``.
@@ -38,6 +40,8 @@ class SlotMemory:
             a = pyro.sample("a", memory.prior())
             m = memory[a]  # [batch, 1, 28, 28], also with particles or enumerated addresses to the left
     """
+
+    divided = False  # whether the slots lie in several processes
 
     def __init__(
         self,
@@ -118,7 +122,7 @@ class SlotMemory:
         owner = "shared" if self.batch_dim is None else f"{self.values.shape[0]} memories at plate dim {self.batch_dim}"
         counts = self._filled_counts()
         filled = f"{counts.float().mean():.4g}" if counts.numel() else "0"
-        return f"SlotMemory({owner}, slots={self.slots}, filled={filled}, event={list(self.event_shape)})"
+        return f"{type(self).__name__}({owner}, slots={self.slots}, filled={filled}, event={list(self.event_shape)})"
 
     # --- reading
 
@@ -152,6 +156,14 @@ class SlotMemory:
             return tree_map(lambda t: self.gather(t, a), f(self.values))
         return f(self[a])
 
+    def blend(self, weights: Float[Tensor, "*plates slot"]) -> Float[Tensor, "*plates *event"]:
+        """Reads by soft attention: the sum of the slots, each times its weight."""
+        values = self.values.flatten(self._slot_axis + 1) if self.event_shape else self.values.unsqueeze(-1)
+        if self.batch_dim is None:
+            return (weights @ values).reshape(weights.shape[:-1] + self.event_shape)
+        blends = weights.unsqueeze(-2) @ self.align(values)
+        return blends.squeeze(-2).reshape(blends.shape[:-2] + self.event_shape)
+
     def prior(self) -> dist.Categorical:
         """Gives the uniform distribution over filled slots; an unfilled one has probability zero.
 
@@ -159,11 +171,20 @@ class SlotMemory:
             ValueError: if a memory holds nothing.
         """
         self.check_filled()
-        return dist.Categorical(logits=self.masked(self.align(torch.zeros_like(self.ages, dtype=self.values.dtype))))
+        dtype = readable(self.values[:0]).dtype
+        return dist.Categorical(logits=self.masked(self.align(torch.zeros_like(self.ages, dtype=dtype))))
 
     def masked(self, logits: Float[Tensor, "*plates slot"]) -> Float[Tensor, "*plates slot"]:
         """Sets the logits of unfilled slots to minus infinity."""
         return logits if self.mask is None else logits.masked_fill(~self.align(self.mask), -math.inf)
+
+    def streamed(self, query: Float[Tensor, "*batch dim"], key: Float[Tensor, "slot dim"]) -> StreamedCategorical:
+        """Gives ``softmax_a <query, key_a>`` over the filled slots of a shared memory, without a matrix of logits."""
+        return StreamedCategorical(query, key, self.mask)
+
+    def embedder(self, network: torch.nn.Module) -> Callable[[Tensor], Tensor]:
+        """Gives what embeds the slots' contents: the network itself."""
+        return network
 
     def check_filled(self) -> None:
         """Raises a ValueError if nothing can be read from some memory."""
@@ -290,6 +311,11 @@ class SlotMemory:
             None if self.mask is None else f(self.mask),
             ages=f(self.ages), seen=f(self.seen) if self.seen.dim() else self.seen, batch_dim=self.batch_dim,
         )  # fmt: skip
+
+
+def readable(contents: Tensor) -> Tensor:
+    """Brings contents kept as integers or in half precision to the default dtype, in which networks read them."""
+    return contents if contents.dtype in (torch.float32, torch.float64) else contents.to(torch.get_default_dtype())
 
 
 def _overwrite(old: Tensor, items: Tensor, source: Tensor, axis: int) -> Tensor:

@@ -31,6 +31,7 @@ from pyro_memory.checkpoints import (
     restore_random_state,
     save_checkpoint,
 )
+from pyro_memory.ranks import Ranks
 
 LOG_EVERY = 10
 NAMES = "give each module a unique `name=`, or call pyro.clear_param_store() before building them"
@@ -105,6 +106,12 @@ def fit(
     signal acts at once. Cost: beside the objective, one norm over the gradients and one device synchronisation a step,
     and one pass of model and guide at the start, which makes lazy parameters.
 
+    Under ``torchrun`` all processes train one model: at a step each takes a batch of its own, the next in turn, and
+    gradients are averaged (DistributedDataParallel around the objective). The first process writes the checkpoint,
+    measures and shows the bar; a signal to any stops all after the same step. A run may go on with another number of
+    processes: it then counts the same steps, with other batches and noise. A ``ShardedMemory`` in the first batch
+    makes all take the same batches instead.
+
     Args:
         model: a module, or a method of one; left in training mode.
         guide: likewise, or a plain function without parameters.
@@ -134,6 +141,7 @@ def fit(
         FloatingPointError: if the loss or the gradient is not finite. The parameters are those before that step.
     """
     _check_settings(objective, steps, evaluate_every, information_every, checkpoint_every)
+    ranks = Ranks(device)
     path = None if checkpoint is None else Path(checkpoint)
     resuming = resume and path is not None and path.exists()
     log = _Log(**read_header(path)["record"]["log"]) if resuming else _Log()
@@ -142,40 +150,52 @@ def fit(
 
     modules = {id(m): m for m in map(module_of, (model, guide)) if m is not None}
     trained = nn.ModuleList(modules.values()).to(device)
-    batch_at, first_batch = _stream(batches, skip=log.step)
+    batch_at, first_batch = _stream(batches, log.step, ranks)
     with _aside(trained):
-        _make_parameters(model, guide, trained, _arguments(first_batch(), device))
+        args = _arguments(first_batch(), device)
+        _make_parameters(model, guide, trained, args)
+    ranks.divided = any(getattr(a, "divided", False) for a in args)
     parameters = [p for p in trained.parameters() if p.requires_grad]
-    loop = _Loop(model, guide, objective, parameters, _optimizer(optimizer, parameters, learning_rate), clip_norm)
+    optimizer = _optimizer(optimizer, parameters, learning_rate)
+    compute = ranks.gradients(objective, model, guide, trained)
+    loop = _Loop(model, guide, compute, parameters, optimizer, clip_norm, ranks)
     kept = _Kept(path, loop, log, {"learning_rate": learning_rate, "clip_norm": clip_norm, "seed": seed})
     if resuming:
         load_checkpoint(path, model, guide, loop.optimizer)
         kept.step = log.step
+    ranks.wait()  # until all have read the file that the first may write
+    ranks.scatter_streams()
+    measures = ranks.main or ranks.divided
 
     started = time.perf_counter() - log.seconds
-    bar = tqdm(total=steps, initial=log.step, unit="step", disable=not progress or log.step >= steps)
+    shown = progress and ranks.main and log.step < steps
+    bar = tqdm(total=steps, initial=log.step, unit="step", disable=not shown)
     with bar, _deferred_signals(path is not None) as signals, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered (NaN|[+-]inf)")  # the loop's own message says more
-        while log.step < steps and not signals:
+        stop = ranks.any(bool(signals))
+        while log.step < steps and not stop:
             args = _arguments(batch_at(log.step), device)
             rate = learning_rate * (1.0 if schedule is None else schedule(log.step))
             log.add(-loop.step(args, log.step, rate, kept))
-            if _due(log.step, information_every):
+            if measures and _due(log.step, information_every):
                 with _aside(trained), torch.no_grad():
                     information_every = information_every if log.inform(model, guide, args) else None
-            if evaluate and (_due(log.step, evaluate_every) or log.step == steps):
+            if measures and evaluate and (_due(log.step, evaluate_every) or log.step == steps):
                 with _aside(trained), torch.no_grad():
                     log.note("evaluation", evaluate(log.step))
             log.seconds = time.perf_counter() - started
-            if path and (_due(log.step, checkpoint_every) or log.step == steps or signals):
+            stop = ranks.any(bool(signals))
+            if path and (_due(log.step, checkpoint_every) or log.step == steps or stop):
                 kept.save()
             bar.set_postfix_str(log.latest, refresh=False)
             bar.update()
-        if signals and kept.step != log.step:
+        stop = ranks.any(bool(signals))
+        if stop and path and kept.step != log.step:
             kept.save()  # the signal came after the loop had looked
-    if signal.SIGTERM in signals:
+    ranks.wait()  # until the file is there
+    if stop and (signal.SIGTERM in signals or not signals):
         raise SystemExit(128 + signal.SIGTERM)
-    if signals:
+    if stop:
         raise KeyboardInterrupt(f"stopped after step {log.step}; {path} goes on from there")
     return FitResult(log.step, log.seconds, log.whole_history(), path)
 
@@ -190,15 +210,16 @@ class _Loop:
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
-    objective: ELBO
+    compute: Callable[..., Any]
     parameters: list[Tensor]
     optimizer: torch.optim.Optimizer
     clip_norm: float | None
+    ranks: Ranks
     checked: bool = False
 
     def step(self, args: tuple[Any, ...], step: int, rate: float, kept: _Kept) -> float:
         self.optimizer.zero_grad()
-        loss = self._loss_and_grads(args)
+        loss = self.ranks.mean(self._loss_and_grads(args))
         norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
@@ -214,7 +235,7 @@ class _Loop:
         return loss
 
     def _loss_and_grads(self, args: tuple[Any, ...]) -> float:
-        compute = partial(self.objective.loss_and_grads, self.model, self.guide, *args)
+        compute = partial(self.compute, *args)
         if self.checked:
             loss = compute()
         else:
@@ -293,21 +314,33 @@ def _optimizer(
     return optimizer(parameters, lr=learning_rate)
 
 
-def _stream(batches: Any, *, skip: int) -> tuple[Callable[[int], Any], Callable[[], Any]]:
+def _stream(batches: Any, skip: int, ranks: Ranks) -> tuple[Callable[[int], Any], Callable[[], Any]]:
     """Gives the batch of a step, and a batch to look at before the first step, from any kind of ``batches``."""
     if hasattr(batches, "__getitem__"):
         length = len(batches) if hasattr(batches, "__len__") else None
         if length == 0:
             raise ValueError("`batches` must hold at least one batch; got none")
-        return lambda step: batches[step % length if length else step], lambda: batches[0]
+
+        def at(step: int) -> Any:
+            number = ranks.share(step)
+            return batches[number % length if length else number]
+
+        return at, lambda: batches[0]
     if callable(batches):
-        return batches, lambda: batches(0)
+        return lambda step: batches(ranks.share(step)), lambda: batches(0)
     if not isinstance(batches, Iterable):
         raise ValueError(f"`batches` must have `[step]`, be callable or iterable; got {type(batches).__name__}")
     endless = _endless(batches)
-    ahead = next(islice(endless, skip, None))
-    rest = chain([ahead], endless)
-    return lambda step: next(rest), lambda: ahead
+    first = next(endless)
+    rest: Iterator[Any] | None = None
+
+    def read(step: int) -> Any:
+        nonlocal rest
+        if rest is None:  # each process reads all batches and keeps its own, unless all share each batch
+            rest = islice(chain([first], endless), ranks.share(skip), None, ranks.share(1) - ranks.share(0))
+        return next(rest)
+
+    return read, lambda: first
 
 
 def _endless(batches: Iterable[Any]) -> Iterator[Any]:
@@ -429,10 +462,11 @@ class _Kept:
     step: int | None = None
 
     def save(self) -> None:
-        record = {"log": asdict(self.log), "hyperparameters": self.settings}
-        save_checkpoint(
-            self.path, self.loop.model, self.loop.guide, self.loop.optimizer, step=self.log.step, record=record
-        )
+        if self.loop.ranks.main:
+            record = {"log": asdict(self.log), "hyperparameters": self.settings}
+            save_checkpoint(
+                self.path, self.loop.model, self.loop.guide, self.loop.optimizer, step=self.log.step, record=record
+            )
         self.step = self.log.step
 
     def __str__(self) -> str:

@@ -72,7 +72,7 @@ def test_nearest_keeps_the_likeliest_slots_in_proportion():
     assert (kept.sum(-1) == 2).all()
     assert_close(near.probs, torch.where(kept, full.probs, 0) / (full.probs * kept).sum(-1, keepdim=True))
     assert (full.probs.masked_fill(kept, 0).amax(-1) <= full.probs.masked_fill(~kept, 1).amin(-1)).all()
-    assert_close(NearestAddress(ContentAddress(embed), 9)(x, memory).probs, full.probs)
+    assert_close(NearestAddress(ContentAddress(embed), 5)(x, memory).probs, full.probs)
 
 
 def test_a_learned_prior_starts_uniform_and_learns():

@@ -205,9 +205,17 @@ class NeuralMemory(PyroModule):
     def _qkv(self, projected: Tensor) -> tuple[Tensor, ...]:
         mixed = projected
         if self.convolution is not None:
-            mixed = self.convolution(projected.transpose(1, 2)).transpose(1, 2)
+            mixed = self._convolve(projected)
         q, k, v = mixed.unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         return F.normalize(q, dim=-1, eps=1e-6), F.normalize(k, dim=-1, eps=1e-6), v
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """Mixes each channel's last ``convolution`` tokens; single tokens without the overhead of a convolution."""
+        if x.shape[1] > 2 * self.taps:
+            return self.convolution(x.transpose(1, 2)).transpose(1, 2)
+        time = x.shape[1] - self.taps + 1
+        taps = self.convolution.weight.squeeze(1).unbind(1)
+        return sum(x[:, i : i + time] * tap for i, tap in enumerate(taps))
 
     def _gates(self, x: Tensor) -> tuple[Tensor, ...]:
         """theta, eta and alpha of each layer, one after the other."""
@@ -242,12 +250,12 @@ class NeuralMemory(PyroModule):
         """From heads to ``[batch, time, inner]``, each head of unit mean square times a learned weight."""
         return F.rms_norm(y.transpose(1, 2), (self.head_dim,), eps=1e-6).flatten(2) * self.read_norm
 
-    def _write_and_read(self, tokens, weights, momentum, lengths):
-        arguments = self._arguments(tokens, lengths, momentum)
-        return neural_memory(*tokens[:3], weights, **arguments, **self.run_options)
+    def _write_and_read(self, tokens, weights, momentum, lengths, return_state):
+        arguments = self._arguments(tokens, lengths, momentum) | self.run_options
+        return neural_memory(*tokens[:3], weights, **arguments, return_state=return_state)
 
     def _record(self, tokens: tuple[Tensor, ...], fast: FastWeights, lengths: Tensor | None) -> None:
-        def step(tokens, weights, momentum, lengths):
+        def step(tokens, weights, momentum, lengths, _):
             return memory_surprise(*tokens[1:3], weights, **self._arguments(tokens, lengths, momentum))
 
         surprise, _ = run_through(step, fast, tokens, self.chunk_size, lengths)

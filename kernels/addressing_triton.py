@@ -1,0 +1,270 @@
+"""The Triton kernels behind ``fused_address``: kernels, launcher, autograd.Function."""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+LOWEST = tl.constexpr(-1.0e30)  # stands for minus infinity where a difference of two must stay a number
+
+
+@triton.jit
+def _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED: tl.constexpr):
+    """The scores of one block of slots, [B, M]; LOWEST where there is no filled slot; and the keys, [M, D]."""
+    inside = i_slot < slots
+    k = tl.load(
+        p_key + i_slot[:, None].to(tl.int64) * dim + d[None, :], mask=inside[:, None] & (d < dim)[None, :], other=0.0
+    ).to(q.dtype)
+    if MASKED:
+        inside = inside & (tl.load(p_mask + i_slot, mask=inside, other=0) != 0)
+    s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    return tl.where(inside[None, :], s, LOWEST), k, inside
+
+
+@triton.jit
+def _forward(
+    p_query, p_key, p_value, p_prior, p_mask, p_sums, p_read, p_drawn, p_maxima,
+    batch, slots, dim, value_dim, span, seed,
+    B: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr, S: tl.constexpr, SAMPLES: tl.constexpr,
+    MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """One block of queries over one span of slots; sums are relative to the largest score of the span."""
+    i_span = tl.program_id(1)
+    i_b = tl.program_id(0) * B + tl.arange(0, B)
+    d, v, i_sample = tl.arange(0, D), tl.arange(0, V), tl.arange(0, S)
+    row = i_b < batch
+    q = tl.load(p_query + i_b[:, None] * dim + d[None, :], mask=row[:, None] & (d < dim)[None, :], other=0.0).to(SUM)
+    top = tl.full([B], LOWEST, SUM)
+    total, score, prior, outside = (tl.zeros([B], SUM), tl.zeros([B], SUM), tl.zeros([B], SUM), tl.zeros([B], SUM))
+    read = tl.zeros([B, V], SUM)
+    maxima = tl.full([B, S], LOWEST, SUM)
+    drawn = tl.zeros([B, S], tl.int32)
+    for start in range(i_span * span, tl.minimum((i_span + 1) * span, slots), M):
+        i_slot = start + tl.arange(0, M)
+        s, _, inside = _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED)
+        new = tl.maximum(top, tl.max(s, 1))
+        w = tl.where(inside[None, :], tl.exp(s - new[:, None]), 0.0)
+        old = tl.exp(top - new)
+        mass = tl.sum(w, 1)
+        score = old * (score + (top - new) * total) + tl.sum(w * tl.where(inside[None, :], s - new[:, None], 0.0), 1)
+        total = old * total + mass
+        if PRIOR:
+            lp = tl.load(p_prior + i_slot, mask=inside, other=0.0).to(SUM)
+            never = lp == float("-inf")
+            prior = old * prior + tl.sum(w * tl.where(never, 0.0, lp)[None, :], 1)
+            outside = old * outside + tl.sum(w * never.to(SUM)[None, :], 1)
+        if READ:
+            content = tl.load(
+                p_value + i_slot[:, None].to(tl.int64) * value_dim + v[None, :],
+                mask=inside[:, None] & (v < value_dim)[None, :],
+                other=0.0,
+            ).to(SUM)  # [M, V]
+            read = old[:, None] * read + tl.dot(w, content, input_precision="ieee")
+        if SAMPLES:
+            lse = tl.where(mass > 0, tl.log(tl.maximum(mass, 1.0e-37)) + new, LOWEST)
+            block = start // M
+            o_draw = (block * batch + i_b[:, None]) * S + i_sample[None, :]
+            perturbed = lse[:, None] - tl.log(-tl.log(tl.rand(seed, o_draw) * (1 - 1.0e-7) + 5.0e-8))
+            won = (perturbed > maxima) & (lse > LOWEST)[:, None]
+            if tl.max(won.to(tl.int32)) > 0:
+                o_slot = (i_b[:, None, None].to(tl.int64) * slots + i_slot[None, :, None]) * S + i_sample[None, None, :]
+                noise = -tl.log(-tl.log(tl.rand(seed + 1, o_slot) * (1 - 1.0e-7) + 5.0e-8))
+                chosen = start + tl.argmax(s[:, :, None] + noise, 1)
+                drawn = tl.where(won, chosen, drawn)
+            maxima = tl.where(won, perturbed, maxima)
+        top = new
+    o_row = i_span * batch + i_b
+    step = tl.num_programs(1) * batch
+    tl.store(p_sums + o_row, top, mask=row)
+    tl.store(p_sums + step + o_row, total, mask=row)
+    tl.store(p_sums + 2 * step + o_row, score, mask=row)
+    tl.store(p_sums + 3 * step + o_row, prior, mask=row)
+    tl.store(p_sums + 4 * step + o_row, outside, mask=row)
+    if READ:
+        tl.store(p_read + o_row[:, None] * value_dim + v[None, :], read, mask=row[:, None] & (v < value_dim)[None, :])
+    if SAMPLES:
+        o_sample = o_row[:, None] * SAMPLES + i_sample[None, :]
+        kept = row[:, None] & (i_sample < SAMPLES)[None, :]
+        tl.store(p_drawn + o_sample, drawn, mask=kept)
+        tl.store(p_maxima + o_sample, maxima, mask=kept)
+
+
+@triton.jit
+def _slopes(
+    q, g_read, i_b, i_slot, d, v, p_key, p_value, p_prior, p_mask, p_lse, p_constant, p_entropy_kl, p_kl,
+    batch, slots, dim, value_dim,
+    MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr,
+):  # fmt: skip
+    """Probabilities and the loss's derivative by the scores of one block, [B, M] each; and the keys, [M, D]."""
+    row = i_b < batch
+    s, k, inside = _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED)
+    live = row[:, None] & inside[None, :]
+    log_p = tl.where(live, s - tl.load(p_lse + i_b, mask=row, other=0.0)[:, None], 0.0)
+    p = tl.where(live, tl.exp(log_p), 0.0)
+    slope = tl.load(p_constant + i_b, mask=row, other=0.0)[:, None]
+    slope = slope + tl.load(p_entropy_kl + i_b, mask=row, other=0.0)[:, None] * log_p
+    if PRIOR:
+        lp = tl.load(p_prior + i_slot, mask=inside, other=0.0).to(q.dtype)
+        slope = slope - tl.load(p_kl + i_b, mask=row, other=0.0)[:, None] * lp[None, :]
+    if READ:
+        content = tl.load(
+            p_value + i_slot[:, None].to(tl.int64) * value_dim + v[None, :],
+            mask=inside[:, None] & (v < value_dim)[None, :],
+            other=0.0,
+        ).to(q.dtype)  # [M, V]
+        slope = slope + tl.dot(g_read, tl.trans(content), input_precision="ieee")
+    return p, p * slope, k
+
+
+@triton.jit
+def _backward_query(
+    p_query, p_key, p_value, p_prior, p_mask, p_lse, p_constant, p_entropy_kl, p_kl, p_g_read, p_d_query,
+    batch, slots, dim, value_dim,
+    B: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
+    MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one block of queries: over all slots."""
+    i_b = tl.program_id(0) * B + tl.arange(0, B)
+    d, v = tl.arange(0, D), tl.arange(0, V)
+    o_query = i_b[:, None] * dim + d[None, :]
+    in_query = (i_b < batch)[:, None] & (d < dim)[None, :]
+    q = tl.load(p_query + o_query, mask=in_query, other=0.0).to(SUM)
+    g_read = tl.zeros([B, V], SUM)
+    if READ:
+        in_read = (i_b < batch)[:, None] & (v < value_dim)[None, :]
+        g_read = tl.load(p_g_read + i_b[:, None] * value_dim + v[None, :], mask=in_read, other=0.0)
+    d_query = tl.zeros([B, D], SUM)
+    for start in range(0, slots, M):
+        _, d_score, k = _slopes(
+            q, g_read, i_b, start + tl.arange(0, M), d, v, p_key, p_value, p_prior, p_mask, p_lse, p_constant,
+            p_entropy_kl, p_kl, batch, slots, dim, value_dim, MASKED, PRIOR, READ,
+        )  # fmt: skip
+        d_query += tl.dot(d_score, k, input_precision="ieee")
+    tl.store(p_d_query + o_query, d_query, mask=in_query)
+
+
+@triton.jit
+def _backward_slot(
+    p_query, p_key, p_value, p_prior, p_mask, p_lse, p_constant, p_entropy_kl, p_kl, p_g_read,
+    p_d_key, p_d_value, p_d_prior,
+    batch, slots, dim, value_dim,
+    B: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
+    MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one block of keys, values and log priors: over all queries."""
+    i_slot = tl.program_id(0) * M + tl.arange(0, M)
+    d, v = tl.arange(0, D), tl.arange(0, V)
+    d_key, d_value, d_prior = tl.zeros([M, D], SUM), tl.zeros([M, V], SUM), tl.zeros([M], SUM)
+    for start in range(0, batch, B):
+        i_b = start + tl.arange(0, B)
+        in_query = (i_b < batch)[:, None] & (d < dim)[None, :]
+        q = tl.load(p_query + i_b[:, None] * dim + d[None, :], mask=in_query, other=0.0).to(SUM)
+        g_read = tl.zeros([B, V], SUM)
+        if READ:
+            in_read = (i_b < batch)[:, None] & (v < value_dim)[None, :]
+            g_read = tl.load(p_g_read + i_b[:, None] * value_dim + v[None, :], mask=in_read, other=0.0)
+        p, d_score, _ = _slopes(
+            q, g_read, i_b, i_slot, d, v, p_key, p_value, p_prior, p_mask, p_lse, p_constant, p_entropy_kl, p_kl,
+            batch, slots, dim, value_dim, MASKED, PRIOR, READ,
+        )  # fmt: skip
+        d_key += tl.dot(tl.trans(d_score), q, input_precision="ieee")
+        if READ:
+            d_value += tl.dot(tl.trans(p), g_read, input_precision="ieee")
+        if PRIOR:
+            d_prior -= tl.sum(p * tl.load(p_kl + i_b, mask=i_b < batch, other=0.0)[:, None], 0)
+    o_slot = i_slot[:, None].to(tl.int64)
+    tl.store(p_d_key + o_slot * dim + d[None, :], d_key, mask=(i_slot < slots)[:, None] & (d < dim)[None, :])
+    if READ:
+        in_value = (i_slot < slots)[:, None] & (v < value_dim)[None, :]
+        tl.store(p_d_value + o_slot * value_dim + v[None, :], d_value, mask=in_value)
+    if PRIOR:
+        tl.store(p_d_prior + i_slot, d_prior, mask=i_slot < slots)
+
+
+def _blocks(batch: int, dim: int, value_dim: int) -> dict[str, int]:
+    """Block sizes: powers of two, at least the 16 that a matrix product on a GPU needs."""
+    wide = max(16, triton.next_power_of_2(dim), triton.next_power_of_2(value_dim))
+    if wide > 512:
+        raise ValueError(
+            f'`key` and `value` must have at most 512 columns for backend="triton"; got {dim}, {value_dim}'
+        )
+    b = min(64, max(16, triton.next_power_of_2(batch)))
+    d = max(16, triton.next_power_of_2(dim))
+    return {"B": b, "M": 64 if wide <= 128 else 32, "D": d, "V": max(16, triton.next_power_of_2(value_dim))}
+
+
+class TritonAddress(torch.autograd.Function):
+    """The same results as the chunked form; slots are split over programs and the splits joined here."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, log_prior, mask, samples, generator):
+        query, key = query.contiguous(), key.contiguous()
+        value = None if value is None else value.contiguous()
+        log_prior = None if log_prior is None else log_prior.contiguous()
+        mask = None if mask is None else mask.contiguous().to(torch.int8)
+        dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+        (batch, dim), slots, value_dim = query.shape, len(key), 0 if value is None else value.shape[-1]
+        blocks = _blocks(batch, dim, value_dim)
+        rows = triton.cdiv(batch, blocks["B"])
+        # About a thousand programs, each over whole blocks of slots.
+        span = triton.cdiv(triton.cdiv(slots, max(1, 1024 // rows)), blocks["M"]) * blocks["M"]
+        splits = triton.cdiv(slots, span)
+        sums = query.new_empty(5, splits, batch, dtype=dtype)
+        read = query.new_empty(splits, batch, value_dim, dtype=dtype)
+        drawn = torch.empty(splits, batch, samples, dtype=torch.int32, device=query.device)
+        maxima = query.new_empty(splits, batch, samples, dtype=dtype)
+        seed = int(torch.randint(2**31 - 2, (), generator=generator)) if samples else 0
+        options = {"MASKED": mask is not None, "PRIOR": log_prior is not None, "READ": value is not None}
+        options["SUM"] = tl.float64 if dtype == torch.float64 else tl.float32
+        tensors = [query if t is None else t for t in (query, key, value, log_prior, mask)]  # a stand-in is never read
+        _forward[rows, splits](
+            *tensors, sums, read, drawn, maxima, batch, slots, dim, value_dim, span, seed, **blocks, **options,
+            S=triton.next_power_of_2(max(1, samples)), SAMPLES=samples,
+        )  # fmt: skip
+        top, total, score, prior, outside = sums.unbind()
+        peak = top.amax(0)
+        share = (top - peak).exp()
+        score = (share * (score + (top - peak) * total)).sum(0)
+        total, prior, outside = ((share * t).sum(0) for t in (total, prior, outside))
+        lse, entropy = total.log() + peak, total.log() - score / total
+        count = slots if mask is None else int(mask.sum())
+        kl = math.log(count) - entropy if log_prior is None else -entropy - prior / total
+        kl = torch.where(outside > 0, math.inf, kl)
+        read = None if value is None else (share.unsqueeze(-1) * read).sum(0) / total.unsqueeze(-1)
+        ctx.save_for_backward(query, key, value, log_prior, mask, lse, entropy, kl, read)
+        ctx.blocks, ctx.options, ctx.log_count = blocks, options, math.log(count)
+        if not samples:
+            return lse, entropy, kl, read, None, None
+        maxima, winner = maxima.max(0)
+        drawn = drawn.gather(0, winner.unsqueeze(0)).squeeze(0).long()
+        drawn, maxima = drawn.mT.contiguous(), maxima.mT.contiguous()
+        ctx.mark_non_differentiable(drawn, maxima)
+        return lse, entropy, kl, read, drawn, maxima
+
+    @staticmethod
+    def backward(ctx, g_lse, g_entropy, g_kl, g_read, *_):
+        query, key, value, log_prior, mask, lse, entropy, kl, read = ctx.saved_tensors
+        (batch, dim), slots, value_dim = query.shape, len(key), 0 if value is None else value.shape[-1]
+        constant = g_lse - g_entropy * entropy - g_kl * kl
+        if log_prior is None:
+            constant = constant + g_kl * ctx.log_count
+        if value is not None:
+            constant = constant - (g_read * read).sum(-1)
+            g_read = g_read.contiguous()
+        shared = [query if t is None else t for t in (query, key, value, log_prior, mask)]
+        shared += [lse, constant.contiguous(), (g_kl - g_entropy).contiguous(), g_kl.contiguous()]
+        shared += [query if value is None else g_read]
+        sizes = (batch, slots, dim, value_dim)
+        d_query = d_key = d_value = d_prior = None
+        if ctx.needs_input_grad[0]:
+            d_query = torch.empty_like(query)
+            grid = (triton.cdiv(batch, ctx.blocks["B"]),)
+            _backward_query[grid](*shared, d_query, *sizes, **ctx.blocks, **ctx.options)
+        if any(ctx.needs_input_grad[1:4]):
+            d_key = torch.empty_like(key)
+            d_value, d_prior = (None if t is None else torch.empty_like(t) for t in (value, log_prior))
+            grid = (triton.cdiv(slots, ctx.blocks["M"]),)
+            outputs = [d_key if t is None else t for t in (d_key, d_value, d_prior)]
+            _backward_slot[grid](*shared, *outputs, *sizes, **ctx.blocks, **ctx.options)
+        return d_query, d_key, d_value, d_prior, None, None, None
