@@ -1,0 +1,93 @@
+"""What a chunk's gates weigh, inside the Triton kernels; see ``coefficients`` for the same in PyTorch.
+
+With P_ti = theta_i prod_{i < j <= t} eta_j and B_tk = prod_{k < j <= t} (1 - alpha_j), and G = B P, the states are
+
+    W_t = beta_t W + f_t S - sum_i G_ti u_i        S_t = m_t S - sum_i P_ti u_i
+
+Products over ranges are running products of a matrix of ones below the range, so that gates of 0 and 1 are exact: a
+difference of summed logarithms would be undefined at 0 and lose digits beside it. The row of a chunk's last token makes
+the state after it; in a chunk without one (i_end < 0) the state stays.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_gates(p_gates, o_t, here, T):
+    """theta, eta and 1 - alpha of a layer, from ``[3, T]``."""
+    b_theta = tl.load(p_gates + o_t, mask=here, other=0)
+    b_eta = tl.load(p_gates + T + o_t, mask=here, other=1)
+    b_a = 1 - tl.load(p_gates + 2 * T + o_t, mask=here, other=0)
+    return b_theta, b_eta, b_a
+
+
+@triton.jit
+def range_products(b_g, BC: tl.constexpr, LAG: tl.constexpr):
+    """[BC, BC]: prod_{i < j <= t - LAG} g_j where i <= t - LAG, else 0; with LAG 1, b_g holds g_{t-1} at t."""
+    o_c = tl.arange(0, BC)
+    b_factor = tl.where(o_c[:, None] > o_c[None, :] + LAG, b_g[:, None], 1.0)
+    return tl.where(o_c[:, None] >= o_c[None, :] + LAG, tl.cumprod(b_factor, axis=0), 0.0)
+
+
+@triton.jit
+def gate_weights(b_theta, b_eta, b_a, BC: tl.constexpr, EXACT: tl.constexpr):
+    """beta, f and m ``[BC]``, P and G ``[BC, BC]``."""
+    b_P = range_products(b_eta, BC, 0) * b_theta[None, :]
+    b_B = range_products(b_a, BC, 0)
+    b_m = tl.cumprod(b_eta, axis=0)
+    b_f = tl.sum(b_B * b_m[None, :], 1)
+    return tl.cumprod(b_a, axis=0), b_f, b_m, b_P, tl.dot(b_B, b_P, input_precision=EXACT)
+
+
+@triton.jit
+def end_weights(b_beta, b_f, b_m, b_P, b_G, i_end, BC: tl.constexpr):
+    """Their rows of the chunk's last token: numbers beta, f and m, and P and G ``[BC, 1]``."""
+    b_end = tl.arange(0, BC) == i_end
+    beta = tl.where(i_end < 0, 1.0, tl.sum(tl.where(b_end, b_beta, 0.0), 0))
+    m = tl.where(i_end < 0, 1.0, tl.sum(tl.where(b_end, b_m, 0.0), 0))
+    f = tl.sum(tl.where(b_end, b_f, 0.0), 0)
+    b_end_P = tl.sum(tl.where(b_end[:, None], b_P, 0.0), 0)
+    b_end_G = tl.sum(tl.where(b_end[:, None], b_G, 0.0), 0)
+    return beta, f, m, b_end_P[:, None], b_end_G[:, None]
+
+
+@triton.jit
+def gate_weights_backward(
+    p_gates, p_dgates, o_t, inside, here, T, i_end, b_dbeta, b_df, b_dG, end_beta, end_f, end_m, b_end_G, b_end_P,
+    BC: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Stores the gradients of a layer's gates; those of the end's weights come apart, ``end_...``."""
+    o_c = tl.arange(0, BC)
+    b_end = o_c == i_end
+    b_theta, b_eta, b_a = load_gates(p_gates, o_t, here, T)
+    _, b_eta_before, b_a_before = load_gates(p_gates, o_t - 1, here & (o_c > 0), T)
+    b_B, b_E = range_products(b_a, BC, 0), range_products(b_eta, BC, 0)
+
+    b_dbeta += tl.where(b_end, end_beta, 0.0)
+    b_df += tl.where(b_end, end_f, 0.0)
+    b_dm = tl.where(b_end, end_m, 0.0)
+    b_dG += tl.where(b_end[:, None], b_end_G[None, :], 0.0)
+    b_dP = tl.where(b_end[:, None], b_end_P[None, :], 0.0)
+
+    low = o_c[:, None] >= o_c[None, :]
+    b_to_beta = tl.sum(b_B * b_dbeta[:, None], 0)
+    b_to_f = tl.sum(b_B * b_df[:, None], 0)
+    b_to_m = tl.sum(b_E * (b_dm + b_to_f)[:, None], 0)
+    b_to_G = tl.where(low, tl.dot(tl.trans(b_B), b_dG, input_precision=EXACT), 0.0)
+    b_to_P = tl.where(low, tl.dot(tl.trans(b_E), b_dP + b_to_G, input_precision=EXACT), 0.0)
+
+    b_P = b_E * b_theta[None, :]
+    b_P_before = range_products(b_eta_before, BC, 1) * b_theta[None, :]
+    b_B_before = range_products(b_a_before, BC, 1)
+    b_G_before = tl.dot(b_B_before, b_P, input_precision=EXACT)
+    b_m_before = tl.cumprod(b_eta_before, axis=0)
+    b_beta_before = tl.cumprod(b_a_before, axis=0)
+    b_f_before = tl.sum(b_B_before * tl.cumprod(b_eta, axis=0)[None, :], 1)
+
+    b_dtheta = tl.sum(tl.where(o_c[:, None] == o_c[None, :], b_to_P, 0.0), 0)
+    b_deta = tl.sum(b_to_P * b_P_before, 1) + b_to_m * b_m_before
+    b_da = tl.sum(b_to_G * b_G_before, 1) + b_to_f * b_f_before + b_to_beta * b_beta_before
+    tl.store(p_dgates + o_t, tl.where(here, b_dtheta, 0.0), mask=inside)
+    tl.store(p_dgates + T + o_t, tl.where(here, b_deta, 0.0), mask=inside)
+    tl.store(p_dgates + 2 * T + o_t, tl.where(here, -b_da, 0.0), mask=inside)
