@@ -29,7 +29,7 @@ def deep_forward(
     T, heads, first, last, every, kept_stride,
     DI: tl.constexpr, DH: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,
     C: tl.constexpr, BC: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, LENGTHS: tl.constexpr,
-    READS: tl.constexpr, KEEP: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    READS: tl.constexpr, KEEP: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr, SCANS: tl.constexpr,
 ):  # fmt: skip
     """Writes y, and the state (W1, W2, S1, S2) in place; keeps that before every n-th chunk from ``first``."""
     i_r = tl.program_id(0).to(tl.int64)
@@ -58,10 +58,10 @@ def deep_forward(
         b_v = load_tokens(p_v, o_t, o_o, here, DO, dtype)  # [BC, BO]
         b_q = load_tokens(p_q, o_t, o_i, here, DI, dtype)
         b_theta, b_eta, b_a = load_gates(p_gates, o_t, here, T)
-        b_beta1, b_f1, b_m1, b_P1, b_G1 = gate_weights(b_theta, b_eta, b_a, BC, EXACT)
+        b_beta1, b_f1, b_m1, b_P1, b_G1 = gate_weights(b_theta, b_eta, b_a, BC, SCANS)
         beta1, f1, m1, b_end_P1, b_end_G1 = end_weights(b_beta1, b_f1, b_m1, b_P1, b_G1, i_end, BC)
         b_theta, b_eta, b_a = load_gates(p_gates + 3 * T, o_t, here, T)
-        b_beta2, b_f2, b_m2, b_P2, b_G2 = gate_weights(b_theta, b_eta, b_a, BC, EXACT)
+        b_beta2, b_f2, b_m2, b_P2, b_G2 = gate_weights(b_theta, b_eta, b_a, BC, SCANS)
         beta2, f2, m2, b_end_P2, b_end_G2 = end_weights(b_beta2, b_f2, b_m2, b_P2, b_G2, i_end, BC)
 
         b_z2 = tl.zeros([BC, BO], dtype)

@@ -33,7 +33,7 @@ def deep_backward(
     T, heads, first, last, kept_stride,
     DI: tl.constexpr, DH: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,
     C: tl.constexpr, BC: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, LENGTHS: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    PRECISION: tl.constexpr, SCANS: tl.constexpr,
 ):  # fmt: skip
     """Walks back; ``p_dstate`` holds the gradient of the state after the last chunk, then that of the first's."""
     i_r = tl.program_id(0).to(tl.int64)
@@ -67,10 +67,10 @@ def deep_backward(
         b_v = load_tokens(p_v, o_t, o_o, here, DO, dtype)  # [BC, BO]
         b_dy = load_tokens(p_dy, o_t, o_o, here, DO, dtype)
         b_theta, b_eta, b_a = load_gates(p_gates, o_t, here, T)
-        b_beta1, b_f1, b_m1, b_P1, b_G1 = gate_weights(b_theta, b_eta, b_a, BC, EXACT)
+        b_beta1, b_f1, b_m1, b_P1, b_G1 = gate_weights(b_theta, b_eta, b_a, BC, SCANS)
         beta1, f1, m1, b_end_P1, b_end_G1 = end_weights(b_beta1, b_f1, b_m1, b_P1, b_G1, i_end, BC)
         b_theta, b_eta, b_a = load_gates(p_gates + 3 * T, o_t, here, T)
-        b_beta2, b_f2, b_m2, b_P2, b_G2 = gate_weights(b_theta, b_eta, b_a, BC, EXACT)
+        b_beta2, b_f2, b_m2, b_P2, b_G2 = gate_weights(b_theta, b_eta, b_a, BC, SCANS)
         beta2, f2, m2, b_end_P2, b_end_G2 = end_weights(b_beta2, b_f2, b_m2, b_P2, b_G2, i_end, BC)
 
         # the keys' way in
@@ -194,12 +194,12 @@ def deep_backward(
         b_dD2 -= b_end_G2 * b_by_G2 + b_end_P2 * b_by_P2
         gate_weights_backward(
             p_gates, p_dgates, o_t, inside, here, T, i_end, tl.sum(b_by_W1 * b_q, 1), tl.sum(b_by_S1 * b_q, 1), b_dM1 * b_A1,
-            tl.sum(b_dend1), tl.sum(b_dend_f1), tl.sum(b_dend_m1), b_dend_G1, b_dend_P1, BC, EXACT,
+            tl.sum(b_dend1), tl.sum(b_dend_f1), tl.sum(b_dend_m1), b_dend_G1, b_dend_P1, BC, SCANS,
         )  # fmt: skip
         gate_weights_backward(
             p_gates + 3 * T, p_dgates + 3 * T, o_t, inside, here, T, i_end, b_dbeta2, b_df2, b_dM2 * b_A2,
             tl.sum(b_dend2), tl.sum(b_dend_f2), tl.sum(b_dend_m2),
-            -tl.sum(b_by_G2 * b_D2, 1), -tl.sum(b_by_P2 * b_D2, 1), BC, EXACT,
+            -tl.sum(b_by_G2 * b_D2, 1), -tl.sum(b_by_P2 * b_D2, 1), BC, SCANS,
         )  # fmt: skip
 
         # back through the gradient at the chunk's first weights

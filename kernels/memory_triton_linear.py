@@ -27,7 +27,7 @@ def linear_forward(
     T, heads, first, last, every, kept_stride,
     DI: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, C: tl.constexpr, BC: tl.constexpr,
     NORM: tl.constexpr, LENGTHS: tl.constexpr, READS: tl.constexpr, KEEP: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    PRECISION: tl.constexpr, SCANS: tl.constexpr,
 ):  # fmt: skip
     """Writes y, and the state ``[2, DI, DO]`` in place; keeps that before every n-th chunk from ``first``."""
     i_r = tl.program_id(0).to(tl.int64)
@@ -54,7 +54,7 @@ def linear_forward(
         b_k = load_tokens(p_k, o_t, o_i, here, DI, dtype)  # [BC, BI]
         b_v = load_tokens(p_v, o_t, o_o, here, DO, dtype)  # [BC, BO]
         b_theta, b_eta, b_a = load_gates(p_gates, o_t, here, T)
-        b_beta, b_f, b_m, b_P, b_G = gate_weights(b_theta, b_eta, b_a, BC, EXACT)
+        b_beta, b_f, b_m, b_P, b_G = gate_weights(b_theta, b_eta, b_a, BC, SCANS)
         i_end = tl.minimum(C, length - i_c * C) - 1
         beta, f, m, b_end_P, b_end_G = end_weights(b_beta, b_f, b_m, b_P, b_G, i_end, BC)
         b_D = loss_gradient(dot(b_k, b_W, PRECISION), b_k, b_v, p_norm, i_h, o_o, DO, NORM)
@@ -80,7 +80,7 @@ def linear_backward(
     p_dy, p_q, p_k, p_v, p_gates, p_norm, p_lengths, p_kept, p_dq, p_dk, p_dv, p_dgates, p_dnorm, p_dstate,
     T, heads, first, last, kept_stride,
     DI: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, C: tl.constexpr, BC: tl.constexpr,
-    NORM: tl.constexpr, LENGTHS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    NORM: tl.constexpr, LENGTHS: tl.constexpr, PRECISION: tl.constexpr, SCANS: tl.constexpr,
 ):  # fmt: skip
     """Walks back; ``p_dstate`` holds the gradient of the state after the last chunk, then that of the first's."""
     i_r = tl.program_id(0).to(tl.int64)
@@ -111,7 +111,7 @@ def linear_backward(
         b_v = load_tokens(p_v, o_t, o_o, here, DO, dtype)
         b_dy = load_tokens(p_dy, o_t, o_o, here, DO, dtype)
         b_theta, b_eta, b_a = load_gates(p_gates, o_t, here, T)
-        b_beta, b_f, b_m, b_P, b_G = gate_weights(b_theta, b_eta, b_a, BC, EXACT)
+        b_beta, b_f, b_m, b_P, b_G = gate_weights(b_theta, b_eta, b_a, BC, SCANS)
         i_end = tl.minimum(C, length - i_c * C) - 1
         beta, f, m, b_end_P, b_end_G = end_weights(b_beta, b_f, b_m, b_P, b_G, i_end, BC)
         b_z = dot(b_k, b_W, PRECISION)
@@ -148,7 +148,7 @@ def linear_backward(
         gate_weights_backward(
             p_gates, p_dgates, o_t, inside, here, T, i_end, b_dbeta, b_df, b_dG,
             tl.sum(b_gW * b_W), tl.sum(b_gW * b_S), tl.sum(b_gS * b_S),
-            -tl.sum(b_by_G * b_D, 1), -tl.sum(b_by_P * b_D, 1), BC, EXACT,
+            -tl.sum(b_by_G * b_D, 1), -tl.sum(b_by_P * b_D, 1), BC, SCANS,
         )  # fmt: skip
         b_qT = tl.trans(b_q)
         b_gS = m * b_gS + f * b_gW + dot(b_qT, b_f[:, None] * b_dz, PRECISION)

@@ -31,13 +31,38 @@ def range_products(b_g, BC: tl.constexpr, LAG: tl.constexpr):
 
 
 @triton.jit
-def gate_weights(b_theta, b_eta, b_a, BC: tl.constexpr, EXACT: tl.constexpr):
+def _compose(b_a, b_x, b_a_next, b_x_next):
+    return b_a * b_a_next, b_x * b_a_next + b_x_next
+
+
+@triton.jit
+def carry(b_g, b_X, BC: tl.constexpr, SCANS: tl.constexpr):
+    """Y_t = g_t Y_{t-1} + X_t for the rows of ``[BC, BC]``: by a scan, or by the product of its range products."""
+    if SCANS:
+        _, b_Y = tl.associative_scan((tl.broadcast_to(b_g[:, None], [BC, BC]), b_X), 0, _compose)
+    else:
+        b_Y = tl.dot(range_products(b_g, BC, 0), b_X, input_precision="ieee")
+    return b_Y
+
+
+@triton.jit
+def carry_back(b_g, b_g_next, b_X, BC: tl.constexpr, SCANS: tl.constexpr):
+    """Y_t = X_t + g_{t+1} Y_{t+1}: the same, transposed."""
+    if SCANS:
+        b_next = tl.broadcast_to(b_g_next[:, None], [BC, BC])
+        _, b_Y = tl.associative_scan((b_next, b_X), 0, _compose, reverse=True)
+    else:
+        b_Y = tl.dot(tl.trans(range_products(b_g, BC, 0)), b_X, input_precision="ieee")
+    return b_Y
+
+
+@triton.jit
+def gate_weights(b_theta, b_eta, b_a, BC: tl.constexpr, SCANS: tl.constexpr):
     """beta, f and m ``[BC]``, P and G ``[BC, BC]``."""
     b_P = range_products(b_eta, BC, 0) * b_theta[None, :]
-    b_B = range_products(b_a, BC, 0)
     b_m = tl.cumprod(b_eta, axis=0)
-    b_f = tl.sum(b_B * b_m[None, :], 1)
-    return tl.cumprod(b_a, axis=0), b_f, b_m, b_P, tl.dot(b_B, b_P, input_precision=EXACT)
+    b_f = tl.sum(range_products(b_a, BC, 0) * b_m[None, :], 1)
+    return tl.cumprod(b_a, axis=0), b_f, b_m, b_P, carry(b_a, b_P, BC, SCANS)
 
 
 @triton.jit
@@ -55,13 +80,14 @@ def end_weights(b_beta, b_f, b_m, b_P, b_G, i_end, BC: tl.constexpr):
 @triton.jit
 def gate_weights_backward(
     p_gates, p_dgates, o_t, inside, here, T, i_end, b_dbeta, b_df, b_dG, end_beta, end_f, end_m, b_end_G, b_end_P,
-    BC: tl.constexpr, EXACT: tl.constexpr,
+    BC: tl.constexpr, SCANS: tl.constexpr,
 ):  # fmt: skip
     """Stores the gradients of a layer's gates; those of the end's weights come apart, ``end_...``."""
     o_c = tl.arange(0, BC)
     b_end = o_c == i_end
     b_theta, b_eta, b_a = load_gates(p_gates, o_t, here, T)
     _, b_eta_before, b_a_before = load_gates(p_gates, o_t - 1, here & (o_c > 0), T)
+    _, b_eta_next, b_a_next = load_gates(p_gates, o_t + 1, here & (o_c < i_end), T)
     b_B, b_E = range_products(b_a, BC, 0), range_products(b_eta, BC, 0)
 
     b_dbeta += tl.where(b_end, end_beta, 0.0)
@@ -74,13 +100,12 @@ def gate_weights_backward(
     b_to_beta = tl.sum(b_B * b_dbeta[:, None], 0)
     b_to_f = tl.sum(b_B * b_df[:, None], 0)
     b_to_m = tl.sum(b_E * (b_dm + b_to_f)[:, None], 0)
-    b_to_G = tl.where(low, tl.dot(tl.trans(b_B), b_dG, input_precision=EXACT), 0.0)
-    b_to_P = tl.where(low, tl.dot(tl.trans(b_E), b_dP + b_to_G, input_precision=EXACT), 0.0)
+    b_to_G = tl.where(low, carry_back(b_a, b_a_next, b_dG, BC, SCANS), 0.0)
+    b_to_P = tl.where(low, carry_back(b_eta, b_eta_next, b_dP + b_to_G, BC, SCANS), 0.0)
 
-    b_P = b_E * b_theta[None, :]
     b_P_before = range_products(b_eta_before, BC, 1) * b_theta[None, :]
     b_B_before = range_products(b_a_before, BC, 1)
-    b_G_before = tl.dot(b_B_before, b_P, input_precision=EXACT)
+    b_G_before = carry(b_a_before, b_P_before, BC, SCANS)
     b_m_before = tl.cumprod(b_eta_before, axis=0)
     b_beta_before = tl.cumprod(b_a_before, axis=0)
     b_f_before = tl.sum(b_B_before * tl.cumprod(b_eta, axis=0)[None, :], 1)

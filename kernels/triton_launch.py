@@ -20,7 +20,8 @@ TUNED_BY = ("DI", "DO", "C", "NORM", "PRECISION")
 
 
 def interpreted() -> bool:
-    return triton.knobs.runtime.interpret if hasattr(triton, "knobs") else triton.runtime.interpreter is not None
+    """Whether the kernels' modules were imported under TRITON_INTERPRET=1."""
+    return not isinstance(linear_forward, triton.runtime.JITFunction)
 
 
 def block(width: int) -> int:
@@ -71,27 +72,26 @@ def backward(
 def _options(
     q: Tensor, state: Tensor, widths: list[int], chunk_size: int, norm: Tensor | None, lengths: Tensor | None
 ) -> dict[str, object]:
-    precision, exact = _precisions(q, state)
     return {
         "DI": widths[0], "DO": widths[-1], "BI": block(widths[0]), "BO": block(widths[-1]),
         "C": chunk_size, "BC": block(chunk_size), "NORM": norm is not None, "LENGTHS": lengths is not None,
-        "PRECISION": precision, "EXACT": exact,
+        "PRECISION": _precision(q, state), "SCANS": not interpreted(),
     }  # fmt: skip
 
 
-def _precisions(q: Tensor, state: Tensor) -> tuple[str, str]:
-    """Of products with the states, and of those among gates; sums are always in the state's dtype.
+def _precision(q: Tensor, state: Tensor) -> str:
+    """Of products; sums are always in the state's dtype, and so are the gates' products.
 
     bfloat16 tokens: bfloat16 products. float16: tf32, which has float16's digits and the range that gradients need.
     float32: three tf32 products that give float32's digits, or one where torch is allowed that for matrix products.
     """
     if interpreted() or state.dtype == torch.float64 or torch.version.hip is not None:
-        return "ieee", "ieee"
+        return "ieee"
     if q.dtype == torch.bfloat16:
-        return "bf16", "tf32x3"
+        return "bf16"
     if q.dtype == torch.float16 or torch.get_float32_matmul_precision() != "highest":
-        return "tf32", "tf32x3"
-    return "tf32x3", "tf32x3"
+        return "tf32"
+    return "tf32x3"
 
 
 def _tiles(hidden: int) -> tuple[int, ...]:
