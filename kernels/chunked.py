@@ -14,71 +14,97 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from pyro_memory.kernels import inner
 from pyro_memory.kernels.coefficients import Coefficients, coefficients
-from pyro_memory.kernels.inner import Memory
+from pyro_memory.kernels.inner import Memory, Read, Written
+from pyro_memory.kernels.reference import Layers
 
 GROUP_BYTES = 2**24  # weights of a group of chunks whose reads are one product
 
 
 def chunk_form(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    weights: Sequence[Tensor],
-    momentum_state: Sequence[Tensor],
-    lr: Sequence[Tensor],
-    momentum: Sequence[Tensor],
-    decay: Sequence[Tensor],
-    *,
-    chunk_size: int,
-    lengths: Tensor | None = None,
-    checkpoint_chunks: int | None = None,
-    activation: str = "gelu",
-    residual_norm: bool = False,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    q: Tensor, k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers,
+    decay: Layers, *, lengths: Tensor | None = None, checkpoint_chunks: int | None = None, **options: Any,
+) -> tuple[Tensor, Layers, Layers]:  # fmt: skip
     """Computes what ``token_rule`` does, in the same arguments."""
-    batch, heads, time = k.shape[:3]
-    rows, depth = batch * heads, len(weights)
-    chunk_size = min(chunk_size, time)
-    chunks = -(-time // chunk_size)
-    cut = _Cut(batch, heads, time, chunks, chunk_size)
-    if lengths is None:
-        lengths = torch.full((batch,), time, device=k.device)
-    last = lengths.repeat_interleave(heads) - torch.arange(chunks, device=k.device)[:, None] * chunk_size
-    last = last.clamp(0, chunk_size)
-
-    known: dict[tuple[int, ...], Coefficients] = {}
-    for gates in zip(lr, momentum, decay, strict=True):
-        key = tuple(id(g) for g in gates)
-        if key not in known:
-            known[key] = coefficients(*(cut.chunked(g) for g in gates), last)
-    layers = [known[tuple(id(g) for g in gates)] for gates in zip(lr, momentum, decay, strict=True)]
-
-    norm = None
-    if residual_norm:
-        norm = torch.ones_like(v[:1, 0, 0]) if norm_weight is None else norm_weight
-        norm = norm.expand(batch, heads, -1).reshape(rows, 1, -1)
-        bias = v.new_zeros(1) if norm_bias is None else norm_bias.unsqueeze(-2)
-        v, lifted = v - k - bias, q + bias  # the loss of MLP alone, and what a read adds to it
-    states = [s.reshape(rows, *s.shape[2:]) for s in (*weights, *momentum_state)]
-    plan = _Plan(Memory(activation, residual_norm), depth, checkpoint_chunks, torch.is_grad_enabled())
+    p = _Problem.of(k, v, weights, momentum_state, lr, momentum, decay, lengths=lengths, **options)
+    plan = _Plan(p.memory, len(weights), checkpoint_chunks, torch.is_grad_enabled())
     y, *states = _Chunks.apply(
-        plan, cut.chunked(q), cut.chunked(k), cut.chunked(v), norm, *states, *(c for layer in layers for c in layer)
+        plan, p.cut.chunked(q), p.k, p.v, p.norm, *p.states, *(c for layer in p.layers for c in layer)
     )
-    y = cut.joined(y)
-    if residual_norm:
-        y = y + lifted
-    if bool((lengths < time).any()):
-        y = y * (torch.arange(time, device=k.device) < lengths[:, None])[:, None, :, None]
-    states = [s.reshape(batch, heads, *s.shape[1:]) for s in states]
-    return y, tuple(states[:depth]), tuple(states[depth:])
+    y = p.cut.joined(y)
+    if p.memory.residual_norm:
+        y = y + (q + p.bias)
+    if lengths is not None:
+        y = y.masked_fill(~p.cut.inside(lengths)[:, None, :, None], 0)
+    states = [s.unflatten(0, k.shape[:2]) for s in states]
+    return y, tuple(states[: plan.depth]), tuple(states[plan.depth :])
+
+
+@torch.no_grad()
+def chunk_surprise(
+    k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers, decay: Layers,
+    *, lengths: Tensor | None = None, **options: Any,
+) -> tuple[Tensor, Layers, Layers]:  # fmt: skip
+    """Gives each token's inner loss and the norm of its gradient, ``[batch, head, time, 2]``, and the last state."""
+    p = _Problem.of(k, v, weights, momentum_state, lr, momentum, decay, lengths=lengths, **options)
+    states, depth, out = p.states, len(weights), []
+    for keys, values, *layers in zip(p.k, p.v, *(c.each() for c in p.layers), strict=True):
+        w = inner.write(p.memory, states[:depth], keys, values, p.norm)
+        squares = sum(h.square().sum(-1) * D.square().sum(-1) for h, D in zip(w.h, w.D, strict=True))
+        out.append(torch.stack([w.error.square().sum(-1), squares.sqrt()], -1))
+        after = [torch.empty_like(s) for s in states]
+        for i, c in enumerate(layers):
+            inner.advance(states[i], states[depth + i], w.h[i], w.D[i], c, after[i], after[depth + i])
+        states = after
+    surprise = p.cut.joined(torch.stack(out))
+    if lengths is not None:
+        surprise = surprise.masked_fill(~p.cut.inside(lengths)[:, None, :, None], 0)
+    states = [s.unflatten(0, k.shape[:2]) for s in states]
+    return surprise, tuple(states[:depth]), tuple(states[depth:])
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A call's arguments in chunks: ``[chunk, row, C, ...]``, a row a head of a sequence."""
+
+    cut: _Cut
+    memory: Memory
+    k: Tensor
+    v: Tensor  # what the MLP alone should give
+    states: list[Tensor]
+    layers: list[Coefficients]
+    norm: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def of(
+        cls, k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers, decay: Layers,
+        *, chunk_size: int, lengths: Tensor | None, activation: str = "gelu", residual_norm: bool = False,
+        norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,
+    ) -> _Problem:  # fmt: skip
+        cut = _Cut(*k.shape[:3], min(chunk_size, k.shape[2]))
+        last = cut.last(torch.full((cut.batch,), cut.time, device=k.device) if lengths is None else lengths)
+        known: dict[tuple[int, ...], Coefficients] = {}  # layers may share their gates
+        keys = [tuple(id(g) for g in gates) for gates in zip(lr, momentum, decay, strict=True)]
+        for key, gates in zip(keys, zip(lr, momentum, decay, strict=True), strict=True):
+            if key not in known:
+                known[key] = coefficients(*(cut.chunked(g) for g in gates), last)
+        norm = bias = None
+        if residual_norm:
+            norm = torch.ones_like(v[:1, 0, 0]) if norm_weight is None else norm_weight
+            norm = norm.expand(cut.batch, cut.heads, -1).flatten(0, 1).unsqueeze(1)
+            bias = v.new_zeros(1) if norm_bias is None else norm_bias.unsqueeze(-2)
+            v = v - k - bias
+        states = [s.flatten(0, 1) for s in (*weights, *momentum_state)]
+        memory = Memory(activation, residual_norm)
+        return cls(cut, memory, cut.chunked(k), cut.chunked(v), states, [known[key] for key in keys], norm, bias)
 
 
 @dataclass(frozen=True)
@@ -86,8 +112,11 @@ class _Cut:
     batch: int
     heads: int
     time: int
-    chunks: int
     chunk_size: int
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.time // self.chunk_size)
 
     def chunked(self, x: Tensor) -> Tensor:
         """From ``[batch, head, time, ...]`` to ``[chunk, row, C, ...]``, padded with zeros."""
@@ -100,6 +129,14 @@ class _Cut:
     def joined(self, x: Tensor) -> Tensor:
         """Back to ``[batch, head, time, ...]``."""
         return x.transpose(0, 1).flatten(1, 2)[:, : self.time].unflatten(0, (self.batch, self.heads))
+
+    def last(self, lengths: Tensor) -> Tensor:
+        """How many tokens of a chunk a sequence has, ``[chunk, row]``."""
+        starts = torch.arange(self.chunks, device=lengths.device)[:, None] * self.chunk_size
+        return (lengths.repeat_interleave(self.heads) - starts).clamp(0, self.chunk_size)
+
+    def inside(self, lengths: Tensor) -> Tensor:
+        return torch.arange(self.time, device=lengths.device) < lengths[:, None]
 
 
 @dataclass(frozen=True)
@@ -129,30 +166,28 @@ class _Chunks(torch.autograd.Function):
         states, layers = plan.split(flat)
         groups = plan.groups(len(k), states)
         kept_all = plan.keep and plan.checkpoint_chunks is None
-        slots = len(k) if kept_all else len(groups[0])
-        buffers = [s.new_empty(slots + 1, *s.shape) for s in states]
+        buffers = [s.new_empty((len(k) if kept_all else len(groups[0])) + 1, *s.shape) for s in states]
         for buffer, state in zip(buffers, states, strict=True):
             buffer[0] = state
-        kept = buffers if kept_all else [s.new_empty(len(groups) * plan.keep, *s.shape) for s in states]
-        y = torch.empty_like(v)
+        starts = [s.new_empty(len(groups), *s.shape) for s in states] if plan.keep and not kept_all else []
+        y, reads = torch.empty_like(v), []
         for i, group in enumerate(groups):
-            chunks = slice(group.start, group.stop)
-            first = group.start if kept_all else 0
-            window = [b[first : first + len(group) + 1] for b in buffers]
-            if plan.keep and not kept_all:
-                for store, buffer in zip(kept, buffers, strict=True):
-                    store[i] = buffer[0]
-            here = [c.take(chunks) for c in layers]
-            written = _write(plan.memory, window, k[chunks], v[chunks], norm, here)
-            y[chunks] = inner.read(plan.memory, *_halves(window), q[chunks], norm, *written, here).y
-            if not kept_all:
+            here = _Group(plan, group, layers, norm)
+            for start, buffer in zip(starts, buffers, strict=bool(starts)):
+                start[i] = buffer[0]
+            window = [b[group.start if kept_all else 0 :][: len(group) + 1] for b in buffers]
+            h, D = here.write(window, k, v)
+            r = here.read(window, q, h, D)
+            y[here.chunks] = inner.read_out(plan.memory, r.z[-1].view_as(y[here.chunks]), norm)
+            if kept_all:
+                reads.append(r)
+            else:
                 for buffer in buffers:
                     buffer[0] = buffer[len(group)]
         if plan.keep:
-            ctx.plan = plan
-            ctx.save_for_backward(q, k, v, norm, *kept, *flat)
-        final = len(k) if kept_all else 0
-        return y, *(b[final].clone() for b in buffers)
+            ctx.plan, ctx.reads = plan, reads
+            ctx.save_for_backward(q, k, v, norm, *(starts or buffers), *flat)
+        return y, *(b[len(k) if kept_all else 0].clone() for b in buffers)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -167,56 +202,90 @@ class _Chunks(torch.autograd.Function):
         dlayers = [Coefficients(*(torch.empty_like(x) for x in layer)) for layer in layers]
         groups = plan.groups(len(k), states)
         for i, group in reversed(list(enumerate(groups))):
-            chunks = slice(group.start, group.stop)
-            here, dhere = [c.take(chunks) for c in layers], [c.take(chunks) for c in dlayers]
-            if plan.checkpoint_chunks is None:
+            here = _Group(plan, group, layers, norm)
+            if ctx.reads:
                 window = [s[group.start : group.stop + 1] for s in kept]
+                r = ctx.reads[i]
             else:
                 window = [s.new_empty(len(group) + 1, *s.shape[1:]) for s in kept]
                 for buffer, store in zip(window, kept, strict=True):
                     buffer[0] = store[i]
-                _write(plan.memory, window, k[chunks], v[chunks], norm, here, reads=False)
-            weights, momenta = _halves(window)
-            written = inner.write(plan.memory, weights, k[chunks], v[chunks], norm)
-            read = inner.read(plan.memory, weights, momenta, q[chunks], norm, written.h, written.D, here)
-            back = inner.read_backward(
-                plan.memory, weights, momenta, norm, written.h, written.D, here, read, dy[chunks], dhere
-            )
-            dq[chunks] = back.dx
-            if dnorm is not None:
-                dnorm += back.dnorm.sum(0)
-            for c in reversed(range(len(group))):
-                grads = inner.chunk_backward(
-                    plan.memory, [w[c] for w in weights], [s[c] for s in momenta], norm, written.take(c),
-                    [x.take(c) for x in here], [x.take(c) for x in dhere], dstates, back.take(c),
-                )  # fmt: skip
-                dk[group.start + c], dv[group.start + c] = grads.dk, grads.dv
-                if dnorm is not None:
-                    dnorm += grads.dnorm
+                h, D = here.write(window, k, v)
+                r = here.read(window, q, h, D)
+            dnorm = here.backward(window, k, v, r, dy, dstates, dlayers, (dq, dk, dv), dnorm)
         return None, dq, dk, dv, dnorm, *dstates, *(g for layer in dlayers for g in layer)
 
 
-def _halves(window: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and momenta at the start of each chunk of a group."""
-    depth = len(window) // 2
-    starts = [w[:-1] for w in window]
-    return starts[:depth], starts[depth:]
+class _Group:
+    """A run of chunks: written one after the other, read together."""
+
+    def __init__(self, plan: _Plan, group: range, layers: list[Coefficients], norm: Tensor | None) -> None:
+        self.memory, self.depth, self.norm = plan.memory, plan.depth, norm
+        self.chunks = slice(group.start, group.stop)
+        self.layers = [c.take(self.chunks) for c in layers]
+        self.flat = [Coefficients(*(x.flatten(0, 1) for x in c)) for c in self.layers]
+
+    def write(self, window: list[Tensor], k: Tensor, v: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Fills ``window`` with the state after each chunk; gives what each layer took, h, and what went back, D."""
+        depth, tokens = self.depth, []
+        steps = zip(k[self.chunks], v[self.chunks], *(c.each() for c in self.layers), strict=True)
+        for c, (keys, values, *layers) in enumerate(steps):
+            state, after = [w[c] for w in window], [w[c + 1] for w in window]
+            w = inner.write(self.memory, state[:depth], keys, values, self.norm)
+            for i in range(depth):
+                inner.advance(state[i], state[depth + i], w.h[i], w.D[i], layers[i], after[i], after[depth + i])
+            tokens.append((w.h, w.D))
+        h, D = zip(*tokens, strict=True)
+        return [torch.cat(x) for x in zip(*h, strict=True)], [torch.cat(x) for x in zip(*D, strict=True)]
+
+    def starts(self, window: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and momenta at the start of every chunk."""
+        flat = [w[:-1].flatten(0, 1) for w in window]
+        return flat[: self.depth], flat[self.depth :]
+
+    def read(self, window: list[Tensor], q: Tensor, h: list[Tensor], D: list[Tensor]) -> Read:
+        weights, momenta = self.starts(window)
+        return inner.read(self.memory, weights, momenta, q[self.chunks].flatten(0, 1), h, D, self.flat)
+
+    def backward(
+        self, window: list[Tensor], k: Tensor, v: Tensor, r: Read, dy: Tensor, dstates: list[Tensor],
+        dlayers: list[Coefficients], out: tuple[Tensor, ...], dnorm: Tensor | None,
+    ) -> Tensor | None:  # fmt: skip
+        """Turns ``dstates``, gradients of the state after the group, into those before it; fills the others in."""
+        depth, chunks, memory = self.depth, self.chunks, self.memory
+        size, rows = len(self.layers[0].beta), k.shape[1]
+        dq, dk, dv = (x[chunks] for x in out)
+        dlayers = [c.take(chunks) for c in dlayers]
+        weights, momenta = self.starts(window)
+        norm = None if self.norm is None else self.norm.repeat(size, 1, 1)
+        w = inner.write(memory, weights, k[chunks].flatten(0, 1), v[chunks].flatten(0, 1), norm)
+        flat = [Coefficients(*(x.flatten(0, 1) for x in c)) for c in dlayers]
+        back = inner.read_backward(
+            memory, weights, momenta, norm, w.h, w.D, self.flat, r, dy[chunks].flatten(0, 1), flat
+        )
+        dq.copy_(back.dx.view_as(dq))
+        if dnorm is not None:
+            dnorm = dnorm + back.dnorm.unflatten(0, (size, rows)).sum(0)
+        w, back = (tree_map_only(Tensor, lambda x: x.split(rows), x) for x in (w, back))
+        for c in reversed(range(size)):
+            state = [s[c] for s in window]
+            here, dhere = [x.take(c) for x in self.layers], [x.take(c) for x in dlayers]
+            written = _at(w, c)
+            dh, dD = [x[c] for x in back.dh], [x[c] for x in back.dD]
+            for i in range(depth):
+                gW, gS = dstates[i], dstates[depth + i]
+                inner.advance_backward(
+                    state[i], state[depth + i], written.h[i], written.D[i], here[i], dhere[i], gW, gS, dh[i], dD[i]
+                )
+                for g, (a, b) in ((gW, back.for_W[i]), (gS, back.for_S[i])):
+                    g.baddbmm_(a[c].mT, b[c])
+            dk[c], dv[c], more = inner.write_backward(memory, state[:depth], self.norm, written, dh, dD, dstates)
+            if dnorm is not None:
+                dnorm += more
+        return dnorm
 
 
-def _write(
-    memory: Memory, window: list[Tensor], k: Tensor, v: Tensor, norm: Tensor | None, layers: list[Coefficients],
-    reads: bool = True,
-) -> tuple[list[Tensor], list[Tensor]] | None:  # fmt: skip
-    """Fills ``window`` with the states after each chunk; gives each layer's inputs h and what went back, D."""
-    depth = len(layers)
-    kept = []
-    for c in range(len(k)):
-        ws = [w[c] for w in window[:depth]]
-        tokens = inner.write(memory, ws, k[c], v[c], norm)
-        for layer in range(depth):
-            W, S = window[layer], window[depth + layer]
-            inner.advance(W[c], S[c], tokens.h[layer], tokens.D[layer], layers[layer].take(c), W[c + 1], S[c + 1])
-        kept.append(tokens)
-    if not reads:
-        return None
-    return tuple([torch.stack([getattr(t, n)[layer] for t in kept]) for layer in range(depth)] for n in ("h", "D"))
+def _at(w: Written, c: int) -> Written:
+    """One chunk's part of what was split."""
+    pick = [[None if x is None else x[c] for x in xs] for xs in w[:4]]
+    return Written(*pick, *(None if x is None else x[c] for x in w[4:]))

@@ -11,6 +11,7 @@ adds numbers at least 0, so gates of 0 and 1 and long products are exact, which 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,10 @@ class Coefficients(NamedTuple):
 
     def take(self, chunks: int | slice) -> Coefficients:
         return Coefficients(*(x[chunks] for x in self))
+
+    def each(self) -> Iterator[Coefficients]:
+        """Those of one chunk after the other."""
+        return map(Coefficients._make, zip(*self, strict=True))
 
 
 def coefficients(theta: Tensor, eta: Tensor, alpha: Tensor, last: Tensor) -> Coefficients:

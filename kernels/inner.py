@@ -1,7 +1,8 @@
 """The pieces of a chunk: its inner gradients, the state after it, its reads, and the backward pass of each.
 
-Tensors are ``[row, C, dim]`` for one chunk, or ``[chunk, row, C, dim]`` for several, a row a head of a sequence. What
-is written down here is the derivative of ``||M(k) - v||^2`` and of that derivative; letters as in ``chunked``.
+Tensors are ``[row, C, dim]``, a row a head of a sequence, or a chunk of one. What is written down here is the
+derivative of ``||M(k) - v||^2`` and of that derivative; letters as in ``chunked``. A coefficient of a token scales what
+the layer takes or what it gives, whichever is narrower.
 """
 
 from __future__ import annotations
@@ -45,26 +46,20 @@ class Written(NamedTuple):
 
     z: list[Tensor]  # what a layer gives
     h: list[Tensor]  # what it takes
-    u: list[Tensor]  # the gradient at what the activation gives; None at the last layer
+    u: list[Tensor | None]  # the gradient at what the activation gives; none at the last layer
     D: list[Tensor]  # the gradient at z
-    normed: Tensor | None  # LN without its weight
     error: Tensor
-    g: Tensor  # the gradient at ``normed``
+    g: Tensor  # the gradient at LN's output before its weight
+    normed: Tensor | None  # that output
     mean: Tensor | None
     rstd: Tensor | None
-
-    def take(self, c: int) -> Written:
-        def pick(x):
-            return None if x is None else [pick(y) for y in x] if isinstance(x, list) else x[c]
-
-        return Written(*(pick(x) for x in self))
 
 
 def write(memory: Memory, weights: Sequence[Tensor], k: Tensor, v: Tensor, norm: Tensor | None) -> Written:
     """Computes the inner gradients of a chunk's tokens: that of a layer is ``h^T D`` token by token."""
     h, z = [k], []
-    for layer, w in enumerate(weights):
-        z.append(torch.matmul(h[-1], w))
+    for layer, W in enumerate(weights):
+        z.append(torch.bmm(h[-1], W))
         if layer + 1 < len(weights):
             h.append(memory.act(z[-1]))
     normed = mean = rstd = None
@@ -79,18 +74,47 @@ def write(memory: Memory, weights: Sequence[Tensor], k: Tensor, v: Tensor, norm:
         D = [g]
     u: list[Tensor | None] = [None]
     for layer in reversed(range(1, len(weights))):
-        u.insert(0, torch.matmul(D[0], weights[layer].mT))
+        u.insert(0, torch.bmm(D[0], weights[layer].mT))
         D.insert(0, memory.act_backward(u[0], z[layer - 1]))
-    return Written(z, h, u, D, normed, error, g, mean, rstd)
+    return Written(z, h, u, D, error, g, normed, mean, rstd)
 
 
 def advance(W: Tensor, S: Tensor, h: Tensor, D: Tensor, c: Coefficients, W_out: Tensor, S_out: Tensor) -> None:
     """Computes the weights and the momentum after a chunk."""
     torch.mul(S, c.end_m, out=S_out)
-    S_out.baddbmm_(h.mT, D * c.end_P, alpha=-1)
     torch.mul(W, c.end_beta, out=W_out)
     W_out.addcmul_(S, c.end_f)
-    W_out.baddbmm_(h.mT, D * c.end_G, alpha=-1)
+    if _takes_less(h, D, c):
+        S_out.baddbmm_((h * c.end_P).mT, D, alpha=-1)
+        W_out.baddbmm_((h * c.end_G).mT, D, alpha=-1)
+    else:
+        S_out.baddbmm_(h.mT, D * c.end_P, alpha=-1)
+        W_out.baddbmm_(h.mT, D * c.end_G, alpha=-1)
+
+
+def advance_backward(
+    W: Tensor, S: Tensor, h: Tensor, D: Tensor, c: Coefficients, out: Coefficients,
+    gW: Tensor, gS: Tensor, dh: Tensor, dD: Tensor,
+) -> None:  # fmt: skip
+    """Goes back through ``advance``: turns gW and gS into gradients of W and S in place, and adds to dh and dD."""
+    if _takes_less(h, D, c):
+        by_G, by_P = torch.bmm(D, gW.mT), torch.bmm(D, gS.mT)
+        _row_sum(by_G, h, out.end_G).neg_()
+        _row_sum(by_P, h, out.end_P).neg_()
+        dh.addcmul_(by_G, c.end_G, value=-1).addcmul_(by_P, c.end_P, value=-1)
+        dD.baddbmm_(h * c.end_G, gW, alpha=-1).baddbmm_(h * c.end_P, gS, alpha=-1)
+    else:
+        by_G, by_P = torch.bmm(h, gW), torch.bmm(h, gS)
+        _row_sum(by_G, D, out.end_G).neg_()
+        _row_sum(by_P, D, out.end_P).neg_()
+        dD.addcmul_(by_G, c.end_G, value=-1).addcmul_(by_P, c.end_P, value=-1)
+        dh.baddbmm_(D * c.end_G, gW.mT, alpha=-1).baddbmm_(D * c.end_P, gS.mT, alpha=-1)
+    over = (-2, -1) if c.end_beta.shape[-1] == 1 else -2
+    torch.sum(gW * W, over, keepdim=True, out=out.end_beta)
+    torch.sum(gW * S, over, keepdim=True, out=out.end_f)
+    torch.sum(gS * S, (-2, -1), keepdim=True, out=out.end_m)
+    gS.mul_(c.end_m).addcmul_(gW, c.end_f)
+    gW.mul_(c.end_beta)
 
 
 class Read(NamedTuple):
@@ -99,111 +123,105 @@ class Read(NamedTuple):
     x: list[Tensor]
     z: list[Tensor]
     A: list[Tensor]  # x h^T
-    y: Tensor
+    xW: list[Tensor | None]  # x W and x S, where they are narrower than x
+    xS: list[Tensor | None]
 
 
 def read(
-    memory: Memory, weights: list[Tensor], momenta: list[Tensor], q: Tensor, norm: Tensor | None,
-    h: list[Tensor], D: list[Tensor], layers: list[Coefficients],
+    memory: Memory, weights: Sequence[Tensor], momenta: Sequence[Tensor], q: Tensor,
+    h: Sequence[Tensor], D: Sequence[Tensor], layers: Sequence[Coefficients],
 ) -> Read:  # fmt: skip
-    """Reads each token from the weights after its own write."""
-    x, z, A = [q], [], []
+    """Reads each token from the weights after its own write, up to z of the last layer."""
+    r = Read([q], [], [], [], [])
     for layer, (W, S, c) in enumerate(zip(weights, momenta, layers, strict=True)):
-        A.append(torch.matmul(x[-1], h[layer].mT))
-        out = torch.matmul(x[-1], W).mul_(c.beta)
-        out.addcmul_(torch.matmul(x[-1], S), c.f)
-        out -= _mix(c.G, A[-1], D[layer])
-        z.append(out)
+        x = r.x[-1]
+        A = torch.bmm(x, h[layer].mT)
+        if _takes_less(x, D[layer], c):
+            xW = xS = None
+            z = torch.bmm(x * c.beta, W).baddbmm_(x * c.f, S)
+        else:
+            xW, xS = torch.bmm(x, W), torch.bmm(x, S)
+            z = (xW * c.beta).addcmul_(xS, c.f)
+        if c.G.dim() == 3:
+            z.baddbmm_(c.G * A, D[layer], alpha=-1)
+        else:
+            z -= torch.einsum("rti,rtio,rio->rto", A, c.G, D[layer])
+        for kept, tensor in zip(r[1:], (z, A, xW, xS), strict=True):
+            kept.append(tensor)
         if layer + 1 < len(weights):
-            x.append(memory.act(out))
-    y = _norm(z[-1])[0] * norm if memory.residual_norm else z[-1]
-    return Read(x, z, A, y)
+            r.x.append(memory.act(z))
+    return r
+
+
+def read_out(memory: Memory, z: Tensor, norm: Tensor | None) -> Tensor:
+    """What a read gives, from z of the last layer (and without what the residual adds)."""
+    return _norm(z)[0] * norm if memory.residual_norm else z
 
 
 class ReadBackward(NamedTuple):
-    """Gradients of a group's reads, which the writes' backward pass goes on from; a list entry a layer."""
+    """Gradients of reads, which the writes' backward pass goes on from; a list entry a layer."""
 
     dx: Tensor
     dh: list[Tensor]
     dD: list[Tensor]
-    dW: list[Tensor]
-    dS: list[Tensor]
+    for_W: list[tuple[Tensor, Tensor]]  # a and b, of which the gradient in W is a^T b
+    for_S: list[tuple[Tensor, Tensor]]
     dnorm: Tensor | None
-
-    def take(self, c: int) -> ReadBackward:
-        return ReadBackward(*([y[c] for y in x] if isinstance(x, list) else None for x in self))
 
 
 def read_backward(
-    memory: Memory, weights: list[Tensor], momenta: list[Tensor], norm: Tensor | None, h: list[Tensor],
-    D: list[Tensor], layers: list[Coefficients], read: Read, dy: Tensor, out: list[Coefficients],
+    memory: Memory, weights: Sequence[Tensor], momenta: Sequence[Tensor], norm: Tensor | None, h: Sequence[Tensor],
+    D: Sequence[Tensor], layers: Sequence[Coefficients], r: Read, dy: Tensor, out: Sequence[Coefficients],
 ) -> ReadBackward:  # fmt: skip
     """Goes back through ``read``; gradients of beta, f and G are written to ``out``."""
-    depth = len(weights)
-    dh, dD, dW, dS = ([None] * depth for _ in range(4))
     dz, dnorm = dy, None
     if memory.residual_norm:
-        normed, mean, rstd = _norm(read.z[-1])
+        normed, mean, rstd = _norm(r.z[-1])
         dnorm = (normed * dy).sum(-2, keepdim=True)
-        dz = _norm_backward(dy * norm, read.z[-1], mean, rstd)
-    for layer in reversed(range(depth)):
-        c, x, W, S = layers[layer], read.x[layer], weights[layer], momenta[layer]
-        dA, dD[layer] = _mix_backward(c.G, read.A[layer], D[layer], dz, out[layer].G)
-        dh[layer] = torch.matmul(dA.mT, x)
-        kept, carried = dz * c.beta, dz * c.f
-        dW[layer], dS[layer] = torch.matmul(x.mT, kept), torch.matmul(x.mT, carried)
-        if c.beta.shape[-1] == 1:
-            by_W, by_S = torch.matmul(dz, W.mT), torch.matmul(dz, S.mT)
-            torch.sum(by_W * x, -1, keepdim=True, out=out[layer].beta)
-            torch.sum(by_S * x, -1, keepdim=True, out=out[layer].f)
+        dz = _norm_backward(dy * norm, r.z[-1], mean, rstd)
+    back = ReadBackward(dz, [], [], [], [], dnorm)
+    for layer in reversed(range(len(weights))):
+        c, x, W, S = layers[layer], r.x[layer], weights[layer], momenta[layer]
+        dA, dD = _mix_backward(c.G, r.A[layer], D[layer], dz, out[layer].G)
+        if r.xW[layer] is None:
+            by_W, by_S = torch.bmm(dz, W.mT), torch.bmm(dz, S.mT)
+            _row_sum(by_W, x, out[layer].beta)
+            _row_sum(by_S, x, out[layer].f)
             dx = by_W.mul_(c.beta).addcmul_(by_S, c.f)
+            pairs = (x * c.beta, dz), (x * c.f, dz)
         else:
-            torch.mul(torch.matmul(x, W), dz, out=out[layer].beta)
-            torch.mul(torch.matmul(x, S), dz, out=out[layer].f)
-            dx = torch.matmul(kept, W.mT) + torch.matmul(carried, S.mT)
-        dx += torch.matmul(dA, h[layer])
-        if layer:
-            dz = memory.act_backward(dx, read.z[layer - 1])
-    return ReadBackward(dx, dh, dD, dW, dS, dnorm)
+            _row_sum(r.xW[layer], dz, out[layer].beta)
+            _row_sum(r.xS[layer], dz, out[layer].f)
+            pairs = (x, dz * c.beta), (x, dz * c.f)
+            dx = torch.bmm(pairs[0][1], W.mT).baddbmm_(pairs[1][1], S.mT)
+        dx.baddbmm_(dA, h[layer])
+        for kept, new in zip(back[1:5], (torch.bmm(dA.mT, x), dD, *pairs), strict=True):
+            kept.insert(0, new)
+        dz = memory.act_backward(dx, r.z[layer - 1]) if layer else dx
+    return back._replace(dx=dz)
 
 
-class ChunkBackward(NamedTuple):
-    dk: Tensor
-    dv: Tensor
-    dnorm: Tensor | None
-
-
-def chunk_backward(
-    memory: Memory, weights: list[Tensor], momenta: list[Tensor], norm: Tensor | None, written: Written,
-    layers: list[Coefficients], out: list[Coefficients], dstates: list[Tensor], back: ReadBackward,
-) -> ChunkBackward:  # fmt: skip
-    """Goes back through a chunk's writes.
-
-    ``dstates`` holds the gradients of the state after the chunk and is changed to those of the state before it;
-    gradients of the end coefficients are written to ``out``.
-    """
+def write_backward(
+    memory: Memory, weights: Sequence[Tensor], norm: Tensor | None, written: Written,
+    dh: list[Tensor], dD: list[Tensor], gW: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Goes back through ``write``, from gradients of h and D to those of k, v and norm; adds to those of W, gW."""
+    z, h, u, D = written[:4]
     depth = len(weights)
-    dh, dD = back.dh, back.dD
-    for layer in range(depth):
-        _advance_backward(
-            weights[layer], momenta[layer], written.h[layer], written.D[layer], layers[layer], out[layer],
-            dstates, layer, dh[layer], dD[layer], back,
-        )  # fmt: skip
-    dW = dstates[:depth]
-    z, u, D, h = written.z, written.u, written.D, written.h
-    dz: list[Tensor | None] = [None] * depth
+    dz: list[Tensor] = []
     for layer in range(depth - 1):  # through what went back, from the keys' side to the loss
         du = memory.act_backward(dD[layer], z[layer])
-        dz[layer] = memory.act_curvature(z[layer]).mul_(u[layer]).mul_(dD[layer])
+        dz.append(memory.act_curvature(z[layer]).mul_(u[layer]).mul_(dD[layer]))
         dD[layer + 1].baddbmm_(du, weights[layer + 1])
-        dW[layer + 1].baddbmm_(du.mT, D[layer + 1])
-    dz[-1], dv, dnorm = _loss_backward(memory, written, norm, dD[-1])
+        gW[layer + 1].baddbmm_(du.mT, D[layer + 1])
+    top, dv, dnorm = _loss_backward(memory, written, norm, dD[-1])
+    dz.append(top)
     for layer in reversed(range(depth)):  # through the way in
         dh[layer].baddbmm_(dz[layer], weights[layer].mT)
-        dW[layer].baddbmm_(h[layer].mT, dz[layer])
+        gW[layer].baddbmm_(h[layer].mT, dz[layer])
         if layer:
             dz[layer - 1] += memory.act_backward(dh[layer], z[layer - 1])
-    return ChunkBackward(dh[0], dv, dnorm)
+    return dh[0], dv, dnorm
 
 
 def _loss_backward(
@@ -212,56 +230,37 @@ def _loss_backward(
     """Goes back through ``D(z, v)`` at the last layer."""
     if not memory.residual_norm:
         return 2 * dD, -2 * dD, None
-    z, normed, g, rstd = written.z[-1], written.normed, written.g, written.rstd
-    width = z.shape[-1]
-    dg = _norm_backward(dD, z, written.mean, rstd)  # D is linear in g by a symmetric matrix
+    z, normed, g, mean, rstd = written.z[-1], written.normed, written.g, written.mean, written.rstd
+    dg = _norm_backward(dD, z, mean, rstd)  # D is linear in g by a symmetric matrix
     derror = dg * (2 * norm)
     dnorm = torch.addcmul(2 * written.error * dg, normed, derror).sum(-2, keepdim=True)
     along_g, along_D = (g * normed).mean(-1, keepdim=True), (dD * normed).mean(-1, keepdim=True)
     dnormed = torch.addcmul(derror * norm, rstd, torch.addcmul(dD * along_g, g, along_D), value=-1)
-    dz = _norm_backward(dnormed, z, written.mean, rstd)
-    dz.addcmul_(normed, (dD * written.D[-1]).sum(-1, keepdim=True) * rstd, value=-1 / width)
+    dz = _norm_backward(dnormed, z, mean, rstd)
+    dz.addcmul_(normed, (dD * written.D[-1]).sum(-1, keepdim=True) * rstd, value=-1 / z.shape[-1])
     return dz, -derror, dnorm
 
 
-def _advance_backward(
-    W: Tensor, S: Tensor, h: Tensor, D: Tensor, c: Coefficients, out: Coefficients,
-    dstates: list[Tensor], layer: int, dh: Tensor, dD: Tensor, back: ReadBackward,
-) -> None:  # fmt: skip
-    """Goes back through ``advance``; adds to dh and dD, and joins the reads' gradients of W and S to ``dstates``."""
-    depth = len(dstates) // 2
-    gW, gS = dstates[layer], dstates[depth + layer]
-    by_G, by_P = torch.matmul(h, gW), torch.matmul(h, gS)
-    torch.sum(by_P * D, -1, keepdim=True, out=out.end_P).neg_()
-    torch.mul(by_G, D, out=out.end_G).neg_() if c.end_G.shape[-1] > 1 else torch.sum(
-        by_G * D, -1, keepdim=True, out=out.end_G
-    ).neg_()
-    dD.addcmul_(by_G, c.end_G, value=-1).addcmul_(by_P, c.end_P, value=-1)
-    dh.baddbmm_(D * c.end_G, gW.mT, alpha=-1).baddbmm_(D * c.end_P, gS.mT, alpha=-1)
-    dims = (-2, -1) if c.end_beta.shape[-1] == 1 else -2
-    torch.sum(gW * W, dims, keepdim=True, out=out.end_beta)
-    torch.sum(gW * S, dims, keepdim=True, out=out.end_f)
-    torch.sum(gS * S, (-2, -1), keepdim=True, out=out.end_m)
-    dstates[depth + layer] = (gS * c.end_m).addcmul_(gW, c.end_f).add_(back.dS[layer])
-    dstates[layer] = (gW * c.end_beta).add_(back.dW[layer])
-
-
-def _mix(G: Tensor, A: Tensor, D: Tensor) -> Tensor:
-    """sum_i G_ti A_ti D_i."""
-    if G.dim() == A.dim():
-        return torch.matmul(G * A, D)
-    return torch.einsum("...ti,...tio,...io->...to", A, G, D)
-
-
 def _mix_backward(G: Tensor, A: Tensor, D: Tensor, dz: Tensor, dG: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of minus ``_mix`` in A and D; that in G is written to ``dG``."""
-    if G.dim() == A.dim():
-        by_mix = torch.matmul(dz, D.mT).neg_()
+    """Gradients in A and D of minus ``sum_i G_ti A_ti D_i``; that in G is written to ``dG``."""
+    if G.dim() == 3:
+        by_mix = torch.bmm(dz, D.mT).neg_()
         torch.mul(by_mix, A, out=dG)
-        return by_mix.mul_(G), torch.matmul((G * A).mT, dz).neg_()
+        return by_mix.mul_(G), torch.bmm((G * A).mT, dz).neg_()
     torch.mul((dz.unsqueeze(-2) * D.unsqueeze(-3)).neg_(), A.unsqueeze(-1), out=dG)
-    dA = torch.einsum("...to,...tio,...io->...ti", dz, G, D).neg_()
-    return dA, torch.einsum("...ti,...tio,...to->...io", A, G, dz).neg_()
+    dA = torch.einsum("rto,rtio,rio->rti", dz, G, D).neg_()
+    return dA, torch.einsum("rti,rtio,rto->rio", A, G, dz).neg_()
+
+
+def _takes_less(x: Tensor, z: Tensor, c: Coefficients) -> bool:
+    return c.beta.shape[-1] == 1 and x.shape[-1] <= z.shape[-1]
+
+
+def _row_sum(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """The gradient of a coefficient: a number a token, or one a channel."""
+    if out.shape[-1] == 1:
+        return torch.sum(a * b, -1, keepdim=True, out=out)
+    return torch.mul(a, b, out=out)
 
 
 def _norm(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.chunked import chunk_form
-from pyro_memory.kernels.reference import ACTIVATIONS, token_rule
-
-BACKENDS = {"reference": token_rule, "torch": chunk_form}
+from pyro_memory.kernels.chunked import chunk_form, chunk_surprise
+from pyro_memory.kernels.dispatch import check_backend, choose_backend
+from pyro_memory.kernels.reference import ACTIVATIONS, Layers, token_rule
 
 
 def neural_memory(
@@ -58,7 +59,8 @@ def neural_memory(
         norm_weight, norm_bias: of LN, ``[out]`` or ``[head, out]``; outer parameters, not written at test time.
         lengths: tokens of each sequence, ``[batch]``, 0 to time. The state returned is the one after each sequence's
             last token, outputs past it are zero, and what stands there is ignored.
-        backend: "auto", "torch" (the chunk form) or "reference" (token by token, the specification).
+        backend: "auto", "triton" (the kernels), "torch" (the chunk form) or "reference" (token by token, the
+            specification). "auto" is "triton" on CUDA for what its kernels take (see ``why_not_triton``), else "torch".
         checkpoint_chunks: keeps the weights of every n-th chunk for the backward pass and computes the others again:
             memory for weights falls n-fold, time rises by less than a third. By default all are kept.
 
@@ -66,7 +68,8 @@ def neural_memory(
         ``(y, weights, momentum_state)``: y ``[batch, head, time, out]``, and the state after the last token. A sequence
         cut on a chunk boundary and resumed from that state gives the same result as the whole.
 
-    float16 and bfloat16 are computed in float32: y has the dtype of ``q``, the state is float32.
+    float16 and bfloat16 are computed in float32: y has the dtype of ``q``, the state is float32. With "triton" products
+    of bfloat16 tokens are bfloat16 ones, and those of float16 tokens tf32, summed in float32.
 
     Cost: O(time (depth in out + chunk_size (in + out))) operations a head. Weights exist once a chunk, never a token.
 
@@ -77,55 +80,101 @@ def neural_memory(
     chunk form follows Learning to (Learn at Test Time) (Sun et al., 2024), https://arxiv.org/abs/2407.04620, extended
     to momentum and decay.
     """
-    backend = resolve_backend(backend)
-    _check_options(chunk_size, activation, checkpoint_chunks)
-    _check_tokens(q, k, v)
-    weights = per_sequence("weights", weights, q)
+    check_backend(backend)
+    if checkpoint_chunks is not None and checkpoint_chunks < 1:
+        raise ValueError(f"`checkpoint_chunks` must be at least 1, or None to keep all; got {checkpoint_chunks}")
+    if q.shape != k.shape:
+        raise ValueError(f"`q` must have the shape of `k`, {list(k.shape)}; got {list(q.shape)}")
+    tokens, states, gates, options = _checked(
+        (q, k, v), weights, momentum_state, (lr, momentum, decay), chunk_size=chunk_size, activation=activation,
+        residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths,
+    )  # fmt: skip
+    backend = choose_backend(backend, q, v, states[0], gates[2], chunk_size)
+    if backend != "reference":
+        options["checkpoint_chunks"] = checkpoint_chunks
+    if backend != "triton":
+        tokens = _cast(tokens, states[0][0].dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        y, weights, momentum_state = _form(backend)(*tokens, *states, *gates, **options)
+    return y.to(q.dtype), weights, momentum_state
+
+
+def memory_surprise(
+    k: Tensor,
+    v: Tensor,
+    weights: Sequence[Tensor],
+    lr: Tensor | Sequence[Tensor],
+    momentum: Tensor | Sequence[Tensor],
+    decay: Tensor | Sequence[Tensor],
+    *,
+    momentum_state: Sequence[Tensor] | None = None,
+    **options: Any,
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Measures how much each token surprises the memory, in the memory's own units, not nats.
+
+    Takes the arguments of ``neural_memory`` but for the queries. Gives ``[batch, head, time, 2]``, the loss
+    ``||M(k) - v||^2`` at the weights before the token's chunk and the norm of its gradient over all layers, then the
+    state as ``neural_memory`` does. Nothing is differentiable. Cost: that of the writes.
+    """
+    tokens, states, gates, options = _checked((k, v), weights, momentum_state, (lr, momentum, decay), **options)
+    k, v = _cast(tokens, states[0][0].dtype)
+    with torch.autocast(k.device.type, enabled=False):
+        return chunk_surprise(k, v, *states, *gates, **options)
+
+
+def _checked(
+    tokens: tuple[Tensor, ...], weights: Sequence[Tensor], momentum_state: Sequence[Tensor] | None,
+    gates: tuple[Tensor | Sequence[Tensor], ...], *, chunk_size: int, activation: str = "gelu",
+    residual_norm: bool = False, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[tuple[Tensor, ...], tuple[Layers, Layers], list[Layers], dict[str, Any]]:  # fmt: skip
+    """Refuses what does not fit; gives tokens in one dtype, states for each sequence, gates for each layer in another."""
+    if chunk_size < 1:
+        raise ValueError(f"`chunk_size` must be at least 1; got {chunk_size}. Use 1 for the fully online rule")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f'`activation` must be "gelu" or "silu"; got {activation!r}')
+    *_, k, v = tokens
+    _check_tokens(k, v)
+    weights = per_sequence("weights", weights, k)
     _check_layers(weights, k.shape[-1], v.shape[-1])
     if momentum_state is None:
         momentum_state = tuple(torch.zeros_like(w) for w in weights)
-    else:
-        momentum_state = per_sequence("momentum_state", momentum_state, q)
-        if [s.shape for s in momentum_state] != [w.shape for w in weights]:
-            raise ValueError(
-                f"`momentum_state` must have the shapes of `weights`, {[list(w.shape) for w in weights]}; got "
-                f"{[list(s.shape) for s in momentum_state]}"
-            )
-    gates = [_per_layer(n, g, k, weights) for n, g in (("lr", lr), ("momentum", momentum), ("decay", decay))]
+    momentum_state = per_sequence("momentum_state", momentum_state, k)
+    if [s.shape for s in momentum_state] != [w.shape for w in weights]:
+        raise ValueError(
+            f"`momentum_state` must have the shapes of `weights`, {[list(w.shape) for w in weights]}; got "
+            f"{[list(s.shape) for s in momentum_state]}"
+        )
+    named = zip(("lr", "momentum", "decay"), gates, strict=True)
+    gates = [_per_layer(name, gate, k, weights) for name, gate in named]
     _check_gates(*gates)
     if lengths is not None:
         _check_lengths(lengths, k)
         there = (torch.arange(k.shape[2], device=k.device) < lengths[:, None])[:, None, :, None]
-        q, k, v = (x.masked_fill(~there, 0) for x in (q, k, v))
+        tokens = tuple(x.masked_fill(~there, 0) for x in tokens)
     norm_weight, norm_bias = _check_norm(weights, residual_norm, norm_weight, norm_bias)
-
-    floats = [q, k, v, *weights, *momentum_state, *(g for gate in gates for g in gate)]
-    dtype = torch.float32
-    for tensor in floats:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-
-    def cast(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        known = {id(t): t.to(dtype) for t in tensors}  # a gate shared by the layers stays one tensor
-        return tuple(known[id(t)] for t in tensors)
-
-    with torch.autocast(q.device.type, enabled=False):
-        options = {} if backend == "reference" else {"checkpoint_chunks": checkpoint_chunks}
-        y, weights, momentum_state = BACKENDS[backend](
-            *cast((q, k, v)), cast(weights), cast(momentum_state), *(cast(gate) for gate in gates),
-            chunk_size=chunk_size, activation=activation, residual_norm=residual_norm, lengths=lengths,
-            norm_weight=None if norm_weight is None else norm_weight.to(dtype),
-            norm_bias=None if norm_bias is None else norm_bias.to(dtype), **options,
-        )  # fmt: skip
-    return y.to(q.dtype), weights, momentum_state
+    others = (*weights, *momentum_state, *(g for gate in gates for g in gate))
+    tokens_dtype = reduce(torch.promote_types, (t.dtype for t in tokens))
+    dtype = reduce(torch.promote_types, (t.dtype for t in others), torch.promote_types(tokens_dtype, torch.float32))
+    options = {"chunk_size": chunk_size, "activation": activation, "residual_norm": residual_norm, "lengths": lengths}
+    options["norm_weight"], options["norm_bias"] = (
+        None if t is None else t.to(dtype) for t in (norm_weight, norm_bias)
+    )
+    states = _cast(weights, dtype), _cast(momentum_state, dtype)
+    return _cast(tokens, tokens_dtype), states, [_cast(gate, dtype) for gate in gates], options
 
 
-def resolve_backend(backend: str) -> str:
-    """Names the backend that runs: "auto" is "torch"."""
+def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    known = {id(t): t.to(dtype) for t in tensors}  # a gate shared by the layers stays one tensor
+    return tuple(known[id(t)] for t in tensors)
+
+
+def _form(backend: str) -> Callable[..., tuple[Tensor, Layers, Layers]]:
     if backend == "triton":
-        raise ValueError('`backend` "triton" is not available here; use "auto" or "torch"')
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f'`backend` must be one of "auto", "torch", "reference"; got {backend!r}')
-    return "torch" if backend == "auto" else backend
+        from pyro_memory.kernels.memory_triton import triton_form  # only here: without a GPU nobody loads triton
+
+        return triton_form
+    return {"reference": token_rule, "torch": chunk_form}[backend]
 
 
 def per_sequence(name: str, tensors: Sequence[Tensor], like: Tensor) -> tuple[Tensor, ...]:
@@ -147,27 +196,15 @@ def _what(value: object) -> str:
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
-def _check_options(chunk_size: int, activation: str, checkpoint_chunks: int | None) -> None:
-    if chunk_size < 1:
-        raise ValueError(f"`chunk_size` must be at least 1; got {chunk_size}. Use 1 for the fully online rule")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f'`activation` must be "gelu" or "silu"; got {activation!r}')
-    if checkpoint_chunks is not None and checkpoint_chunks < 1:
-        raise ValueError(f"`checkpoint_chunks` must be at least 1, or None to keep all; got {checkpoint_chunks}")
-
-
-def _check_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
+def _check_tokens(k: Tensor, v: Tensor) -> None:
+    for name, tensor in (("k", k), ("v", v)):
         if tensor.dim() != 4 or not tensor.is_floating_point():
             raise ValueError(
                 f"`{name}` must be floating point, [batch, head, time, dim]; got {tensor.dtype} of shape "
                 f"{list(tensor.shape)}"
             )
-    if q.shape != k.shape or v.shape[:3] != k.shape[:3]:
-        raise ValueError(
-            "`q`, `k` must agree in shape, and `v` in [batch, head, time]; got "
-            f"{list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
-        )
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"`v` must start with {list(k.shape[:3])}, as `k` does; got shape {list(v.shape)}")
     if not k.shape[2]:
         raise ValueError("`k` must hold at least one token; got time 0. Skip the call, the state stays as it is")
 

@@ -36,6 +36,19 @@ def triton_form(
     """Computes what ``token_rule`` does, in the same arguments; q, k and v may be in half precision."""
     batch, heads, time = k.shape[:3]
     rows = batch * heads
+    _check_devices(
+        q.device,
+        k=(k,),
+        v=(v,),
+        weights=weights,
+        momentum_state=momentum_state,
+        lr=lr,
+        momentum=momentum,
+        decay=decay,
+        lengths=(lengths,),
+        norm_weight=(norm_weight,),
+        norm_bias=(norm_bias,),
+    )
     widths = [k.shape[-1], *(w.shape[-1] for w in weights)]
     q, k, v = (x.reshape(rows, time, x.shape[-1]).contiguous() for x in (q, k, v))
     state = torch.cat([s.reshape(rows, s.shape[-2] * s.shape[-1]) for s in (*weights, *momentum_state)], 1)
@@ -55,6 +68,15 @@ def triton_form(
     sizes = [w.shape[-2] * w.shape[-1] for w in (*weights, *weights)]
     parts = [p.view_as(w) for p, w in zip(state.split(sizes, 1), (*weights, *weights), strict=True)]
     return y.view(batch, heads, time, -1), tuple(parts[: len(weights)]), tuple(parts[len(weights) :])
+
+
+def _check_devices(device: torch.device, **groups: Sequence[Tensor | None]) -> None:
+    for name, group in groups.items():
+        for t in group:
+            if t is not None and t.device != device:
+                raise ValueError(
+                    f"`{name}` must be on the device of `q`, {device}; got {t.device}. Use .to({str(device)!r})"
+                )
 
 
 def _chunks(k: Tensor, chunk_size: int) -> int:
@@ -119,7 +141,7 @@ def _gradients(dy, dstate, q, k, v, gates, norm, lengths, kept, widths, chunk_si
 
 
 def _save(ctx, inputs, output):
-    *tensors, state, widths, chunk_size, activation, every = inputs
+    *tensors, _, widths, chunk_size, activation, every = inputs
     ctx.save_for_backward(*tensors, output[2])
     ctx.mark_non_differentiable(output[2])
     ctx.sizes = widths, chunk_size, activation, every

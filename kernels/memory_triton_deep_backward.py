@@ -193,7 +193,8 @@ def deep_backward(
         b_dk += dot(tl.trans(b_dA1), b_q, PRECISION)
         b_dD2 -= b_end_G2 * b_by_G2 + b_end_P2 * b_by_P2
         gate_weights_backward(
-            p_gates, p_dgates, o_t, inside, here, T, i_end, tl.sum(b_by_W1 * b_q, 1), tl.sum(b_by_S1 * b_q, 1), b_dM1 * b_A1,
+            p_gates, p_dgates, o_t, inside, here, T, i_end,
+            tl.sum(b_by_W1 * b_q, 1), tl.sum(b_by_S1 * b_q, 1), b_dM1 * b_A1,
             tl.sum(b_dend1), tl.sum(b_dend_f1), tl.sum(b_dend_m1), b_dend_G1, b_dend_P1, BC, SCANS,
         )  # fmt: skip
         gate_weights_backward(

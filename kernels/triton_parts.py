@@ -47,11 +47,7 @@ def store_tokens(p, o_t, o_d, here, D: tl.constexpr, b_x):
 
 @triton.jit
 def act(b_z, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "gelu":
-        b_h = 0.5 * b_z * (1 + tl.erf(b_z * 0.7071067811865476))
-    else:
-        b_h = b_z * tl.sigmoid(b_z)
-    return b_h
+    return 0.5 * b_z * (1 + tl.erf(b_z * 0.7071067811865476)) if ACTIVATION == "gelu" else b_z * tl.sigmoid(b_z)
 
 
 @triton.jit

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pyro_memory.kernels import neural_memory
+from pyro_memory.kernels import memory_surprise, neural_memory
+from pyro_memory.kernels.reference import apply_memory
 
 STATE = ("weights", "momentum_state")
 BATCH, HEADS, TIME, WIDTH, HIDDEN = 2, 2, 23, 4, 6
@@ -48,6 +49,10 @@ def with_gradients(tensors, **options):
     loss = sum((t * torch.randn(t.shape, generator=generator, dtype=t.dtype)).sum() for t in outputs)
     gradients = torch.autograd.grad(loss, [t for group in tensors.values() for t in group])
     return [*(t.detach() for t in outputs), *gradients]
+
+
+def cut_tokens(tensors, where):
+    return tensors | {n: [t[:, :, where] for t in tensors[n]] for n in ("q", "k", "v", "lr", "momentum", "decay")}
 
 
 def assert_backends_agree(tensors, **options):
@@ -182,14 +187,9 @@ def test_single_precision_is_as_right_as_the_token_rule_in_it():
 def test_a_cut_on_a_chunk_boundary_resumes_exactly(cut, backend):
     tensors = problem(2, norm=True)
     whole = call(tensors, chunk_size=7, backend=backend)
-    per_token = ("q", "k", "v", "lr", "momentum", "decay")
-
-    def part(where, state):
-        return tensors | state | {n: [t[:, :, where] for t in tensors[n]] for n in per_token}
-
-    first = call(part(slice(cut), {}), chunk_size=7, backend=backend)
+    first = call(cut_tokens(tensors, slice(cut)), chunk_size=7, backend=backend)
     state = {"weights": first[1:3], "momentum_state": first[3:]}
-    second = call(part(slice(cut, None), state), chunk_size=7, backend=backend)
+    second = call(cut_tokens(tensors, slice(cut, None)) | state, chunk_size=7, backend=backend)
     assert_close(torch.cat([first[0], second[0]], 2), whole[0])
     for actual, expected in zip(second[1:], whole[1:], strict=True):
         assert_close(actual, expected)
@@ -241,6 +241,30 @@ def test_nothing_leaks_from_the_future_or_from_other_sequences_and_heads():
         assert (other[1, 0, 10:] - y[1, 0, 10:]).abs().amax(-1).min() > 1e-8
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_surprise_is_the_inner_loss_and_the_norm_of_its_gradient(norm):
+    tensors = problem(3, norm=norm)
+    lengths = torch.tensor([23, 9])
+    arguments = {n: tuple(group) if len(group) > 1 else group[0] for n, group in tensors.items() if n != "q"}
+    options = {"chunk_size": 7, "residual_norm": norm, "lengths": lengths}
+    surprise, weights, momentum_state = memory_surprise(**arguments, **options)
+    for actual, expected in zip(
+        (*weights, *momentum_state), call(tensors, chunk_size=7, lengths=lengths)[1:], strict=True
+    ):
+        assert_close(actual, expected)
+    assert not surprise[1, :, 9:].any()
+    before = call(cut_tokens(tensors, slice(7)), chunk_size=7)[
+        1:4
+    ]  # the weights that the second chunk's gradients are of
+    start = [w.requires_grad_() for w in before]
+    options = {name: tensors[name][0] for name in ("norm_weight", "norm_bias") if norm}
+    out = apply_memory(start, tensors["k"][0][:, :, 8:9], residual_norm=norm, **options)
+    losses = (out - tensors["v"][0][:, :, 8:9]).square().sum((2, 3))
+    gradients = torch.autograd.grad(losses.sum(), start)
+    assert_close(surprise[:, :, 8, 0], losses)
+    assert_close(surprise[:, :, 8, 1], sum(g.square().sum((2, 3)) for g in gradients).sqrt())
+
+
 def test_weights_without_a_batch_are_those_of_every_sequence():
     tensors = problem(2)
     shared = tensors | {"weights": [w[0] for w in tensors["weights"]]}
@@ -290,8 +314,12 @@ def refuse(change=None, **options):
         ({"change": lambda p: p["lr"][0].fill_(math.inf)}, "`lr` must be at least 0 and finite"),
         ({"change": lambda p: p["lr"].append(p["lr"][0])}, "`lr` must be one tensor, or one for each of the 2 layers"),
         ({"change": lambda p: p.update(lr=[torch.ones(2, 2)])}, r"`lr` must be \[batch, head, time\] = \[2, 2, 23\]"),
-        ({"change": lambda p: p.update(k=[p["k"][0][0]])}, r"`k` must be floating point, \[batch, head, time, dim\]"),
-        ({"change": lambda p: p.update(k=[p["k"][0][:, :, :3]])}, "`q`, `k` must agree in shape"),
+        (
+            {"change": lambda p: p.update(k=[p["k"][0][0]], q=p["k"][0][0:1])},
+            "`k` must be floating point, .batch, head",
+        ),
+        ({"change": lambda p: p.update(k=[p["k"][0][:, :, :3]])}, "`q` must have the shape of `k`"),
+        ({"change": lambda p: p.update(v=[p["v"][0][:, :, :3]])}, r"`v` must start with \[2, 2, 23\]"),
         ({"change": lambda p: p.update({n: [p[n][0][:, :, :0]] for n in "qkv"})}, "`k` must hold at least one token"),
         ({"change": lambda p: p.update(weights=p["weights"][:1])}, "`weights` must lead from keys of 4 to values of 4"),
         ({"change": lambda p: p.update(weights=[w[:1] for w in p["weights"]])}, "`weights` must hold"),

@@ -1,0 +1,255 @@
+"""Titans' neural memory: an MLP a head that learns its sequence at test time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Float, Int
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_memory.kernels import apply_memory, memory_surprise, neural_memory
+from pyro_memory.models.titans.open_chunk import FastWeights, run_through
+from pyro_memory.models.titans.state import State, last_tokens, resolve
+from pyro_memory.naming import unique_name
+
+
+@dataclass(frozen=True)
+class MemoryState(State):
+    """A neural memory in the middle of its sequences: fast weights, and what the convolutions still see."""
+
+    fast: FastWeights
+    tail: Tensor  # the last projections before the convolutions, [batch, convolution - 1, 3 heads head_dim]
+
+
+class NeuralMemory(PyroModule):
+    r"""Mixes a sequence through memories that are trained on it while it passes.
+
+    .. code-block:: text
+
+        q, k, v = conv(x W_Q), conv(x W_K), conv(x W_V)        causal, depthwise; q and k of unit length, per head
+        S_t = eta_t S_{t-1} - theta_t grad ||M(k_t) - v_t||^2  the gradient at the weights before the token's chunk
+        W_t = (1 - alpha_t) W_{t-1} + S_t
+        y_t = (norm(M_t(q_t)) * silu(x_t W_G)) W_O             read after write
+
+    The memory of the camera-ready paper is the default, ``M(x) = x + LN(W_1 gelu(W_2 x))``, with theta, eta and alpha
+    of each token, head and layer.
+
+    What the paper leaves open: the gates are sigmoids of x, bounded by
+
+    .. code-block:: text
+
+        eta_t in (0, 1)      theta_t <= max_lr (1 - eta_t) / chunk_size      alpha_t <= max_decay / chunk_size
+
+    Proved: a linear memory (depth 1, no ``residual_norm``) without momentum cannot diverge at ``max_lr <= 1/2``,
+    whatever the keys and gates: a chunk multiplies the weights by ``beta - 2 sum_i theta_i (beta/beta_i) k_i^T k_i``,
+    whose eigenvalues lie in [-1, 1] as the keys are of unit length. With momentum, depth or LN nothing is proved; the
+    tests drive them with repeated, alternating and opposed keys, with values a thousand times as large, with gates at
+    their bounds and switched at random, and with 100,000 tokens of noise.
+
+    Args:
+        dim: width of a token.
+        heads, head_dim: memories side by side, and the width of their keys and values; dim / heads by default.
+        depth, expansion: layers of the memory, and how many times wider than the keys its inside is.
+        chunk_size: tokens that share the point of the gradient; 1 is the fully online rule.
+        activation: "gelu" or "silu".
+        residual_norm: x + LN(.) around the memory's MLP.
+        convolution: taps of the depthwise convolutions; 1 for none.
+        momentum, weight_decay: False for the ablations, eta = 0 and alpha = 0.
+        channel_decay: an alpha for each output channel of a layer, not one a layer.
+        max_lr, max_decay: the bounds above.
+        surprise: also records ``NAME.surprise [batch, time, 2]`` as a Pyro deterministic site, where Pyro is tracing:
+            the inner loss of each token and the norm of its gradient, in units of their own, not nats. Costs one more
+            pass of writes.
+        checkpoint_chunks, backend: as in ``pyro_memory.kernels.neural_memory``.
+
+    ``memory(x, state=None, lengths=None) -> (y, state)`` with x, y ``[batch, time, dim]``; ``step(token, state)``
+    takes one token of each sequence, ``[batch, dim]``. A sequence may be cut anywhere, and goes on from the state as
+    if whole. The state's size is that of the fast weights and one chunk, whatever came before. With ``lengths`` the
+    state is the one after each sequence's last token, and outputs past it are zero.
+
+    Raises:
+        ValueError: for options out of range, an x that does not fit, a state of other shapes.
+
+    Cost: O(time (heads head_dim^2 expansion depth + dim heads head_dim)).
+
+    References: Titans: Learning to Memorize at Test Time (Behrouz, Zhong & Mirrokni, 2025),
+    https://arxiv.org/abs/2501.00663
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 4,
+        head_dim: int | None = None,
+        depth: int = 2,
+        expansion: int = 4,
+        chunk_size: int = 16,
+        activation: str = "gelu",
+        residual_norm: bool = True,
+        convolution: int = 4,
+        momentum: bool = True,
+        weight_decay: bool = True,
+        channel_decay: bool = False,
+        max_lr: float = 0.5,
+        max_decay: float = 1.0,
+        surprise: bool = False,
+        checkpoint_chunks: int | None = None,
+        backend: str = "auto",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name or unique_name(self))
+        if head_dim is None and dim % heads:
+            raise ValueError(f"`heads` must divide `dim` {dim}, or give `head_dim`; got {heads}")
+        sizes = {"heads": heads, "depth": depth, "chunk_size": chunk_size, "convolution": convolution}
+        for option, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"`{option}` must be at least 1; got {value}")
+        if not 0 < max_decay <= chunk_size:
+            raise ValueError(
+                f"`max_decay` must lie in (0, {chunk_size}], alpha being up to max_decay / chunk_size; got {max_decay}"
+            )
+        if not max_lr > 0:
+            raise ValueError(f"`max_lr` must be positive; got {max_lr}")
+        self.dim, self.heads, self.depth, self.chunk_size = dim, heads, depth, chunk_size
+        self.head_dim = dim // heads if head_dim is None else head_dim
+        self.momentum, self.weight_decay, self.channel_decay = momentum, weight_decay, channel_decay
+        self.max_lr, self.max_decay, self.surprise = max_lr, max_decay, surprise
+        self.options = {"chunk_size": chunk_size, "activation": activation, "residual_norm": residual_norm}
+        self.run_options = {"checkpoint_chunks": checkpoint_chunks, "backend": backend}
+
+        inner, hidden = heads * self.head_dim, expansion * self.head_dim
+        widths = [self.head_dim, *[hidden] * (depth - 1), self.head_dim]
+        self.shapes = list(pairwise(widths))
+        self.to_qkv = nn.Linear(dim, 3 * inner, bias=False)
+        self.taps = convolution
+        groups = {"groups": 3 * inner, "bias": False}
+        self.convolution = nn.Conv1d(3 * inner, 3 * inner, convolution, **groups) if convolution > 1 else None
+        linear = PyroModule[nn.Linear]
+        self.to_lr = linear(dim, depth * heads)
+        self.to_momentum = linear(dim, depth * heads) if momentum else None
+        channels = sum(widths[1:]) if channel_decay else depth
+        self.to_decay = linear(dim, channels * heads) if weight_decay else None
+        self.to_gate = nn.Linear(dim, inner, bias=False)
+        self.to_out = linear(inner, dim, bias=False)
+        self.read_norm = nn.Parameter(torch.ones(inner))
+        if self.to_decay is not None:
+            nn.init.constant_(self.to_decay.bias, -4.0)  # half of what is written is left after hundreds of tokens
+        for layer, (a, b) in enumerate(self.shapes):
+            setattr(self, f"initial_{layer}", nn.Parameter(torch.randn(heads, a, b) / math.sqrt(a)))
+        if residual_norm:
+            self.memory_norm_weight = nn.Parameter(torch.ones(heads, self.head_dim))
+            self.memory_norm_bias = nn.Parameter(torch.zeros(heads, self.head_dim))
+        self.state_shapes = self.initial_state(1).shapes()
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        state: MemoryState | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time dim"], MemoryState]:
+        x, state = resolve(self, x, state, lengths)
+        projected = torch.cat([state.tail, self.to_qkv(x)], 1)
+        tokens = (*self._qkv(projected), *self._gates(x))
+        if self.surprise and pyro.poutine.runtime.am_i_wrapped():
+            self._record(tokens, state.fast, lengths)
+        y, fast = run_through(self._write_and_read, state.fast, tokens, self.chunk_size, lengths)
+        y = self.to_out(self._normed(y) * F.silu(self.to_gate(x)))
+        return y, MemoryState(fast, last_tokens(projected, self.taps - 1, lengths))
+
+    def step(
+        self, token: Float[Tensor, "batch dim"], state: MemoryState | None = None
+    ) -> tuple[Float[Tensor, "batch dim"], MemoryState]:
+        """Takes one token of each sequence; the same as ``forward`` on a sequence of one."""
+        y, state = self(token.unsqueeze(1), state)
+        return y.squeeze(1), state
+
+    def retrieve(
+        self, q: Float[Tensor, "batch time inner"], weights: tuple[Tensor, ...]
+    ) -> Float[Tensor, "batch time dim"]:
+        """Reads ``[batch, head, in, out]`` weights with given queries and writes nothing."""
+        q = F.normalize(q.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2), dim=-1, eps=1e-6)
+        options = {name: self.options[name] for name in ("activation", "residual_norm")}
+        return self.to_out(self._normed(apply_memory(weights, q, **options, **self._norm_options())))
+
+    def initial_state(self, batch: int) -> MemoryState:
+        """The state before the first token: the learned initial weights, no momentum."""
+        initial = [getattr(self, f"initial_{layer}") for layer in range(self.depth)]
+        weights = tuple(w.expand(batch, *w.shape) for w in initial)
+        empty = initial[0].new_zeros(batch, self.heads, self.chunk_size - 1)
+        vectors = empty.unsqueeze(-1).expand(*empty.shape, self.head_dim)
+        decays = [empty] * self.depth
+        if self.channel_decay:
+            decays = [empty.unsqueeze(-1).expand(*empty.shape, out) for _, out in self.shapes]
+        fast = FastWeights(
+            weights,
+            tuple(torch.zeros_like(w) for w in weights),
+            (vectors, vectors, *[empty] * (2 * self.depth), *decays),
+            torch.zeros(batch, dtype=torch.long, device=empty.device),
+        )
+        return MemoryState(fast, empty.new_zeros(batch, self.taps - 1, 3 * self.heads * self.head_dim))
+
+    def _qkv(self, projected: Tensor) -> tuple[Tensor, ...]:
+        mixed = projected
+        if self.convolution is not None:
+            mixed = self.convolution(projected.transpose(1, 2)).transpose(1, 2)
+        q, k, v = mixed.unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        return F.normalize(q, dim=-1, eps=1e-6), F.normalize(k, dim=-1, eps=1e-6), v
+
+    def _gates(self, x: Tensor) -> tuple[Tensor, ...]:
+        """theta, eta and alpha of each layer, one after the other."""
+
+        def split(linear: nn.Module | None, sizes: list[int]) -> list[Tensor]:
+            if linear is None:
+                return [x.new_zeros(x.shape[0], self.heads, x.shape[1])] * self.depth
+            gates = linear(x).sigmoid().unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return list(gates.split(sizes, -1))
+
+        ones = [1] * self.depth
+        flat = [g.squeeze(-1) for g in split(self.to_lr, ones)]
+        eta = split(self.to_momentum, ones)
+        eta = eta if self.to_momentum is None else [g.squeeze(-1) for g in eta]
+        theta = [lr * (1 - e) * (self.max_lr / self.chunk_size) for lr, e in zip(flat, eta, strict=True)]
+        alpha = split(self.to_decay, [out for _, out in self.shapes] if self.channel_decay else ones)
+        if self.to_decay is not None:
+            alpha = [a * (self.max_decay / self.chunk_size) for a in alpha]
+            alpha = alpha if self.channel_decay else [a.squeeze(-1) for a in alpha]
+        elif self.channel_decay:
+            alpha = [a.unsqueeze(-1).expand(*a.shape, out) for a, (_, out) in zip(alpha, self.shapes, strict=True)]
+        return (*theta, *eta, *alpha)
+
+    def _arguments(
+        self, tokens: tuple[Tensor, ...], lengths: Tensor | None, momentum: tuple[Tensor, ...]
+    ) -> dict[str, Any]:
+        n = self.depth
+        gates = {"lr": tokens[3 : 3 + n], "momentum": tokens[3 + n : 3 + 2 * n], "decay": tokens[3 + 2 * n :]}
+        return {"momentum_state": momentum, "lengths": lengths} | gates | self._norm_options() | self.options
+
+    def _norm_options(self) -> dict[str, Tensor]:
+        if not self.options["residual_norm"]:
+            return {}
+        return {"norm_weight": self.memory_norm_weight, "norm_bias": self.memory_norm_bias}
+
+    def _normed(self, y: Tensor) -> Tensor:
+        """From heads to ``[batch, time, inner]``, each head of unit mean square times a learned weight."""
+        return F.rms_norm(y.transpose(1, 2), (self.head_dim,), eps=1e-6).flatten(2) * self.read_norm
+
+    def _write_and_read(self, tokens, weights, momentum, lengths):
+        arguments = self._arguments(tokens, lengths, momentum)
+        return neural_memory(*tokens[:3], weights, **arguments, **self.run_options)
+
+    def _record(self, tokens: tuple[Tensor, ...], fast: FastWeights, lengths: Tensor | None) -> None:
+        def step(tokens, weights, momentum, lengths):
+            return memory_surprise(*tokens[1:3], weights, **self._arguments(tokens, lengths, momentum))
+
+        surprise, _ = run_through(step, fast, tokens, self.chunk_size, lengths)
+        loss, norm = surprise.unbind(-1)
+        value = torch.stack([loss.sum(1), norm.square().sum(1).sqrt()], -1)
+        pyro.deterministic(f"{self._pyro_name}.surprise", value.detach(), event_dim=value.dim())

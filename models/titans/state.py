@@ -1,0 +1,133 @@
+"""States of sequence mixers: values that can be cut from the graph, moved, saved and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Self, get_type_hints
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """What a mixer carries from one call to the next, one row a sequence of the batch.
+
+    A state is a value: a call returns a new one. For learning that goes on across restarts, save ``to_tensors()`` with
+    safetensors and rebuild with ``from_tensors``; ``detach()`` between calls ends the graph (truncated
+    backpropagation); a state of None starts afresh, and ``where`` does so for some sequences only.
+    """
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Self:
+        """Applies f to every tensor."""
+        return type(self)(**{field.name: _map(f, getattr(self, field.name)) for field in fields(self)})
+
+    def detach(self) -> Self:
+        """Cuts it from the graph."""
+        return self.map(Tensor.detach)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Moves it to a device, or casts what is floating point."""
+        device = torch.empty(0).to(*args, **kwargs).device
+        return self.map(lambda t: t.to(*args, **kwargs) if t.is_floating_point() else t.to(device))
+
+    def where(self, mask: Tensor, other: Self) -> Self:
+        """Keeps the sequences where ``mask [batch]`` is True and takes the others from another state."""
+        theirs = other.named_tensors()
+        return self.map(lambda t: torch.where(mask.view(-1, *[1] * (t.dim() - 1)), t, next(theirs)[1]))
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Goes through its tensors: ``"fast.weights.0"`` and so on."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, State):
+                yield from ((f"{field.name}.{name}", tensor) for name, tensor in value.named_tensors())
+            elif isinstance(value, tuple):
+                yield from ((f"{field.name}.{i}", tensor) for i, tensor in enumerate(value))
+            else:
+                yield field.name, value
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Gives the tensors by name, for saving: contiguous copies, with no memory in common."""
+        return {name: t.clone(memory_format=torch.contiguous_format) for name, t in self.named_tensors()}
+
+    def check(self, shapes: dict[str, tuple[int, ...]], batch: int) -> None:
+        """Raises a ValueError unless it has these shapes behind a batch of that many sequences."""
+        given = {name: tuple(t.shape) for name, t in self.named_tensors()}
+        for name, shape in shapes.items():
+            if given.get(name) != (batch, *shape):
+                raise ValueError(
+                    f"`state` must be one of this module for {batch} sequences, {name} of shape {[batch, *shape]}; got "
+                    f"{list(given[name]) if name in given else None}. Start from state=None"
+                )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of its tensors behind the batch."""
+        return {name: tuple(t.shape[1:]) for name, t in self.named_tensors()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        """Rebuilds a state from ``to_tensors``.
+
+        Raises:
+            ValueError: for tensors that are not those of this kind of state.
+        """
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            head, _, rest = name.partition(".")
+            groups.setdefault(head, {})[rest] = tensor
+        hints = get_type_hints(cls)
+        wanted = [field.name for field in fields(cls)]
+        if sorted(groups) != sorted(wanted):
+            raise ValueError(f"`tensors` must hold {wanted} for a {cls.__name__}; got {sorted(groups)}")
+        values: dict[str, Any] = {}
+        for name, group in groups.items():
+            kind = hints[name]
+            if isinstance(kind, type) and issubclass(kind, State):
+                values[name] = kind.from_tensors(group)
+            elif kind is Tensor:
+                values[name] = group[""]
+            else:
+                values[name] = tuple(group[str(i)] for i in range(len(group)))
+        return cls(**values)
+
+
+def _map(f: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(value, State):
+        return value.map(f)
+    return tuple(f(t) for t in value) if isinstance(value, tuple) else f(value)
+
+
+def resolve(mixer: Any, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
+    """Checks a mixer's arguments; gives x with zeros past the lengths, and the state to start from.
+
+    Raises:
+        ValueError: for an x that is not ``[batch, time, dim]``, lengths outside it, a state of other shapes.
+    """
+    if x.dim() != 3 or x.shape[-1] != mixer.dim or not x.shape[1]:
+        raise ValueError(f"`x` must be [batch, time, {mixer.dim}] with at least one token; got shape {list(x.shape)}")
+    batch, time = x.shape[:2]
+    if lengths is not None:
+        if lengths.shape != (batch,) or bool(((lengths < 0) | (lengths > time)).any()):
+            raise ValueError(
+                f"`lengths` must lie in 0 to {time}, one for each of the {batch} sequences; got {lengths.tolist()}"
+            )
+        x = x.masked_fill(~inside(lengths, time)[..., None], 0)
+    if state is None:
+        return x, mixer.initial_state(batch)
+    state.check(mixer.state_shapes, batch)
+    return x, state
+
+
+def inside(lengths: Tensor, time: int) -> Tensor:
+    """Which places ``[batch, time]`` hold a token."""
+    return torch.arange(time, device=lengths.device) < lengths[:, None]
+
+
+def last_tokens(x: Tensor, size: int, lengths: Tensor | None) -> Tensor:
+    """The last ``size`` tokens of each sequence; ``x [batch, time, ...]`` holds ``size`` old ones and ``lengths`` more."""
+    if lengths is None:
+        return x[:, x.shape[1] - size :]
+    place = lengths[:, None] + torch.arange(size, device=x.device)
+    return torch.take_along_dim(x, place.view(*place.shape, *[1] * (x.dim() - 2)), 1)
