@@ -128,7 +128,7 @@ def _checked(
     residual_norm: bool = False, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Layers, Layers], list[Layers], dict[str, Any]]:  # fmt: skip
-    """Refuses what does not fit; gives tokens in one dtype, states for each sequence, gates for each layer in another."""
+    """Refuses what does not fit; gives tokens in their dtype, states for each sequence and gates for each layer."""
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1; got {chunk_size}. Use 1 for the fully online rule")
     if activation not in ACTIVATIONS:
@@ -237,6 +237,8 @@ def _per_layer(
 
 
 def _check_gates(lr: tuple[Tensor, ...], momentum: tuple[Tensor, ...], decay: tuple[Tensor, ...]) -> None:
+    if torch.compiler.is_compiling() or not lr[0].numel():  # looking at values would break a graph
+        return
     ranges = (("lr", lr, "at least 0 and finite"), ("momentum", momentum, "in [0, 1]"), ("decay", decay, "in [0, 1]"))
     for name, gates, wanted in ranges:
         upper = torch.finfo(gates[0].dtype).max if name == "lr" else 1.0
@@ -252,7 +254,7 @@ def _check_lengths(lengths: Tensor, k: Tensor) -> None:
             f"`lengths` must be integers (torch.long), one for each of the {len(k)} sequences; got {lengths.dtype} of "
             f"shape {list(lengths.shape)}"
         )
-    if bool(((lengths < 0) | (lengths > k.shape[2])).any()):
+    if not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > k.shape[2])).any()):
         raise ValueError(f"`lengths` must lie between 0 and the {k.shape[2]} tokens given; got {lengths.tolist()}")
 
 

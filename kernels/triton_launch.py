@@ -44,7 +44,7 @@ def forward(
         _launch(linear_forward, len(q), args, options, _warps(widths, (1, 2)))
         return
     hidden = widths[1]
-    resident = state[0].nbytes <= RESIDENT_BYTES
+    resident = state.shape[1] * state.element_size() <= RESIDENT_BYTES
     tiles = (block(hidden),) if resident else _tiles(hidden)
     options |= {"DH": hidden, "ACTIVATION": activation, "RESIDENT": resident}
     _launch(deep_forward, len(q), args, options, _warps(widths, (1, 2) if resident else (1,), tiles))
