@@ -24,7 +24,7 @@ def why_not_triton(
     """
     if find_spec("triton") is None:
         return "triton is not installed"
-    if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+    if not q.is_cuda and not interpreting():
         return f"the tensors are on {q.device.type}, Triton needs a CUDA device"
     if q.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(q.device) < (8, 0):
         return f"{torch.cuda.get_device_name(q.device)} is older than compute capability 8.0"
@@ -39,6 +39,11 @@ def why_not_triton(
     if any(g.dim() == 4 for g in ((decay,) if isinstance(decay, Tensor) else decay)):
         return "`decay` is by channel, the kernels take one number a token and layer"
     return None
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels that load now run in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def check_backend(backend: str) -> None:

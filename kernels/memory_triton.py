@@ -67,7 +67,7 @@ def triton_form(
     y, state, _ = memory_forward(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every)
     sizes = [w.shape[-2] * w.shape[-1] for w in (*weights, *weights)]
     parts = [p.view_as(w) for p, w in zip(state.split(sizes, 1), (*weights, *weights), strict=True)]
-    return y.view(batch, heads, time, -1), tuple(parts[: len(weights)]), tuple(parts[len(weights) :])
+    return y.view(batch, heads, time, widths[-1]), tuple(parts[: len(weights)]), tuple(parts[len(weights) :])
 
 
 def _check_devices(device: torch.device, **groups: Sequence[Tensor | None]) -> None:
@@ -152,7 +152,7 @@ def _backward(ctx, dy, dstate, _):
     grads = memory_backward(dy.contiguous(), dstate.contiguous(), *tensors, kept, *ctx.sizes)
     dq, dk, dv, dgates, dnorm, dstate = grads
     norm = tensors[4]
-    dnorm = None if norm is None else dnorm.unflatten(0, (-1, len(norm))).sum(0)
+    dnorm = None if norm is None else dnorm.unflatten(0, (len(dnorm) // len(norm), len(norm))).sum(0)
     return dq, dk, dv, dgates, dnorm, None, dstate, None, None, None, None
 
 
