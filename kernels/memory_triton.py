@@ -90,6 +90,9 @@ def _chunks(k: Tensor, chunk_size: int) -> int:
 )
 def memory_forward(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every):
     y, after, kept = _outputs(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every)
+    if k.shape[1] == 1 and lengths is None and not every:
+        triton_launch.decode(q, k, v, state, gates, norm, y, after, widths, activation)
+        return y, after, kept
     after.copy_(state)
     triton_launch.forward(
         q, k, v, after, gates, norm, lengths, y, kept, widths, chunk_size, activation, every,

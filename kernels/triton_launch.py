@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from pyro_memory.kernels.memory_triton_decode import deep_decode, linear_decode
 from pyro_memory.kernels.memory_triton_deep import deep_forward
 from pyro_memory.kernels.memory_triton_deep_backward import deep_backward
 from pyro_memory.kernels.memory_triton_linear import linear_backward, linear_forward
@@ -48,6 +49,21 @@ def forward(
     tiles = (block(hidden),) if resident else _tiles(hidden)
     options |= {"DH": hidden, "ACTIVATION": activation, "RESIDENT": resident}
     _launch(deep_forward, len(q), args, options, _warps(widths, (1, 2) if resident else (1,), tiles))
+
+
+def decode(
+    q: Tensor, k: Tensor, v: Tensor, before: Tensor, gates: Tensor, norm: Tensor | None, y: Tensor, after: Tensor,
+    widths: list[int], activation: str,
+) -> None:  # fmt: skip
+    """Writes y and the state after one token."""
+    options = {"DI": widths[0], "DO": widths[-1], "BI": block(widths[0]), "BO": block(widths[-1])}
+    options["NORM"] = norm is not None
+    args = (q, k, v, gates, norm, before, y, after, 1 if norm is None else len(norm))
+    if len(widths) == 2:
+        _launch(linear_decode, len(q), args, options, ((0, 4, 1), (0, 8, 1)))
+        return
+    options |= {"DH": widths[1], "ACTIVATION": activation}
+    _launch(deep_decode, len(q), args, options, tuple((tile, 4, 1) for tile in _tiles(widths[1])))
 
 
 def backward(

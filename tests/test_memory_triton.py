@@ -268,6 +268,26 @@ def test_the_same_inputs_give_the_same_bits(widths):
         assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
 
 
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("widths", [(16, 16), (20, 20), (16, 24, 16), (20, 70, 20)])
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_tokens_one_by_one_are_the_online_rule(widths, norm, activation, monkeypatch):
+    from pyro_memory.kernels import triton_launch
+
+    tensors = problem(widths, 3, norm=norm)
+    whole = call(tensors, chunk_size=1, activation=activation, backend="reference")
+    monkeypatch.setattr(triton_launch, "forward", None)  # no kernel of chunks runs
+    depth, parts, state = len(widths) - 1, [], {}
+    for t in range(3):
+        token = {n: [x[:, :, t : t + 1] for x in tensors[n]] for n in ("q", "k", "v", "lr", "momentum", "decay")}
+        with torch.no_grad():
+            y, *rest = call(tensors | state | token, chunk_size=16, activation=activation, backend="triton")
+        parts.append(y)
+        state = {"weights": rest[:depth], "momentum_state": rest[depth:]}
+    for actual, expected in zip([torch.cat(parts, 2), *rest], whole, strict=True):
+        assert_close(actual, expected)
+
+
 # --- as an operator of torch
 
 
