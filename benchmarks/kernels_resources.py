@@ -56,7 +56,7 @@ def resources(binary):
 def compiler(capability, first_only):
     """Stands in for the launch."""
 
-    def compile_all(kernel, rows, args, options, configurations):
+    def compile_all(kernel, grid, args, options, configurations):
         for tile, warps, stages in configurations[:1] if first_only else configurations:
             constants = options | ({"BH": tile} if tile else {})
             compiled = triton.compile(

@@ -9,7 +9,7 @@ between each tile's gradients lie in ``p_scratch``; those of the state lie in ``
 import triton
 import triton.language as tl
 
-from pyro_memory.kernels.triton_gates import end_weights, gate_weights, gate_weights_backward, load_gates
+from pyro_memory.kernels.triton_gates import end_weights, gate_weights, keep_gate_gradients, load_gates
 from pyro_memory.kernels.triton_parts import (
     act,
     act_curvature,
@@ -29,7 +29,7 @@ from pyro_memory.kernels.triton_parts import (
 
 @triton.jit
 def deep_backward(
-    p_dy, p_q, p_k, p_v, p_gates, p_norm, p_lengths, p_kept, p_dq, p_dk, p_dv, p_dgates, p_dnorm, p_dstate, p_scratch,
+    p_dy, p_q, p_k, p_v, p_gates, p_norm, p_lengths, p_kept, p_dq, p_dk, p_dv, p_gate, p_dnorm, p_dstate, p_scratch,
     T, heads, first, last, kept_stride,
     DI: tl.constexpr, DH: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,
     C: tl.constexpr, BC: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, LENGTHS: tl.constexpr,
@@ -45,7 +45,8 @@ def deep_backward(
     length = tl.load(p_lengths + i_r) if LENGTHS else T
     p_q, p_k, p_dq, p_dk = p_q + i_r * T * DI, p_k + i_r * T * DI, p_dq + i_r * T * DI, p_dk + i_r * T * DI
     p_v, p_dy, p_dv = p_v + i_r * T * DO, p_dy + i_r * T * DO, p_dv + i_r * T * DO
-    p_gates, p_dgates = p_gates + i_r * 6 * T, p_dgates + i_r * 6 * T
+    p_gates += i_r * 6 * T
+    p_gate += i_r * (last - first) * 2 * (BC + 4) * BC
     p_kept, p_gW = p_kept + i_r * kept_stride, p_dstate + i_r * 2 * N
     p_gS = p_gW + N
     p_dh = p_scratch + i_r * 2 * BC * DH
@@ -192,15 +193,16 @@ def deep_backward(
         store_tokens(p_dq, o_t, o_i, inside, DI, b_dq)
         b_dk += dot(tl.trans(b_dA1), b_q, PRECISION)
         b_dD2 -= b_end_G2 * b_by_G2 + b_end_P2 * b_by_P2
-        gate_weights_backward(
-            p_gates, p_dgates, o_t, inside, here, T, i_end,
+        p_here = p_gate + (i_c - first) * 2 * (BC + 4) * BC
+        keep_gate_gradients(
+            p_here, i_end,
             tl.sum(b_by_W1 * b_q, 1), tl.sum(b_by_S1 * b_q, 1), b_dM1 * b_A1,
-            tl.sum(b_dend1), tl.sum(b_dend_f1), tl.sum(b_dend_m1), b_dend_G1, b_dend_P1, BC, SCANS,
+            tl.sum(b_dend1), tl.sum(b_dend_f1), tl.sum(b_dend_m1), b_dend_G1, b_dend_P1, BC,
         )  # fmt: skip
-        gate_weights_backward(
-            p_gates + 3 * T, p_dgates + 3 * T, o_t, inside, here, T, i_end, b_dbeta2, b_df2, b_dM2 * b_A2,
+        keep_gate_gradients(
+            p_here + (BC + 4) * BC, i_end, b_dbeta2, b_df2, b_dM2 * b_A2,
             tl.sum(b_dend2), tl.sum(b_dend_f2), tl.sum(b_dend_m2),
-            -tl.sum(b_by_G2 * b_D2, 1), -tl.sum(b_by_P2 * b_D2, 1), BC, SCANS,
+            -tl.sum(b_by_G2 * b_D2, 1), -tl.sum(b_by_P2 * b_D2, 1), BC,
         )  # fmt: skip
 
         # back through the gradient at the chunk's first weights

@@ -6,7 +6,7 @@ W and S stay in the program's registers, forward and backward; letters as in ``c
 import triton
 import triton.language as tl
 
-from pyro_memory.kernels.triton_gates import end_weights, gate_weights, gate_weights_backward, load_gates
+from pyro_memory.kernels.triton_gates import end_weights, gate_weights, keep_gate_gradients, load_gates
 from pyro_memory.kernels.triton_parts import (
     dot,
     load_matrix,
@@ -77,7 +77,7 @@ def linear_forward(
 
 @triton.jit
 def linear_backward(
-    p_dy, p_q, p_k, p_v, p_gates, p_norm, p_lengths, p_kept, p_dq, p_dk, p_dv, p_dgates, p_dnorm, p_dstate,
+    p_dy, p_q, p_k, p_v, p_gates, p_norm, p_lengths, p_kept, p_dq, p_dk, p_dv, p_gate, p_dnorm, p_dstate,
     T, heads, first, last, kept_stride,
     DI: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, C: tl.constexpr, BC: tl.constexpr,
     NORM: tl.constexpr, LENGTHS: tl.constexpr, PRECISION: tl.constexpr, SCANS: tl.constexpr,
@@ -91,7 +91,8 @@ def linear_backward(
     length = tl.load(p_lengths + i_r) if LENGTHS else T
     p_q, p_k, p_dq, p_dk = p_q + i_r * T * DI, p_k + i_r * T * DI, p_dq + i_r * T * DI, p_dk + i_r * T * DI
     p_v, p_dy, p_dv = p_v + i_r * T * DO, p_dy + i_r * T * DO, p_dv + i_r * T * DO
-    p_gates, p_dgates = p_gates + i_r * 3 * T, p_dgates + i_r * 3 * T
+    p_gates += i_r * 3 * T
+    p_gate += i_r * (last - first) * (BC + 4) * BC
     p_kept, p_dstate = p_kept + i_r * kept_stride, p_dstate + i_r * 2 * N
     b_gW = load_matrix(p_dstate, o_i, o_o, DI, DO, dtype)
     b_gS = load_matrix(p_dstate + N, o_i, o_o, DI, DO, dtype)
@@ -145,10 +146,10 @@ def linear_backward(
         b_dD -= b_end_G * b_by_G + b_end_P * b_by_P
         b_dk -= dot(b_end_G * b_D, tl.trans(b_gW), PRECISION)
         b_dk -= dot(b_end_P * b_D, tl.trans(b_gS), PRECISION)
-        gate_weights_backward(
-            p_gates, p_dgates, o_t, inside, here, T, i_end, b_dbeta, b_df, b_dG,
+        keep_gate_gradients(
+            p_gate + (i_c - first) * (BC + 4) * BC, i_end, b_dbeta, b_df, b_dG,
             tl.sum(b_gW * b_W), tl.sum(b_gW * b_S), tl.sum(b_gS * b_S),
-            -tl.sum(b_by_G * b_D, 1), -tl.sum(b_by_P * b_D, 1), BC, SCANS,
+            -tl.sum(b_by_G * b_D, 1), -tl.sum(b_by_P * b_D, 1), BC,
         )  # fmt: skip
         b_qT = tl.trans(b_q)
         b_gS = m * b_gS + f * b_gW + dot(b_qT, b_f[:, None] * b_dz, PRECISION)

@@ -78,24 +78,48 @@ def end_weights(b_beta, b_f, b_m, b_P, b_G, i_end, BC: tl.constexpr):
 
 
 @triton.jit
-def gate_weights_backward(
-    p_gates, p_dgates, o_t, inside, here, T, i_end, b_dbeta, b_df, b_dG, end_beta, end_f, end_m, b_end_G, b_end_P,
-    BC: tl.constexpr, SCANS: tl.constexpr,
+def keep_gate_gradients(
+    p_gate, i_end, b_dbeta, b_df, b_dG, end_beta, end_f, end_m, b_end_G, b_end_P, BC: tl.constexpr
 ):  # fmt: skip
-    """Stores the gradients of a layer's gates; those of the end's weights come apart, ``end_...``."""
+    """Stores the gradients of a chunk's weights, ``[BC + 4, BC]``; those of its end come apart, ``end_...``."""
     o_c = tl.arange(0, BC)
     b_end = o_c == i_end
+    tl.store(p_gate + o_c, b_dbeta + tl.where(b_end, end_beta, 0.0))
+    tl.store(p_gate + BC + o_c, b_df + tl.where(b_end, end_f, 0.0))
+    tl.store(p_gate + 2 * BC + o_c, tl.where(b_end, end_m, 0.0))
+    tl.store(p_gate + 3 * BC + o_c, b_end_P)
+    b_dG += tl.where(b_end[:, None], b_end_G[None, :], 0.0)
+    tl.store(p_gate + 4 * BC + o_c[:, None] * BC + o_c[None, :], b_dG)
+
+
+@triton.jit
+def gates_backward(
+    p_gates, p_lengths, p_gate, p_dgates, T, first, chunks, layers,
+    C: tl.constexpr, BC: tl.constexpr, LENGTHS: tl.constexpr, SCANS: tl.constexpr,
+):  # fmt: skip
+    """From what ``keep_gate_gradients`` stored to theta, eta and alpha: a program is a chunk of a layer of a row."""
+    i_r, i_c = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    i_l = i_c % layers
+    i_c = i_c // layers
+    p_gates += (i_r * layers + i_l) * 3 * T
+    p_dgates += (i_r * layers + i_l) * 3 * T
+    p_gate += ((i_r * chunks + i_c) * layers + i_l) * (BC + 4) * BC
+    o_c = tl.arange(0, BC)
+    t = (first + i_c) * C
+    o_t = t + o_c
+    length = tl.load(p_lengths + i_r) if LENGTHS else T
+    inside = (o_c < C) & (o_t < T)
+    here = inside & (o_t < length)
+    i_end = tl.minimum(C, length - t) - 1
+    b_dbeta, b_df = tl.load(p_gate + o_c), tl.load(p_gate + BC + o_c)
+    b_dm, b_end_P = tl.load(p_gate + 2 * BC + o_c), tl.load(p_gate + 3 * BC + o_c)
+    b_dG = tl.load(p_gate + 4 * BC + o_c[:, None] * BC + o_c[None, :])
+    b_dP = tl.where((o_c == i_end)[:, None], b_end_P[None, :], 0.0)
+
     b_theta, b_eta, b_a = load_gates(p_gates, o_t, here, T)
     _, b_eta_before, b_a_before = load_gates(p_gates, o_t - 1, here & (o_c > 0), T)
     _, b_eta_next, b_a_next = load_gates(p_gates, o_t + 1, here & (o_c < i_end), T)
     b_B, b_E = range_products(b_a, BC, 0), range_products(b_eta, BC, 0)
-
-    b_dbeta += tl.where(b_end, end_beta, 0.0)
-    b_df += tl.where(b_end, end_f, 0.0)
-    b_dm = tl.where(b_end, end_m, 0.0)
-    b_dG += tl.where(b_end[:, None], b_end_G[None, :], 0.0)
-    b_dP = tl.where(b_end[:, None], b_end_P[None, :], 0.0)
-
     low = o_c[:, None] >= o_c[None, :]
     b_to_beta = tl.sum(b_B * b_dbeta[:, None], 0)
     b_to_f = tl.sum(b_B * b_df[:, None], 0)
@@ -104,11 +128,10 @@ def gate_weights_backward(
     b_to_P = tl.where(low, carry_back(b_eta, b_eta_next, b_dP + b_to_G, BC, SCANS), 0.0)
 
     b_P_before = range_products(b_eta_before, BC, 1) * b_theta[None, :]
-    b_B_before = range_products(b_a_before, BC, 1)
     b_G_before = carry(b_a_before, b_P_before, BC, SCANS)
     b_m_before = tl.cumprod(b_eta_before, axis=0)
     b_beta_before = tl.cumprod(b_a_before, axis=0)
-    b_f_before = tl.sum(b_B_before * tl.cumprod(b_eta, axis=0)[None, :], 1)
+    b_f_before = tl.sum(range_products(b_a_before, BC, 1) * tl.cumprod(b_eta, axis=0)[None, :], 1)
 
     b_dtheta = tl.sum(tl.where(o_c[:, None] == o_c[None, :], b_to_P, 0.0), 0)
     b_deta = tl.sum(b_to_P * b_P_before, 1) + b_to_m * b_m_before

@@ -15,6 +15,7 @@ from pyro_memory.kernels.memory_triton_decode import deep_decode, linear_decode
 from pyro_memory.kernels.memory_triton_deep import deep_forward
 from pyro_memory.kernels.memory_triton_deep_backward import deep_backward
 from pyro_memory.kernels.memory_triton_linear import linear_backward, linear_forward
+from pyro_memory.kernels.triton_gates import gates_backward
 
 RESIDENT_BYTES = 2**17  # W and S that a program keeps in registers: half of a streaming multiprocessor's
 TUNED_BY = ("DI", "DO", "C", "NORM", "PRECISION")
@@ -42,13 +43,13 @@ def forward(
     args += (max(every, 1), kept.stride(0))
     options |= {"READS": reads, "KEEP": every > 0}
     if len(widths) == 2:
-        _launch(linear_forward, len(q), args, options, _warps(widths, (1, 2)))
+        _launch(linear_forward, (len(q),), args, options, _warps(widths, (1, 2)))
         return
     hidden = widths[1]
     resident = state.shape[1] * state.element_size() <= RESIDENT_BYTES
     tiles = (block(hidden),) if resident else _tiles(hidden)
     options |= {"DH": hidden, "ACTIVATION": activation, "RESIDENT": resident}
-    _launch(deep_forward, len(q), args, options, _warps(widths, (1, 2) if resident else (1,), tiles))
+    _launch(deep_forward, (len(q),), args, options, _warps(widths, (1, 2) if resident else (1,), tiles))
 
 
 def decode(
@@ -60,10 +61,10 @@ def decode(
     options["NORM"] = norm is not None
     args = (q, k, v, gates, norm, before, y, after, 1 if norm is None else len(norm))
     if len(widths) == 2:
-        _launch(linear_decode, len(q), args, options, ((0, 4, 1), (0, 8, 1)))
+        _launch(linear_decode, (len(q),), args, options, ((0, 4, 1), (0, 8, 1)))
         return
     options |= {"DH": widths[1], "ACTIVATION": activation}
-    _launch(deep_decode, len(q), args, options, tuple((tile, 4, 1) for tile in _tiles(widths[1])))
+    _launch(deep_decode, (len(q),), args, options, tuple((tile, 4, 1) for tile in _tiles(widths[1])))
 
 
 def backward(
@@ -71,18 +72,22 @@ def backward(
     kept: Tensor, grads: tuple[Tensor, ...], widths: list[int], chunk_size: int, activation: str, chunks: range,
 ) -> None:  # fmt: skip
     """Writes ``grads``: of q, k, v and gates; adds to that of norm; changes that of the state in place."""
-    dstate = grads[-1]
+    dq, dk, dv, dgates, dnorm, dstate = grads
     options = _options(q, dstate, widths, chunk_size, norm, lengths)
-    heads = 1 if norm is None else len(norm)
-    args = (dy, q, k, v, gates, norm, lengths, kept, *grads)
-    numbers = (q.shape[1], heads, chunks.start, chunks.stop, kept.stride(0))
-    if len(widths) == 2:
-        _launch(linear_backward, len(q), args + numbers, options, _warps(widths, (1,)))
-        return
-    hidden = widths[1]
-    scratch = dstate.new_empty(len(q), 2, options["BC"], hidden)
-    options |= {"DH": hidden, "ACTIVATION": activation}
-    _launch(deep_backward, len(q), (*args, scratch, *numbers), options, _warps(widths, (1,), _tiles(hidden)))
+    layers, size = len(widths) - 1, options["BC"]
+    gate = dstate.new_empty(len(q), len(chunks), layers, size + 4, size)
+    args = (dy, q, k, v, gates, norm, lengths, kept, dq, dk, dv, gate, dnorm, dstate)
+    numbers = (q.shape[1], 1 if norm is None else len(norm), chunks.start, chunks.stop, kept.stride(0))
+    if layers == 1:
+        _launch(linear_backward, (len(q),), args + numbers, options, _warps(widths, (1,)))
+    else:
+        hidden = widths[1]
+        scratch = dstate.new_empty(len(q), 2, size, hidden)
+        deep = options | {"DH": hidden, "ACTIVATION": activation}
+        _launch(deep_backward, (len(q),), (*args, scratch, *numbers), deep, _warps(widths, (1,), _tiles(hidden)))
+    options = {name: options[name] for name in ("C", "BC", "LENGTHS", "SCANS")}
+    args = (gates, lengths, gate, dgates, q.shape[1], chunks.start, len(chunks), layers)
+    _launch(gates_backward, (len(q), len(chunks) * layers), args, options, ((0, 4, 1),))
 
 
 def _options(
@@ -122,16 +127,20 @@ def _warps(widths: list[int], stages: tuple[int, ...], tiles: tuple[int, ...] = 
 
 
 def _launch(
-    kernel: object, rows: int, args: tuple, options: dict[str, object], configurations: tuple[tuple[int, int, int], ...]
+    kernel: object,
+    grid: tuple[int, ...],
+    args: tuple,
+    options: dict[str, object],
+    configurations: tuple[tuple[int, int, int], ...],
 ) -> None:
-    if not rows:
+    if not all(grid):
         return
     if interpreted():
         tile = {"BH": configurations[0][0]} if configurations[0][0] else {}
-        kernel[(rows,)](*args, **options, **tile)
+        kernel[grid](*args, **options, **tile)
         return
     with torch.cuda.device(args[0].device):
-        _tuned(kernel, configurations)[(rows,)](*args, **options)
+        _tuned(kernel, configurations)[grid](*args, **options)
 
 
 @functools.cache

@@ -100,15 +100,13 @@ def test_wide_heads_and_long_chunks_follow_the_rule(chunk_size):
 
 @pytest.mark.parametrize("widths", [(16, 16), (16, 24, 16)])
 def test_every_sequence_has_its_length_and_every_head_its_norm(widths):
-    tensors = problem(widths, 20, batch=3, norm=True)
-    lengths = torch.tensor([20, 0, 13], device=DEVICE)
+    tensors = problem(widths, 10, batch=2, norm=True)
+    lengths = torch.tensor([7, 0], device=DEVICE)
     assert_follows_the_rule(tensors, chunk_size=8, lengths=lengths)
-    clean = with_gradients(tensors, chunk_size=8, lengths=lengths, backend="triton")
+    clean = call(tensors, chunk_size=8, lengths=lengths, backend="triton")
     for name in "qkv":
-        tensors[name][0][2, :, 13:] = torch.nan
-    for actual, expected in zip(
-        with_gradients(tensors, chunk_size=8, lengths=lengths, backend="triton"), clean, strict=True
-    ):
+        tensors[name][0][0, :, 7:] = torch.nan
+    for actual, expected in zip(call(tensors, chunk_size=8, lengths=lengths, backend="triton"), clean, strict=True):
         assert_close(actual, expected, rtol=0, atol=0)
 
 
@@ -122,13 +120,9 @@ def test_hidden_units_in_tiles_give_the_same(norm, monkeypatch):
 
 @pytest.mark.parametrize("widths", [(16, 16), (16, 24, 16)])
 def test_states_computed_again_in_the_backward_pass_give_the_same(widths):
-    tensors = problem(widths, 20, norm=True)
-    lengths = torch.tensor([18], device=DEVICE)
-    whole = with_gradients(tensors, chunk_size=4, lengths=lengths, backend="triton")
-    for n in (2, 3):
-        again = with_gradients(tensors, chunk_size=4, lengths=lengths, backend="triton", checkpoint_chunks=n)
-        for actual, expected in zip(again, whole, strict=True):
-            assert_close(actual, expected)
+    tensors = problem(widths, 11, heads=1, norm=True)
+    lengths = torch.tensor([10], device=DEVICE)
+    assert_follows_the_rule(tensors, chunk_size=4, lengths=lengths, checkpoint_chunks=2)
 
 
 def at_the_ends(gate):
@@ -160,7 +154,7 @@ def test_gradients_pass_gradcheck(widths):
 
     def f(*inputs):
         again = {name: [t for n, t in zip(names, inputs, strict=True) if n == name] for name in tensors}
-        return tuple(call(again, chunk_size=3, backend="triton"))
+        return torch.cat([t.flatten() for t in call(again, chunk_size=3, backend="triton")])
 
     flat = [t.requires_grad_() for group in tensors.values() for t in group]
     assert torch.autograd.gradcheck(f, flat, fast_mode=True)
@@ -300,14 +294,14 @@ def test_the_operators_pass_opcheck():
     for widths in ([4, 3], [4, 6, 4]):
         n = 2 * sum(a * b for a, b in itertools.pairwise(widths))
         norm = tensors(1, 2, 4, requires_grad=True) if widths[0] == widths[-1] else None
-        gates = torch.rand(2, 3 * len(widths[1:]), 5, device=DEVICE, dtype=torch.float64)
-        tokens = [tensors(2, 5, widths[i], requires_grad=True) for i in (0, 0, -1)]
-        state = tensors(2, n, requires_grad=True)
+        gates = torch.rand(1, 3 * len(widths[1:]), 3, device=DEVICE, dtype=torch.float64)
+        tokens = [tensors(1, 3, widths[i], requires_grad=True) for i in (0, 0, -1)]
+        state = tensors(1, n, requires_grad=True)
         arguments = (*tokens, gates.requires_grad_(), norm, None, state, widths, 3, "gelu", 1)
         torch.library.opcheck(memory_forward, arguments)
         detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments]
         kept = memory_forward(*detached)[2]
-        backward = (tensors(2, 5, widths[-1]), tensors(2, n), *detached[:6], kept, widths, 3, "gelu", 1)
+        backward = (tensors(1, 3, widths[-1]), tensors(1, n), *detached[:6], kept, widths, 3, "gelu", 1)
         torch.library.opcheck(memory_backward, backward, test_utils=("test_schema", "test_faketensor"))
 
 
