@@ -26,9 +26,9 @@ demo: install ## train an addressed VAE on glyphs; bounds, information gain, fig
 test: install ## run the tests
 	$(RUN) -m pytest -n 2 -q
 
-test-gpu: ## run the kernels' tests on a GPU, at larger shapes and in all dtypes; PYTHON may be any with torch and triton
+test-gpu: ## run the kernels' tests on a GPU, at larger shapes and in all dtypes
 	$(GPU_PYTHON) benchmarks/kernels_gpu.py --check
-	$(GPU_PYTHON) -m pytest -q tests/test_memory_triton.py tests/test_decay_scan.py
+	$(GPU_PYTHON) benchmarks/bare.py tests/test_memory_triton.py tests/test_decay_scan.py
 
 bench-gpu: ## time the kernels on a GPU, after a check: out/bench_gpu.csv and a figure
 	$(GPU_PYTHON) benchmarks/kernels_gpu.py --out out/bench_gpu

@@ -15,6 +15,7 @@ BACKENDS = ("torch", "triton")
 def interpreter(monkeypatch):
     if not GPU:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+    torch.manual_seed(0)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills torch.empty with NaN
     yield

@@ -22,6 +22,7 @@ def interpreter(monkeypatch):
     """Interprets where there is no GPU (modules of kernels load at the first call), and poisons torch.empty."""
     if not GPU:
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+    torch.manual_seed(0)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
