@@ -25,7 +25,7 @@ from pyro_memory.kernels.coefficients import Coefficients, coefficients
 from pyro_memory.kernels.inner import Memory, Read, Written
 from pyro_memory.kernels.reference import Layers
 
-GROUP_BYTES = 2**24  # weights of a group of chunks whose reads are one product
+GROUP_BYTES = 2**22  # weights of a group of chunks whose reads are one product
 
 
 def chunk_form(
@@ -91,11 +91,13 @@ class _Problem:
     ) -> _Problem:  # fmt: skip
         cut = _Cut(*k.shape[:3], min(chunk_size, k.shape[2]))
         last = cut.last(torch.full((cut.batch,), cut.time, device=k.device) if lengths is None else lengths)
-        known: dict[tuple[int, ...], Coefficients] = {}  # layers may share their gates
-        keys = [tuple(id(g) for g in gates) for gates in zip(lr, momentum, decay, strict=True)]
-        for key, gates in zip(keys, zip(lr, momentum, decay, strict=True), strict=True):
-            if key not in known:
-                known[key] = coefficients(*(cut.chunked(g) for g in gates), last)
+        gates = {tuple(map(id, layer)): layer for layer in zip(lr, momentum, decay, strict=True)}  # some may be shared
+        if all(alpha.dim() == 3 for alpha in decay):  # all layers at once
+            together = [torch.cat([cut.chunked(g) for g in kind]) for kind in zip(*gates.values(), strict=True)]
+            found = coefficients(*together, last.repeat(len(gates), 1)).split(cut.chunks)
+        else:
+            found = [coefficients(*(cut.chunked(g) for g in layer), last) for layer in gates.values()]
+        known = dict(zip(gates, found, strict=True))
         norm = bias = None
         if residual_norm:
             norm = torch.ones_like(v[:1, 0, 0]) if norm_weight is None else norm_weight
@@ -103,8 +105,9 @@ class _Problem:
             bias = v.new_zeros(1) if norm_bias is None else norm_bias.unsqueeze(-2)
             v = v - k - bias
         states = [s.flatten(0, 1) for s in (*weights, *momentum_state)]
+        layers = [known[tuple(map(id, layer))] for layer in zip(lr, momentum, decay, strict=True)]
         memory = Memory(activation, residual_norm)
-        return cls(cut, memory, cut.chunked(k), cut.chunked(v), states, [known[key] for key in keys], norm, bias)
+        return cls(cut, memory, cut.chunked(k), cut.chunked(v), states, layers, norm, bias)
 
 
 @dataclass(frozen=True)

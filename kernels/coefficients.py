@@ -34,6 +34,10 @@ class Coefficients(NamedTuple):
     def take(self, chunks: int | slice) -> Coefficients:
         return Coefficients(*(x[chunks] for x in self))
 
+    def split(self, chunks: int) -> list[Coefficients]:
+        """Those of so many chunks after the other."""
+        return list(map(Coefficients._make, zip(*(x.split(chunks) for x in self), strict=True)))
+
     def each(self) -> Iterator[Coefficients]:
         """Those of one chunk after the other."""
         return map(Coefficients._make, zip(*self, strict=True))

@@ -1,5 +1,6 @@
 """Titans: sequence mixers with a neural memory that learns at test time."""
 
+from pyro_memory.models.titans.addressing import TitansAddressing
 from pyro_memory.models.titans.attention import WindowAttention, WindowState
 from pyro_memory.models.titans.context import ContextState, TitansMAC
 from pyro_memory.models.titans.neural_memory import MemoryState, NeuralMemory
@@ -10,6 +11,7 @@ __all__ = [
     "HybridState",
     "MemoryState",
     "NeuralMemory",
+    "TitansAddressing",
     "TitansLMM",
     "TitansMAC",
     "TitansMAG",

@@ -126,7 +126,7 @@ def inside(lengths: Tensor, time: int) -> Tensor:
 
 
 def last_tokens(x: Tensor, size: int, lengths: Tensor | None) -> Tensor:
-    """The last ``size`` tokens of each sequence; ``x [batch, time, ...]`` holds ``size`` old ones and ``lengths`` more."""
+    """The last ``size`` tokens of each sequence, which ``x [batch, time, ...]`` ends with, or has at ``lengths``."""
     if lengths is None:
         return x[:, x.shape[1] - size :]
     place = lengths[:, None] + torch.arange(size, device=x.device)
