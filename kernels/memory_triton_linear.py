@@ -118,6 +118,16 @@ def linear_backward(
         b_z = dot(b_k, b_W, PRECISION)
         b_D = loss_gradient(b_z, b_k, b_v, p_norm, i_h, o_o, DO, NORM)
 
+        # the state after the chunk; its gradient becomes that of the state before, as far as it comes this way
+        end_beta, end_f, end_m = tl.sum(b_gW * b_W), tl.sum(b_gW * b_S), tl.sum(b_gS * b_S)
+        b_by_G, b_by_P = dot(b_k, b_gW, PRECISION), dot(b_k, b_gS, PRECISION)
+        b_dend_G, b_dend_P = -tl.sum(b_by_G * b_D, 1), -tl.sum(b_by_P * b_D, 1)
+        b_dD = -b_end_G * b_by_G - b_end_P * b_by_P
+        b_dk = -dot(b_end_G * b_D, tl.trans(b_gW), PRECISION)
+        b_dk -= dot(b_end_P * b_D, tl.trans(b_gS), PRECISION)
+        b_gS = m * b_gS + f * b_gW
+        b_gW = beta * b_gW
+
         # the read
         b_A = dot(b_q, tl.trans(b_k), PRECISION)
         if NORM:
@@ -131,29 +141,25 @@ def linear_backward(
         else:
             b_dz = b_dy
             b_dq = tl.zeros([BC, BI], dtype)
-        b_dM = -dot(b_dz, tl.trans(b_D), PRECISION)
-        b_dA = b_dM * b_G
-        b_dG = b_dM * b_A
-        b_dD = -dot(tl.trans(b_G * b_A), b_dz, PRECISION)
-        b_by_W, b_by_S = dot(b_dz, tl.trans(b_W), PRECISION), dot(b_dz, tl.trans(b_S), PRECISION)
-        b_dq += b_beta[:, None] * b_by_W + b_f[:, None] * b_by_S + dot(b_dA, b_k, PRECISION)
-        b_dk = dot(tl.trans(b_dA), b_q, PRECISION)
-        store_tokens(p_dq, o_t, o_i, inside, DI, b_dq)
-        b_dbeta, b_df = tl.sum(b_by_W * b_q, 1), tl.sum(b_by_S * b_q, 1)
-
-        # the states after the chunk
-        b_by_G, b_by_P = dot(b_k, b_gW, PRECISION), dot(b_k, b_gS, PRECISION)
-        b_dD -= b_end_G * b_by_G + b_end_P * b_by_P
-        b_dk -= dot(b_end_G * b_D, tl.trans(b_gW), PRECISION)
-        b_dk -= dot(b_end_P * b_D, tl.trans(b_gS), PRECISION)
-        keep_gate_gradients(
-            p_gate + (i_c - first) * (BC + 4) * BC, i_end, b_dbeta, b_df, b_dG,
-            tl.sum(b_gW * b_W), tl.sum(b_gW * b_S), tl.sum(b_gS * b_S),
-            -tl.sum(b_by_G * b_D, 1), -tl.sum(b_by_P * b_D, 1), BC,
-        )  # fmt: skip
         b_qT = tl.trans(b_q)
-        b_gS = m * b_gS + f * b_gW + dot(b_qT, b_f[:, None] * b_dz, PRECISION)
-        b_gW = beta * b_gW + dot(b_qT, b_beta[:, None] * b_dz, PRECISION)
+        b_gS += dot(b_qT, b_f[:, None] * b_dz, PRECISION)
+        b_gW += dot(b_qT, b_beta[:, None] * b_dz, PRECISION)
+        b_by_W = dot(b_dz, tl.trans(b_W), PRECISION)
+        b_dbeta = tl.sum(b_by_W * b_q, 1)
+        b_dq += b_beta[:, None] * b_by_W
+        b_by_S = dot(b_dz, tl.trans(b_S), PRECISION)
+        b_df = tl.sum(b_by_S * b_q, 1)
+        b_dq += b_f[:, None] * b_by_S
+        b_dD -= dot(tl.trans(b_G * b_A), b_dz, PRECISION)
+        b_dM = -dot(b_dz, tl.trans(b_D), PRECISION)
+        keep_gate_gradients(
+            p_gate + (i_c - first) * (BC + 4) * BC, i_end, b_dbeta, b_df, b_dM * b_A, end_beta, end_f, end_m,
+            b_dend_G, b_dend_P, BC,
+        )  # fmt: skip
+        b_dA = b_dM * b_G
+        b_dq += dot(b_dA, b_k, PRECISION)
+        store_tokens(p_dq, o_t, o_i, inside, DI, b_dq)
+        b_dk += dot(tl.trans(b_dA), b_q, PRECISION)
 
         # the gradient at the chunk's first weights
         if NORM:

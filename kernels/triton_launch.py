@@ -84,7 +84,7 @@ def backward(
         hidden = widths[1]
         scratch = dstate.new_empty(len(q), 2, size, hidden)
         deep = options | {"DH": hidden, "ACTIVATION": activation}
-        _launch(deep_backward, (len(q),), (*args, scratch, *numbers), deep, _warps(widths, (1,), _tiles(hidden)))
+        _launch(deep_backward, (len(q),), (*args, scratch, *numbers), deep, _warps(widths, (1,), _tiles(hidden)[:1]))
     options = {name: options[name] for name in ("C", "BC", "LENGTHS", "SCANS")}
     args = (gates, lengths, gate, dgates, q.shape[1], chunks.start, len(chunks), layers)
     _launch(gates_backward, (len(q), len(chunks) * layers), args, options, ((0, 4, 1),))
