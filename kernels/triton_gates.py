@@ -136,6 +136,6 @@ def gates_backward(
     b_dtheta = tl.sum(tl.where(o_c[:, None] == o_c[None, :], b_to_P, 0.0), 0)
     b_deta = tl.sum(b_to_P * b_P_before, 1) + b_to_m * b_m_before
     b_da = tl.sum(b_to_G * b_G_before, 1) + b_to_f * b_f_before + b_to_beta * b_beta_before
-    tl.store(p_dgates + o_t, tl.where(here, b_dtheta, 0.0), mask=inside)
-    tl.store(p_dgates + T + o_t, tl.where(here, b_deta, 0.0), mask=inside)
-    tl.store(p_dgates + 2 * T + o_t, tl.where(here, -b_da, 0.0), mask=inside)
+    tl.store(p_dgates + o_t, b_dtheta, mask=inside)
+    tl.store(p_dgates + T + o_t, b_deta, mask=inside)
+    tl.store(p_dgates + 2 * T + o_t, -b_da, mask=inside)

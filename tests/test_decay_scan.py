@@ -52,6 +52,13 @@ def test_values_and_gradients_are_those_of_the_loop(shape, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_do_not_see_each_other(backend):
+    x, a, initial = problem(2, 5, 3)
+    a[1] = torch.nan
+    assert all(t[0].isfinite().all() for t in with_gradients(x, a, initial, backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_pass_gradcheck(backend):
     inputs = [t.requires_grad_() for t in problem(1, 5, 2)]
     assert torch.autograd.gradcheck(lambda *t: decay_scan(*t, backend=backend), inputs, fast_mode=True)

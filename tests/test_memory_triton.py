@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from pyro_memory.kernels import neural_memory, why_not_triton
+from pyro_memory.kernels.dispatch import choose_backend
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -351,8 +352,10 @@ def test_a_decay_by_channel_and_a_cpu_without_interpreter_are_refused(monkeypatc
     assert why_not_triton(*args, tensors["decay"], chunk_size=4) is None
     by_channel = tensors["decay"][0].unsqueeze(-1).expand(-1, -1, -1, 4)
     assert why_not_triton(*args, by_channel, chunk_size=4).startswith("`decay` is by channel")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     cpu = [t.cpu() if isinstance(t, torch.Tensor) else t for t in args]
+    assert choose_backend("auto", *cpu, tensors["decay"], 4) == "torch"  # an interpreter is never taken unasked
+    assert choose_backend("auto", *args, tensors["decay"], 4) == ("triton" if GPU else "torch")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert why_not_triton(*cpu, tensors["decay"], chunk_size=4) == "the tensors are on cpu, Triton needs a CUDA device"
 
 
