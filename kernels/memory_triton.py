@@ -37,18 +37,9 @@ def triton_form(
     batch, heads, time = k.shape[:3]
     rows = batch * heads
     _check_devices(
-        q.device,
-        k=(k,),
-        v=(v,),
-        weights=weights,
-        momentum_state=momentum_state,
-        lr=lr,
-        momentum=momentum,
-        decay=decay,
-        lengths=(lengths,),
-        norm_weight=(norm_weight,),
-        norm_bias=(norm_bias,),
-    )
+        q.device, k=(k,), v=(v,), weights=weights, momentum_state=momentum_state, lr=lr, momentum=momentum, decay=decay,
+        lengths=(lengths,), norm_weight=(norm_weight,), norm_bias=(norm_bias,),
+    )  # fmt: skip
     widths = [k.shape[-1], *(w.shape[-1] for w in weights)]
     q, k, v = (x.reshape(rows, time, x.shape[-1]).contiguous() for x in (q, k, v))
     state = torch.cat([s.reshape(rows, s.shape[-2] * s.shape[-1]) for s in (*weights, *momentum_state)], 1)

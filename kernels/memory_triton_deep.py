@@ -86,7 +86,7 @@ def deep_forward(
                 b_S1 = load_matrix(p_state + N, o_i, o_h, DI, DH, dtype)
                 b_S2 = load_matrix(p_state + N + SECOND, o_h, o_o, DH, DO, dtype)
             if KEEP:
-                p_keep = p_kept + (i_c - first) // every * 2 * N
+                p_keep = p_kept + tl.cast((i_c - first) // every, tl.int64) * 2 * N
                 keeps = (i_c - first) % every == 0  # no row of the other chunks is stored
                 store_matrix(p_keep, o_i, o_h, tl.where(keeps, DI, 0), DH, b_W1)
                 store_matrix(p_keep + SECOND, o_h, o_o, tl.where(keeps, DH, 0), DO, b_W2)

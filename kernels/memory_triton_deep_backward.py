@@ -61,7 +61,8 @@ def deep_backward(
         inside = (o_c < C) & (o_t < T)
         here = inside & (o_t < length)
         i_end = tl.minimum(C, length - i_c * C) - 1
-        p_W = p_kept + (i_c - first) * 2 * N
+        i_kept = tl.cast(i_c - first, tl.int64)
+        p_W = p_kept + i_kept * 2 * N
         p_S = p_W + N
         b_q = load_tokens(p_q, o_t, o_i, here, DI, dtype)  # [BC, BI]
         b_k = load_tokens(p_k, o_t, o_i, here, DI, dtype)
@@ -193,7 +194,7 @@ def deep_backward(
         store_tokens(p_dq, o_t, o_i, inside, DI, b_dq)
         b_dk += dot(tl.trans(b_dA1), b_q, PRECISION)
         b_dD2 -= b_end_G2 * b_by_G2 + b_end_P2 * b_by_P2
-        p_here = p_gate + (i_c - first) * 2 * (BC + 4) * BC
+        p_here = p_gate + i_kept * 2 * (BC + 4) * BC
         keep_gate_gradients(
             p_here, i_end,
             tl.sum(b_by_W1 * b_q, 1), tl.sum(b_by_S1 * b_q, 1), b_dM1 * b_A1,

@@ -47,7 +47,7 @@ def linear_forward(
         inside = (o_c < C) & (o_t < T)
         here = inside & (o_t < length)
         if KEEP:
-            i_kept = (i_c - first) // every
+            i_kept = tl.cast((i_c - first) // every, tl.int64)
             rows = tl.where((i_c - first) % every == 0, DI, 0)  # no row of the other chunks is stored
             store_matrix(p_kept + i_kept * 2 * N, o_i, o_o, rows, DO, b_W)
             store_matrix(p_kept + i_kept * 2 * N + N, o_i, o_o, rows, DO, b_S)
@@ -105,8 +105,9 @@ def linear_backward(
         o_t = i_c * C + o_c
         inside = (o_c < C) & (o_t < T)
         here = inside & (o_t < length)
-        b_W = load_matrix(p_kept + (i_c - first) * 2 * N, o_i, o_o, DI, DO, dtype)
-        b_S = load_matrix(p_kept + (i_c - first) * 2 * N + N, o_i, o_o, DI, DO, dtype)
+        i_kept = tl.cast(i_c - first, tl.int64)
+        b_W = load_matrix(p_kept + i_kept * 2 * N, o_i, o_o, DI, DO, dtype)
+        b_S = load_matrix(p_kept + i_kept * 2 * N + N, o_i, o_o, DI, DO, dtype)
         b_q = load_tokens(p_q, o_t, o_i, here, DI, dtype)
         b_k = load_tokens(p_k, o_t, o_i, here, DI, dtype)
         b_v = load_tokens(p_v, o_t, o_o, here, DO, dtype)
@@ -153,7 +154,7 @@ def linear_backward(
         b_dD -= dot(tl.trans(b_G * b_A), b_dz, PRECISION)
         b_dM = -dot(b_dz, tl.trans(b_D), PRECISION)
         keep_gate_gradients(
-            p_gate + (i_c - first) * (BC + 4) * BC, i_end, b_dbeta, b_df, b_dM * b_A, end_beta, end_f, end_m,
+            p_gate + i_kept * (BC + 4) * BC, i_end, b_dbeta, b_df, b_dM * b_A, end_beta, end_f, end_m,
             b_dend_G, b_dend_P, BC,
         )  # fmt: skip
         b_dA = b_dM * b_G

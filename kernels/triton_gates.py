@@ -98,9 +98,8 @@ def gates_backward(
     C: tl.constexpr, BC: tl.constexpr, LENGTHS: tl.constexpr, SCANS: tl.constexpr,
 ):  # fmt: skip
     """From what ``keep_gate_gradients`` stored to theta, eta and alpha: a program is a chunk of a layer of a row."""
-    i_r, i_c = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    i_l = i_c % layers
-    i_c = i_c // layers
+    i_l, i_p = tl.program_id(0) % layers, tl.program_id(0) // layers
+    i_r, i_c = (i_p // chunks).to(tl.int64), i_p % chunks
     p_gates += (i_r * layers + i_l) * 3 * T
     p_dgates += (i_r * layers + i_l) * 3 * T
     p_gate += ((i_r * chunks + i_c) * layers + i_l) * (BC + 4) * BC

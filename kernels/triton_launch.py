@@ -1,8 +1,8 @@
 """Launches the Triton kernels of the neural memory: block sizes, precisions, and a small set of configurations.
 
 On a GPU a kernel is tuned at its first launch for a combination of widths and options, never at import: Triton's
-autotuner times the few configurations below and keeps the choice, in memory and in its cache folder. The interpreter
-takes the first one.
+autotuner times the few configurations below and keeps the choice for the process (TRITON_CACHE_AUTOTUNING=1: on disk).
+The interpreter takes the first one.
 """
 
 import functools
@@ -87,7 +87,7 @@ def backward(
         _launch(deep_backward, (len(q),), (*args, scratch, *numbers), deep, _warps(widths, (1,), _tiles(hidden)[:1]))
     options = {name: options[name] for name in ("C", "BC", "LENGTHS", "SCANS")}
     args = (gates, lengths, gate, dgates, q.shape[1], chunks.start, len(chunks), layers)
-    _launch(gates_backward, (len(q), len(chunks) * layers), args, options, ((0, 4, 1),))
+    _launch(gates_backward, (len(q) * len(chunks) * layers,), args, options, ((0, 4, 1),))
 
 
 def _options(
@@ -120,20 +120,17 @@ def _tiles(hidden: int) -> tuple[int, ...]:
 
 
 def _warps(widths: list[int], stages: tuple[int, ...], tiles: tuple[int, ...] = ()) -> tuple[tuple[int, int, int], ...]:
-    """(hidden tile or 0, warps, stages): at most 8."""
+    """(hidden tile or 0, warps, stages): at most four."""
     widest = max(block(widths[0]), block(widths[-1]))
     warps = (4, 2) if widest <= 32 else (4, 8) if widest <= 64 else (8, 4)
     return tuple((t, w, s) for t in tiles or (0,) for w in warps for s in stages)
 
 
 def _launch(
-    kernel: object,
-    grid: tuple[int, ...],
-    args: tuple,
-    options: dict[str, object],
+    kernel: object, grid: tuple[int], args: tuple, options: dict[str, object],
     configurations: tuple[tuple[int, int, int], ...],
-) -> None:
-    if not all(grid):
+) -> None:  # fmt: skip
+    if not grid[0]:
         return
     if interpreted():
         tile = {"BH": configurations[0][0]} if configurations[0][0] else {}
