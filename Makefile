@@ -43,8 +43,13 @@ format: install ## rewrite to style
 
 examples: install ## run every example at a few steps
 	$(RUN) examples/vma_fewshot.py --steps 20 --evaluate 16 --particles 20 --out out/examples/fewshot
-	$(RUN) examples/vma_recall.py --steps 20 --out out/examples/recall
+	$(RUN) examples/diagnose.py out/examples/fewshot/vma.safetensors --targets 16 --particles 10 --many 16
+	$(RUN) examples/vma_recall.py --steps 20 --soft-attention --out out/examples/recall
 	$(RUN) examples/compose.py --steps 50 --out out/examples/compose
+	$(RUN) examples/titans_addressing.py --steps 20 --evaluate 16 --out out/examples/addressing
+	$(RUN) examples/titans_recall.py --steps 4 --evaluate 8 --batch 8 --out out/examples/titans_recall
+	$(RUN) examples/titans_language.py --steps 4 --batch 4 --evaluate 2048 --out out/examples/titans_language
+	$(RUN) examples/titans_forecast.py --steps 4 --batch 8 --draws 5 --out out/examples/titans_forecast
 
 wheel: install ## build the wheel, from the source distribution
 	$(BIN)/python -m build --outdir dist

@@ -55,4 +55,5 @@ gain.plot().figure.savefig(args.out / "information.png", dpi=120)
 plt.figure()
 for line, color in zip(y[:60], guide.address(y, memory).probs.argmax(-1), strict=False):
     plt.plot(T, line, color=f"C{color.item()}", linewidth=0.7)
+plt.gca().set(xlabel="t", ylabel="y", title="Data, coloured by the line that they look up")
 plt.savefig(args.out / "lines.png", dpi=120)

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import TraceEnum_ELBO
 
-from pyro_memory import SlotMemory, fit, information_gain
+from pyro_memory import VIMCO, SlotMemory, fit, information_gain
 from pyro_memory.data import NAMES, load_images
 from pyro_memory.guides import TitansAddressingGuide
 from pyro_memory.models import TitansAddressing
@@ -51,11 +51,11 @@ def sequences(data, slots, around, rounds, count, seed):
     return data[members[letters, drawing]]
 
 
-def run(args, model, guide, memory, draw, objective, batch):
+def run(args, model, guide, memory, draw, objective, batch, learning_rate=2e-3):
     fit(
         model, guide, lambda step: (draw(batch, args.seed * 1_000_003 + step), memory), objective, steps=args.steps,
-        learning_rate=2e-3, schedule=lambda step: 0.05 + 0.95 * (1 - step / args.steps), information_every=None,
-        seed=args.seed,
+        learning_rate=learning_rate, schedule=lambda step: 0.05 + 0.95 * (1 - step / args.steps),
+        information_every=None, seed=args.seed,
     )  # fmt: skip
 
 
@@ -77,14 +77,14 @@ def main():
     costs, gains, record = {}, {}, {"arguments": {k: str(v) for k, v in vars(args).items()}}
     torch.manual_seed(args.seed)
     uniform = TitansAddressing.mlp(data.shape, sequential=False)
-    titans = TitansAddressing.mlp(data.shape, chunk_size=4, persistent=0)
+    titans = TitansAddressing.mlp(data.shape, chunk_size=4, persistent=0, max_lr=2.0)
     guide = TitansAddressingGuide.mlp(data.shape)
     run(args, uniform, guide, memory, draw, TraceEnum_ELBO(max_plate_nesting=2), args.batch)
     titans.content, titans.likelihood = uniform.content, uniform.likelihood
     titans.embed.features = titans.address.key.features = guide.address.query.features
     for part in (uniform, guide):  # what follows trains the prior alone: all else stays the same
         part.requires_grad_(False)
-    run(args, titans, guide, memory, draw, Trace_ELBO(max_plate_nesting=2), 4 * args.batch)
+    run(args, titans, guide, memory, draw, VIMCO(2, max_plate_nesting=2), 4 * args.batch, 4e-3)
     for name, model in (("uniform prior", uniform), ("Titans prior", titans)):
         model.eval()
         with torch.no_grad():
@@ -92,9 +92,7 @@ def main():
         gain = information_gain(model, guide, held_out, memory, draws=1, max_plate_nesting=2)
         gains[name] = gain["a"].kl.reshape(costs[name].shape)
         total, se = mean_and_se(costs[name].sum(1))
-        print(
-            f"\n{name}: -log p(x_1..T) = {total:.2f} +- {se:.2f} nats a sequence ({result.seconds:.0f} s of training)"
-        )
+        print(f"\n{name}: -log p(x_1..T) = {total:.2f} +- {se:.2f} nats a sequence")
         record[name] = {"nats": total, "se": se, "nats_by_step": costs[name].mean(0).tolist()}
         record[name]["information_by_step"] = gains[name].mean(0).tolist()
 

@@ -17,8 +17,18 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from tqdm import tqdm
 
-from pyro_memory import VIMCO, BoundEstimate, MemoryContribution, fit, importance_bound, information_gain
+from pyro_memory import (
+    VIMCO,
+    BoundEstimate,
+    MemoryContribution,
+    SlotMemory,
+    complete,
+    fit,
+    importance_bound,
+    information_gain,
+)
 from pyro_memory.data import NAMES, FewShotTasks, load_images
 from pyro_memory.guides import VAEGuide, VMAGuide
 from pyro_memory.models import VAE, VMA
@@ -44,6 +54,9 @@ def arguments():
     add("--latent-dim", default=32)
     add("--channels", nargs="+", default=[16, 24, 32], help="maps of the pyramids (the paper's size: 48 48 64)")
     parser.add_argument("--learning-rate", metavar="X", type=float, default=2e-3)
+    parser.add_argument(
+        "--none-slot", action="store_true", help='give VMA a "none" slot and empty every eighth memory while training'
+    )
     add("--seed", default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
@@ -72,6 +85,17 @@ def train(name, model, guide, tasks, args):
     )
 
 
+class SometimesEmpty:
+    """Tasks of which every eighth has an empty memory, so that a model with a "none" slot learns to do without."""
+
+    def __init__(self, tasks):
+        self.tasks = tasks
+
+    def __getitem__(self, step):
+        x, memory = self.tasks[step]
+        return x, SlotMemory.empty(memory.event_shape) if step % 8 == 7 else memory
+
+
 def test_tasks(data, classes, shots, args):
     """The same targets in every row; each with a memory of its own: its class and others, never itself."""
     generator = torch.Generator().manual_seed(args.seed)
@@ -81,9 +105,9 @@ def test_tasks(data, classes, shots, args):
     )
 
 
-def bound(model, guide, tasks, args, wrong=False):
+def bound(name, model, guide, tasks, args, wrong=False):
     parts = []
-    for i in range(len(tasks)):
+    for i in tqdm(range(len(tasks)), desc=name, leave=False):
         x, memory = tasks[i]
         memory = tasks.wrong_classes(i) if wrong else memory
         x, memory = x.to(args.device), memory.to(args.device)
@@ -117,9 +141,10 @@ def draw_bounds(vae, table, ax):
     ax.axhline(vae.mean, color="0.5", linestyle="--", label="VAE, no memory")
     ax.set_xscale("log", base=2)
     ax.set_xticks(SHOTS, map(str, SHOTS))
+    ax.minorticks_off()
     ax.set(xlabel="examples of each class in memory", ylabel="log p(x | memory) >=, nats per image")
     ax.set_title("Unseen classes (two standard errors over images)")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="upper left")
 
 
 @torch.no_grad()
@@ -132,8 +157,9 @@ def draw_lookups(model, guide, data, args, path):
     content = model.content(memory[slot])
     z = guide.z_dist(x, memory[slot]).mean
     rebuilt = model.x_dist(z, content).mean
-    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
-    plot_images([x, memory[slot], rebuilt, memory.values], ["target", "likeliest slot", "rebuilt", "memory"], ax=left)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(14, 4), width_ratios=[3, 2], layout="constrained")
+    rows = {"target": x, "likeliest slot": memory[slot], "rebuilt": rebuilt, "": x[:0], "memory": memory.values}
+    plot_images(list(rows.values()), list(rows), ax=left)
     left.set_title("Lookups among 4 unseen classes of 3 examples")
     image = right.imshow(address.probs.cpu(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for edge in (2.5, 5.5, 8.5):
@@ -158,6 +184,28 @@ def draw_samples(model, data, args, path):
     fig, ax = plt.subplots(figsize=(9, 4), layout="constrained")
     plot_images(rows, labels, ax=ax)
     ax.set_title("Four examples of an unseen class in memory, and ten samples given them")
+    fig.savefig(path, dpi=120)
+
+
+def draw_completion(model, guide, data, args, path):
+    """Lower halves filled in and flipped pixels repaired, by sampling back and forth between image and latents."""
+    tasks = FewShotTasks(data, classes=4, shots=4, targets=12, seed=args.seed + 4)
+    x, memory = (t.to(args.device) for t in tasks[0])
+    upper = torch.arange(x.shape[-2], device=x.device)[:, None].expand_as(x) < x.shape[-2] // 2
+    flips = torch.rand(x.shape, generator=torch.Generator().manual_seed(args.seed)).to(x.device) < 0.05
+    halves, noisy = torch.where(upper, x, 0), torch.where(flips, 1 - x, x)
+    rows = {"target": x, "upper half": halves}
+    chain = complete(model, guide, halves, memory, known=upper, sweeps=20)
+    rows |= {f"{n} sweep{'s' * (n > 1)}": chain[n] for n in (1, 5, 20)}
+    if args.none_slot:
+        empty = SlotMemory.empty(memory.event_shape).to(args.device)
+        rows["20, memory emptied"] = complete(model, guide, halves, empty, known=upper, sweeps=20)[-1]
+    rows |= {"": x[:0], "5% flipped": noisy}
+    chain = complete(model, guide, noisy, memory, sweeps=5)
+    rows |= {"1 sweep ": chain[1], "5 sweeps ": chain[5]}
+    fig, ax = plt.subplots(figsize=(7, 5.5), layout="constrained")
+    plot_images(list(rows.values()), list(rows), ax=ax)
+    ax.set_title("Completion from a memory of 4 unseen classes")
     fig.savefig(path, dpi=120)
 
 
@@ -187,21 +235,27 @@ def main():
     print(f"  train on {background}\n  test on  {evaluation}")
     size = {"latent_dim": args.latent_dim, "channels": args.channels}
     tasks = FewShotTasks(background, classes=args.classes, shots=args.shots, targets=args.batch, seed=args.seed)
+    none = {"none_slot": args.none_slot}
     torch.manual_seed(args.seed)
     pairs = {
         "VAE": (VAE.convolutional(background.shape, **size), VAEGuide.convolutional(background.shape, **size)),
-        "VMA": (VMA.convolutional(background.shape, **size), VMAGuide.convolutional(background.shape, **size)),
+        "VMA": tuple(c.convolutional(background.shape, **none, **size) for c in (VMA, VMAGuide)),
     }
-    results = {name: train(name, *pair, tasks, args) for name, pair in pairs.items()}
+    batches = SometimesEmpty(tasks) if args.none_slot else tasks
+    results = {name: train(name, *pair, batches, args) for name, pair in pairs.items()}
     for model, guide in pairs.values():
         model.eval(), guide.eval()
 
     print("\nmeasuring")
     torch.manual_seed(args.seed)
-    vae = bound(*pairs["VAE"], test_tasks(evaluation, 1, 1, args), args)
-    table = {(c, s): bound(*pairs["VMA"], test_tasks(evaluation, c, s, args), args) for c in CLASSES for s in SHOTS}
+    vae = bound("VAE", *pairs["VAE"], test_tasks(evaluation, 1, 1, args), args)
+    table = {
+        (c, s): bound(f"VMA {c}x{s}", *pairs["VMA"], test_tasks(evaluation, c, s, args), args)
+        for c in CLASSES
+        for s in SHOTS
+    }
     print_table(vae, table)
-    wrong = bound(*pairs["VMA"], test_tasks(evaluation, 1, 4, args), args, wrong=True)
+    wrong = bound("wrong classes", *pairs["VMA"], test_tasks(evaluation, 1, 4, args), args, wrong=True)
     contribution = MemoryContribution(table[1, 4], {"VAE, no memory": vae, "wrong classes": wrong})
     print(f"\nVMA with 4 examples of the target's class\n{contribution}")
     shared = FewShotTasks(evaluation, classes=8, shots=4, targets=128 if args.evaluate >= 128 else 32, seed=args.seed)
@@ -220,8 +274,9 @@ def main():
     fig.savefig(args.out / "contribution.png", dpi=120)
     draw_lookups(*pairs["VMA"], evaluation, args, args.out / "lookups.png")
     draw_samples(pairs["VMA"][0], evaluation, args, args.out / "samples.png")
+    draw_completion(*pairs["VMA"], evaluation, args, args.out / "completion.png")
     record = {
-        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "training_seconds": {name: r.seconds for name, r in results.items()},

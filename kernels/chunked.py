@@ -30,11 +30,12 @@ GROUP_BYTES = 2**22  # weights of a group of chunks whose reads are one product
 
 def chunk_form(
     q: Tensor, k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers,
-    decay: Layers, *, lengths: Tensor | None = None, checkpoint_chunks: int | None = None, **options: Any,
-) -> tuple[Tensor, Layers, Layers]:  # fmt: skip
+    decay: Layers, *, lengths: Tensor | None = None, checkpoint_chunks: int | None = None, return_state: bool = True,
+    **options: Any,
+) -> tuple[Tensor, Layers | None, Layers | None]:  # fmt: skip
     """Computes what ``token_rule`` does, in the same arguments."""
     p = _Problem.of(k, v, weights, momentum_state, lr, momentum, decay, lengths=lengths, **options)
-    plan = _Plan(p.memory, len(weights), checkpoint_chunks, torch.is_grad_enabled())
+    plan = _Plan(p.memory, len(weights), checkpoint_chunks, torch.is_grad_enabled(), return_state)
     y, *states = _Chunks.apply(
         plan, p.cut.chunked(q), p.k, p.v, p.norm, *p.states, *(c for layer in p.layers for c in layer)
     )
@@ -43,6 +44,8 @@ def chunk_form(
         y = y + (q + p.bias)
     if lengths is not None:
         y = y.masked_fill(~p.cut.inside(lengths)[:, None, :, None], 0)
+    if not return_state:
+        return y, None, None
     states = [s.unflatten(0, k.shape[:2]) for s in states]
     return y, tuple(states[: plan.depth]), tuple(states[plan.depth :])
 
@@ -148,6 +151,7 @@ class _Plan:
     depth: int
     checkpoint_chunks: int | None
     keep: bool
+    state: bool
 
     def groups(self, chunks: int, states: Sequence[Tensor]) -> list[range]:
         """Chunks that are read together: few enough that their weights fit a cache, or those between checkpoints."""
@@ -169,28 +173,32 @@ class _Chunks(torch.autograd.Function):
         states, layers = plan.split(flat)
         groups = plan.groups(len(k), states)
         kept_all = plan.keep and plan.checkpoint_chunks is None
-        buffers = [s.new_empty((len(k) if kept_all else len(groups[0])) + 1, *s.shape) for s in states]
-        for buffer, state in zip(buffers, states, strict=True):
-            buffer[0] = state
+        if len(k) == 1 and not plan.state:
+            buffers = [s.unsqueeze(0) for s in states]
+        else:
+            buffers = [s.new_empty((len(k) if kept_all else len(groups[0])) + 1, *s.shape) for s in states]
+            for buffer, state in zip(buffers, states, strict=True):
+                buffer[0] = state
         starts = [s.new_empty(len(groups), *s.shape) for s in states] if plan.keep and not kept_all else []
         y, reads = torch.empty_like(v), []
         for i, group in enumerate(groups):
             here = _Group(plan, group, layers, norm)
             for start, buffer in zip(starts, buffers, strict=bool(starts)):
                 start[i] = buffer[0]
-            window = [b[group.start if kept_all else 0 :][: len(group) + 1] for b in buffers]
+            more = plan.state or group.stop < len(k)  # nobody asks for the last state
+            window = [b[group.start if kept_all else 0 :][: len(group) + more] for b in buffers]
             h, D = here.write(window, k, v)
             r = here.read(window, q, h, D)
             y[here.chunks] = inner.read_out(plan.memory, r.z[-1].view_as(y[here.chunks]), norm)
             if kept_all:
                 reads.append(r)
-            else:
+            elif more:
                 for buffer in buffers:
                     buffer[0] = buffer[len(group)]
         if plan.keep:
             ctx.plan, ctx.reads = plan, reads
             ctx.save_for_backward(q, k, v, norm, *(starts or buffers), *flat)
-        return y, *(b[len(k) if kept_all else 0].clone() for b in buffers)
+        return y, *(b[len(k) if kept_all else 0].clone() for b in buffers if plan.state)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -199,7 +207,7 @@ class _Chunks(torch.autograd.Function):
         q, k, v, norm, *rest = ctx.saved_tensors
         kept, flat = rest[: 2 * plan.depth], rest[2 * plan.depth :]
         states, layers = plan.split(flat)
-        dstates = [g.clone() for g in dstates]
+        dstates = [g.clone() for g in dstates] or [torch.zeros_like(s) for s in states]
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         dnorm = None if norm is None else torch.zeros_like(norm)
         dlayers = [Coefficients(*(torch.empty_like(x) for x in layer)) for layer in layers]
@@ -207,10 +215,10 @@ class _Chunks(torch.autograd.Function):
         for i, group in reversed(list(enumerate(groups))):
             here = _Group(plan, group, layers, norm)
             if ctx.reads:
-                window = [s[group.start : group.stop + 1] for s in kept]
+                window = [s[group.start : group.stop] for s in kept]
                 r = ctx.reads[i]
             else:
-                window = [s.new_empty(len(group) + 1, *s.shape[1:]) for s in kept]
+                window = [s.new_empty(len(group), *s.shape[1:]) for s in kept]
                 for buffer, store in zip(window, kept, strict=True):
                     buffer[0] = store[i]
                 h, D = here.write(window, k, v)
@@ -229,21 +237,28 @@ class _Group:
         self.flat = [Coefficients(*(x.flatten(0, 1) for x in c)) for c in self.layers]
 
     def write(self, window: list[Tensor], k: Tensor, v: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Fills ``window`` with the state after each chunk; gives what each layer took, h, and what went back, D."""
+        """Fills ``window``, which starts with the state before the group, with the states after its chunks.
+
+        It has a place for each chunk, and one more where the last state is wanted. Gives what each layer took, h, and
+        what went back, D.
+        """
         depth, tokens = self.depth, []
         steps = zip(k[self.chunks], v[self.chunks], *(c.each() for c in self.layers), strict=True)
         for c, (keys, values, *layers) in enumerate(steps):
-            state, after = [w[c] for w in window], [w[c + 1] for w in window]
+            state = [w[c] for w in window]
             w = inner.write(self.memory, state[:depth], keys, values, self.norm)
-            for i in range(depth):
-                inner.advance(state[i], state[depth + i], w.h[i], w.D[i], layers[i], after[i], after[depth + i])
             tokens.append((w.h, w.D))
+            if c + 1 < len(window[0]):
+                after = [w[c + 1] for w in window]
+                for i in range(depth):
+                    h, D = tokens[-1][0][i], tokens[-1][1][i]
+                    inner.advance(state[i], state[depth + i], h, D, layers[i], after[i], after[depth + i])
         h, D = zip(*tokens, strict=True)
         return [torch.cat(x) for x in zip(*h, strict=True)], [torch.cat(x) for x in zip(*D, strict=True)]
 
     def starts(self, window: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and momenta at the start of every chunk."""
-        flat = [w[:-1].flatten(0, 1) for w in window]
+        flat = [w[: len(self.layers[0].beta)].flatten(0, 1) for w in window]
         return flat[: self.depth], flat[self.depth :]
 
     def read(self, window: list[Tensor], q: Tensor, h: list[Tensor], D: list[Tensor]) -> Read:

@@ -33,7 +33,8 @@ def neural_memory(
     lengths: Tensor | None = None,
     backend: str = "auto",
     checkpoint_chunks: int | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    return_state: bool = True,
+) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
     r"""Writes keys and values into a memory by gradient descent at test time, and reads it after each token.
 
     .. code-block:: text
@@ -58,11 +59,12 @@ def neural_memory(
         residual_norm: M(x) = x + LN(MLP(x)), eps 1e-5; needs in = out.
         norm_weight, norm_bias: of LN, ``[out]`` or ``[head, out]``; outer parameters, not written at test time.
         lengths: tokens of each sequence, ``[batch]``, 0 to time. The state returned is the one after each sequence's
-            last token, outputs past it are zero, and what stands there is ignored.
+            last token, outputs past it are zero, and what q, k, v hold there is ignored.
         backend: "auto", "triton" (the kernels), "torch" (the chunk form) or "reference" (token by token, the
             specification). "auto" is "triton" on CUDA for what its kernels take (see ``why_not_triton``), else "torch".
         checkpoint_chunks: keeps the weights of every n-th chunk for the backward pass and computes the others again:
             memory for weights falls n-fold, time rises by less than a third. By default all are kept.
+        return_state: False saves the work of the last state, which is None then.
 
     Returns:
         ``(y, weights, momentum_state)``: y ``[batch, head, time, out]``, and the state after the last token. A sequence
@@ -92,11 +94,13 @@ def neural_memory(
     backend = choose_backend(backend, q, v, states[0], gates[2], chunk_size)
     if backend != "reference":
         options["checkpoint_chunks"] = checkpoint_chunks
+    if backend == "torch":
+        options["return_state"] = return_state
     if backend != "triton":
         tokens = _cast(tokens, states[0][0].dtype)
     with torch.autocast(q.device.type, enabled=False):
         y, weights, momentum_state = _form(backend)(*tokens, *states, *gates, **options)
-    return y.to(q.dtype), weights, momentum_state
+    return (y.to(q.dtype), weights, momentum_state) if return_state else (y.to(q.dtype), None, None)
 
 
 def memory_surprise(
@@ -239,13 +243,16 @@ def _per_layer(
 def _check_gates(lr: tuple[Tensor, ...], momentum: tuple[Tensor, ...], decay: tuple[Tensor, ...]) -> None:
     if torch.compiler.is_compiling() or not lr[0].numel():  # looking at values would break a graph
         return
-    ranges = (("lr", lr, "at least 0 and finite"), ("momentum", momentum, "in [0, 1]"), ("decay", decay, "in [0, 1]"))
-    for name, gates, wanted in ranges:
+    kinds = {"lr": (lr, "at least 0 and finite"), "momentum": (momentum, "in [0, 1]"), "decay": (decay, "in [0, 1]")}
+    known = {name: list({id(g): g.detach() for g in gates}.values()) for name, (gates, _) in kinds.items()}
+    ends = torch.stack([end.double() for gates in known.values() for g in gates for end in g.aminmax()])
+    ends = iter(ends.view(-1, 2).tolist())  # one transfer from the device
+    for name, gates in known.items():
         upper = torch.finfo(gates[0].dtype).max if name == "lr" else 1.0
-        for gate in {id(g): g.detach() for g in gates}.values():
-            low, high = (x.item() for x in gate.aminmax())
+        for _ in gates:
+            low, high = next(ends)
             if not (low >= 0 and high <= upper):  # also where it is NaN
-                raise ValueError(f"`{name}` must be {wanted}; got values from {low:.4g} to {high:.4g}")
+                raise ValueError(f"`{name}` must be {kinds[name][1]}; got values from {low:.4g} to {high:.4g}")
 
 
 def _check_lengths(lengths: Tensor, k: Tensor) -> None:

@@ -8,6 +8,7 @@ if not (Path(__file__).parent / "models").is_dir():
     # A checkout keeps models, guides and kernels beside this folder; an installed wheel has them inside it.
     __path__.append(str(Path(__file__).parent.parent))
 
+from pyro_memory.addressed import AddressedBernoulli
 from pyro_memory.addressing import (
     ContentAddress,
     Cosine,
@@ -17,15 +18,20 @@ from pyro_memory.addressing import (
     NormalizedKey,
     UniformPrior,
 )
+from pyro_memory.checkpoints import load_weights
+from pyro_memory.completion import complete
 from pyro_memory.evidence import importance_bound, memory_contribution
-from pyro_memory.information import information_gain
+from pyro_memory.export import to_arviz
+from pyro_memory.information import information_gain, token_surprise
 from pyro_memory.objectives import VIMCO
+from pyro_memory.rao_blackwell import RaoBlackwellELBO
 from pyro_memory.results import (
     AddressInformation,
     BoundEstimate,
     InformationGain,
     MemoryContribution,
     SiteInformation,
+    TokenSurprise,
 )
 from pyro_memory.slots import SlotMemory
 from pyro_memory.templates import TemplateMemory
@@ -34,6 +40,7 @@ from pyro_memory.training import FitResult, fit
 __all__ = [
     "VIMCO",
     "AddressInformation",
+    "AddressedBernoulli",
     "BoundEstimate",
     "ContentAddress",
     "Cosine",
@@ -44,12 +51,18 @@ __all__ = [
     "MemoryContribution",
     "NearestAddress",
     "NormalizedKey",
+    "RaoBlackwellELBO",
     "SiteInformation",
     "SlotMemory",
     "TemplateMemory",
+    "TokenSurprise",
     "UniformPrior",
+    "complete",
     "fit",
     "importance_bound",
     "information_gain",
+    "load_weights",
     "memory_contribution",
+    "to_arviz",
+    "token_surprise",
 ]

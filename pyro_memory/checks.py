@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor, nn
 
 from pyro_memory.slots import SlotMemory
@@ -14,11 +15,11 @@ def check_images(x: Tensor, likelihood: nn.Module) -> None:
         raise ValueError(
             f"`x` must be floating point, [batch, channel, height, width]; got {x.dtype} of shape {list(x.shape)}"
         )
-    if not torch.isfinite(x).all():
+    low, high = (bound.item() for bound in x.aminmax()) if x.numel() else (0.0, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):  # a NaN anywhere is the minimum
         raise ValueError("`x` must be finite; got NaN or infinity")
     support = getattr(likelihood, "support", None)
-    if support is not None and (x.amin() < support[0] or x.amax() > support[1]):
-        low, high = x.amin().item(), x.amax().item()
+    if support is not None and (low < support[0] or high > support[1]):
         raise ValueError(
             f"`x` must lie in [{support[0]:g}, {support[1]:g}]; got values from {low:.4g} to {high:.4g}. Divide grey "
             "levels by 255, or use likelihood=GaussianImage"

@@ -13,8 +13,9 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.inspect import get_dependencies
 from torch import Tensor
+from torch.distributions import biject_to
 
-from pyro_memory.results import AddressInformation, InformationGain, SiteInformation
+from pyro_memory.results import AddressInformation, InformationGain, SiteInformation, TokenSurprise
 from pyro_memory.slots import SlotMemory
 from pyro_memory.weights import PARTICLES, Particles, stochastic_sites
 
@@ -37,13 +38,14 @@ def information_gain(
     where every parent of the site in the model precedes it in the guide; elsewhere only the joint is.
 
     Args:
-        model, guide: any pair with the same latent sites.
+        model, guide: any pair with the same latent sites; of Pyro's automatic guides, those with a site of its own
+            for each latent, such as AutoNormal.
         *args, **kwargs: what both are called with.
         draws: of the ancestors; their standard error is in the record.
         max_plate_nesting: how many plates the model nests; found by a trial run if not given.
 
     Raises:
-        ValueError: if a latent of the model is missing in the guide.
+        ValueError: if a latent of the model is missing in the guide, or is a point there or drawn together with others.
 
     Cost: ``draws`` passes of model and guide.
 
@@ -62,6 +64,7 @@ def information_gain(
     order = [name for name in guide_sites if name in latents]
     data_plates = _data_plates(model_sites)
     undefined = _without_own_kl(model, args, kwargs, latents, order)
+    guide_sites |= {name: _with_density(name, guide_sites, model_sites[name]) for name in order}
     sites, addresses = {}, {}
     for name in order:
         q, p = guide_sites[name], model_sites[name]
@@ -78,6 +81,79 @@ def information_gain(
     notes = [f"site {n} has no KL of its own: a parent of it in the model follows it in the guide" for n in undefined]
     joint = _joint(sites, order, guide_sites, model_sites, data_plates, bool(undefined))
     return InformationGain(sites, joint, addresses, draws, tuple(notes))
+
+
+@torch.no_grad()
+def token_surprise(
+    model: Callable, *args: Any, guide: Callable | None = None, draws: int = 1, site: str = "x", **kwargs: Any
+) -> TokenSurprise:
+    r"""Measures ``-log p(x_t | x_<t)`` for each element of each sequence, in nats.
+
+    For a model whose observed site is autoregressive: its batch shape is the plate of sequences, and the first of its
+    event dimensions is time. With a guide over global latents w, it is ``-log 1/K sum_k p(x_t | x_<t, w_k)``, w drawn
+    from the guide, which does not learn from ``x_<t``.
+
+    Args:
+        model: such a model.
+        *args, **kwargs: what model and guide are called with.
+        guide: None where nothing is latent.
+        draws: K.
+        site: the observed site.
+
+    Raises:
+        ValueError: if there is no such site, it is not observed, or it has no dimension of time.
+
+    Cost: ``draws`` passes of the model.
+    """
+    if draws < 1:
+        raise ValueError(f"`draws` must be at least 1; got {draws}")
+    log_probs = []
+    for _ in range(draws):
+        trace = poutine.trace(guide).get_trace(*args, **kwargs) if guide is not None else None
+        run = model if trace is None else poutine.replay(model, trace=trace)
+        sites = poutine.trace(run).get_trace(*args, **kwargs).nodes
+        log_prob, scored = _element_log_probs(sites.get(site), site)
+        log_probs.append(log_prob)
+    mean = torch.stack(log_probs).logsumexp(0) - math.log(draws)
+    return TokenSurprise(-mean, scored)
+
+
+def _element_log_probs(node: Site | None, name: str) -> tuple[Tensor, Tensor]:
+    """Log probabilities ``[sequence, time]`` and which of them count."""
+    plates = 0 if node is None else len(_frames(node))
+    if node is None or not node.get("is_observed") or plates != 1 or not node["fn"].event_dim:
+        raise ValueError(
+            f"`site` must be an observed site in one plate, its first event dimension time; {name!r} is none. The "
+            'SequenceModel\'s is "x"'
+        )
+    scored, fn = None, node["fn"]
+    while hasattr(fn, "base_dist"):
+        scored = getattr(fn, "_mask", scored)
+        fn = fn.base_dist
+    log_prob = fn.log_prob(node["value"])
+    log_prob = log_prob.flatten(2).sum(-1) if log_prob.dim() > 2 else log_prob
+    if not isinstance(scored, Tensor):
+        scored = torch.ones_like(log_prob, dtype=torch.bool)
+    return log_prob, scored.expand(log_prob.shape)
+
+
+def _with_density(name: str, guide_sites: dict[str, Site], p: Site) -> Site:
+    """A latent's site in the guide; for an automatic guide, with the distribution that its value was made from.
+
+    Such a guide draws ``<name>_unconstrained`` and gives the latent itself as a point.
+    """
+    q = guide_sites[name]
+    if not isinstance(_base(q["fn"]), dist.Delta):
+        return q
+    source = guide_sites.get(f"{name}_unconstrained")
+    if source is None:
+        raise ValueError(
+            f"the guide must give each latent a density; {name} is a point there, or drawn together with others. Use "
+            "AutoNormal, or a guide of your own"
+        )
+    if torch.equal(source["value"], q["value"]):
+        return q | {"fn": source["fn"]}
+    return q | {"fn": dist.TransformedDistribution(source["fn"], biject_to(p["fn"].support))}
 
 
 def _frames(site: Site) -> list[Any]:
@@ -158,7 +234,7 @@ def _cells(log_prob: Tensor, site: Site, plates: list[Any]) -> tuple[Tensor, flo
 def _draws_se(draws: Tensor, scale: float) -> float:
     if len(draws) < 2 or torch.equal(draws[:1].expand_as(draws), draws):
         return 0.0 if len(draws) > 1 else math.nan
-    return (draws.flatten(1).mean(1).std() * scale / math.sqrt(len(draws))).item()
+    return (draws.reshape(len(draws), -1).mean(1).std() * scale / math.sqrt(len(draws))).item()
 
 
 def _joint(

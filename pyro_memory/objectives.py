@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,34 @@ from torch import Tensor
 from pyro_memory.weights import Particles, Weights, weigh
 
 
-class VIMCO(Particles):
+class Objective(Particles):
+    """A Pyro objective given by its differentiable loss alone."""
+
+    @abstractmethod
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """Estimates the negative bound by a tensor whose gradient estimates the bound's gradient."""
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """Estimates the negative bound, summed over the data."""
+        with torch.no_grad():
+            return self._checked(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """Estimates the negative bound and adds its gradient to the parameters' ``grad``."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return self._checked(loss)
+
+    @staticmethod
+    def _checked(loss: Tensor) -> float:
+        value = loss.item()
+        if is_validation_enabled():
+            warn_if_nan(value, "loss")
+        return value
+
+
+class VIMCO(Objective):
     r"""Maximises a bound of K particles for each datum, discrete latents included.
 
     .. math::
@@ -64,27 +92,13 @@ class VIMCO(Particles):
         self.baseline = baseline
         super().__init__(num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=vectorize_particles)
 
-    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """Estimates the negative bound, summed over the data."""
-        with torch.no_grad():
-            weights = self._weights(model, guide, args, kwargs)
-            return self._checked(-(weights.scale * _bound(weights.log_weight)).sum())
-
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """Estimates the negative bound by a tensor whose gradient estimates the bound's gradient."""
         weights = self._weights(model, guide, args, kwargs)
         bound = _bound(weights.log_weight)
         with torch.no_grad():
             signal = bound - leave_one_out_bound(weights.log_weight, self.baseline)
         score = (signal * weights.log_score).sum(0)
         return -(weights.scale * (bound + score - score.detach())).sum()
-
-    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """Estimates the negative bound and adds its gradient to the parameters' ``grad``."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        return self._checked(loss)
 
     def _weights(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Weights:
         parts = [weigh(*traces) for traces in self.traces(model, guide, args, kwargs)]
@@ -94,21 +108,14 @@ class VIMCO(Particles):
             torch.cat([p.log_weight for p in parts]), torch.cat([p.log_score for p in parts]), parts[0].scale
         )
 
-    @staticmethod
-    def _checked(loss: Tensor) -> float:
-        value = loss.item()
-        if is_validation_enabled():
-            warn_if_nan(value, "loss")
-        return value
-
 
 def _bound(log_weight: Float[Tensor, "particle *cells"]) -> Float[Tensor, "*cells"]:
     return log_weight.logsumexp(0) - math.log(len(log_weight))
 
 
 _STAND_IN = {
-    "geometric": lambda others, k: others.sum(0) / (k - 1),
-    "arithmetic": lambda others, k: others.logsumexp(0) - math.log(k - 1),
+    "geometric": lambda w, own: w.masked_fill(own, 0.0).sum(1) / (len(w) - 1),
+    "arithmetic": lambda w, own: w.masked_fill(own, -math.inf).logsumexp(1) - math.log(len(w) - 1),
 }
 
 
@@ -120,9 +127,7 @@ def leave_one_out_bound(
     It is exact where one weight outweighs the others by any factor: nothing is subtracted inside the logarithm.
     """
     k = len(log_weight)
-    rows = []
-    for i in range(k):
-        others = torch.cat([log_weight[:i], log_weight[i + 1 :]])
-        stand_in = _STAND_IN[baseline](others, k)
-        rows.append(torch.cat([others, stand_in.unsqueeze(0)]).logsumexp(0) - math.log(k))
-    return torch.stack(rows)
+    rows = log_weight.expand(k, *log_weight.shape)
+    own = torch.eye(k, dtype=torch.bool, device=rows.device).reshape(k, k, *[1] * (rows.dim() - 2))
+    stand_in = _STAND_IN[baseline](rows, own)
+    return torch.where(own, stand_in.unsqueeze(1), rows).logsumexp(1) - math.log(k)

@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from pyro_memory.results import BoundEstimate, InformationGain, MemoryContribution
+    from pyro_memory.results import BoundEstimate, InformationGain, MemoryContribution, TokenSurprise
 
 BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8a8a"
 
@@ -44,10 +44,12 @@ def plot_information(gain: InformationGain, ax: Axes | None = None) -> Axes:
         site = gain.sites[name]
         se = 0.0 if math.isnan(site.se) else site.se
         ax.barh(i, site.mean, xerr=2 * se, color=BLUE if name in gain.addresses else GREY)
-        ax.annotate(f" {site.mean:.2f}", (site.mean + 2 * se, i), va="center")
+        end = site.mean + 2 * se
         if name in gain.addresses:
             ceiling = gain.addresses[name].ceiling
             ax.plot([ceiling, ceiling], [i - 0.4, i + 0.4], color=ORANGE, label=f"ceiling of {name}")
+            end = max(end, ceiling)
+        ax.annotate(f" {site.mean:.2f}", (end, i), va="center")
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel="KL(q || p), nats")
     ax.invert_yaxis()
     ax.margins(x=0.15)
@@ -64,6 +66,15 @@ def plot_contribution(contribution: MemoryContribution, ax: Axes | None = None) 
     ax.barh(range(len(names)), [g for g, _ in gains], xerr=[2 * se for _, se in gains], color=BLUE)
     ax.axvline(0, color=GREY, linewidth=0.8)
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel="nats per datum lost against the memory as given")
+    return ax
+
+
+def plot_surprise(surprise: TokenSurprise, ax: Axes | None = None, *, sequence: int = 0) -> Axes:
+    """Draws nats over time for one sequence, elements that were not scored left out."""
+    ax = axes_or_new(ax)
+    nats = surprise.nats[sequence].masked_fill(~surprise.scored[sequence], math.nan)
+    ax.plot(range(len(nats)), nats.numpy(force=True), color=BLUE, linewidth=0.7)
+    ax.set(xlabel="time", ylabel="-log p(x_t | x_<t), nats")
     return ax
 
 

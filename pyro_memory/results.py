@@ -262,3 +262,59 @@ class MemoryContribution:
         from pyro_memory.plotting import plot_contribution
 
         return plot_contribution(self, ax)
+
+
+@dataclass(frozen=True, repr=False)
+class TokenSurprise:
+    """How surprising each element of sequences was: ``-log p(x_t | x_<t)``, in nats.
+
+    Attributes:
+        nats: ``[sequence, time]``.
+        scored: which elements the model scored; the means are over these.
+    """
+
+    nats: Float[Tensor, "sequence time"]
+    scored: Bool[Tensor, "sequence time"]
+
+    @classmethod
+    def cat(cls, parts: Sequence[TokenSurprise]) -> TokenSurprise:
+        """Joins the surprise of several batches of one length."""
+        return cls(torch.cat([p.nats for p in parts]), torch.cat([p.scored for p in parts]))
+
+    @property
+    def mean(self) -> float:
+        """Nats per scored element."""
+        return self.nats[self.scored].mean().item()
+
+    @property
+    def se(self) -> float:
+        """The standard error of the mean, a ratio over sequences, which are what is independent."""
+        counts = self.scored.sum(-1)
+        share = (self.nats * self.scored).sum(-1) - self.mean * counts
+        return standard_error(share / counts.double().mean())
+
+    @property
+    def bits(self) -> float:
+        """Bits per scored element."""
+        return self.mean / math.log(2)
+
+    def __repr__(self) -> str:
+        rows = [
+            ("", "per element", "se"),
+            ("nats", _number(self.mean), _number(self.se)),
+            ("bits", _number(self.bits), _number(self.se / math.log(2))),
+        ]
+        return f"TokenSurprise of {int(self.scored.sum())} elements, {len(self.nats)} sequences\n{_table(rows)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives the summary as plain numbers."""
+        return {
+            "nats": self.mean, "se": self.se, "bits": self.bits, "elements": int(self.scored.sum()),
+            "sequences": len(self.nats),
+        }  # fmt: skip
+
+    def plot(self, ax: Axes | None = None, *, sequence: int = 0) -> Axes:
+        """Draws the surprise of one sequence over time."""
+        from pyro_memory.plotting import plot_surprise
+
+        return plot_surprise(self, ax, sequence=sequence)

@@ -152,6 +152,14 @@ class SlotMemory:
             return tree_map(lambda t: self.gather(t, a), f(self.values))
         return f(self[a])
 
+    def blend(self, weights: Float[Tensor, "*plates slot"]) -> Float[Tensor, "*plates *event"]:
+        """Reads by soft attention: the sum of the slots, each times its weight."""
+        values = self.values.flatten(self._slot_axis + 1) if self.event_shape else self.values.unsqueeze(-1)
+        if self.batch_dim is None:
+            return (weights @ values).reshape(weights.shape[:-1] + self.event_shape)
+        blends = weights.unsqueeze(-2) @ self.align(values)
+        return blends.squeeze(-2).reshape(blends.shape[:-2] + self.event_shape)
+
     def prior(self) -> dist.Categorical:
         """Gives the uniform distribution over filled slots; an unfilled one has probability zero.
 

@@ -6,6 +6,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import ink
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
+from pyro.nn import PyroModule
 from torch.testing import assert_close
 
 from pyro_memory import SlotMemory, information_gain
@@ -219,3 +221,34 @@ def test_bad_arguments_are_refused():
         pytest.raises(ValueError, match="missing: a"),
     ):
         information_gain(model, lambda: None)
+
+
+class Global(PyroModule):
+    """A real and a positive latent outside the plate."""
+
+    def forward(self, x):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+        s = pyro.sample("s", dist.LogNormal(torch.zeros(()), 1.0))
+        with pyro.plate("batch", len(x)):
+            pyro.sample("x", dist.Normal(w.sum(-1, keepdim=True), s[..., None]), obs=x)
+
+
+def test_an_automatic_guide_s_latents_have_the_information_of_what_they_are_made_from():
+    model = Global()
+    guide = AutoNormal(model, init_scale=0.3)
+    guide(X)
+    gain = information_gain(model, guide, X, draws=4000)
+    q = {name: dist.Normal(getattr(guide.locs, name).detach(), getattr(guide.scales, name).detach()) for name in "ws"}
+    exact = torch.distributions.kl_divergence(q["w"], dist.Normal(torch.zeros(2), 2.0)).sum()
+    assert gain["w"].method == "closed form"
+    assert_close(gain["w"].kl, exact.reshape(1))
+    exact = torch.distributions.kl_divergence(q["s"], dist.Normal(torch.zeros(()), 1.0)).item()
+    assert gain["s"].method == "Monte Carlo"
+    assert abs(gain["s"].mean - exact) < 5 * gain["s"].draws_se
+
+
+@pytest.mark.parametrize("guide", [AutoDelta, AutoDiagonalNormal])
+def test_a_guide_without_a_density_for_each_latent_is_refused(guide):
+    model = Global()
+    with pytest.raises(ValueError, match=r"a density; w is a point there, or drawn together .* Use AutoNormal"):
+        information_gain(model, guide(model), X)

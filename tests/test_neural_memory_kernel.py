@@ -157,6 +157,33 @@ def test_recomputing_chunks_changes_nothing(checkpoint_chunks):
         assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("chunk_size", [4, 64])
+@pytest.mark.parametrize("checkpoint_chunks", [None, 2])
+def test_without_the_last_state_reads_and_their_gradients_are_the_same(chunk_size, checkpoint_chunks):
+    tensors = {name: [t.requires_grad_() for t in group] for name, group in problem(2, norm=True).items()}
+    inputs = [t for group in tensors.values() for t in group]
+    options = {"chunk_size": chunk_size, "residual_norm": True, "checkpoint_chunks": checkpoint_chunks}
+    arguments = {n: tuple(group) if len(group) > 1 else group[0] for n, group in tensors.items()}
+    alone, *nothing = neural_memory(**arguments, **options, return_state=False)
+    assert nothing == [None, None]
+    y, *_ = neural_memory(**arguments, **options)
+    assert_close(alone, y, rtol=0, atol=0)
+    pairs = zip(*(torch.autograd.grad(t.sin().sum(), inputs) for t in (alone, y)), strict=True)
+    for actual, expected in pairs:
+        assert_close(actual, expected)
+    with torch.no_grad():
+        assert_close(neural_memory(**arguments, **options, return_state=False)[0], y, rtol=0, atol=0)
+
+
+def test_a_graph_may_be_walked_twice():
+    tensors = {name: [t.requires_grad_() for t in group] for name, group in problem(2, norm=True).items()}
+    inputs = [t for group in tensors.values() for t in group]
+    loss = sum(t.square().sum() for t in call(tensors, chunk_size=7))
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    for again, once in zip(torch.autograd.grad(loss, inputs), first, strict=True):
+        assert_close(again, once, rtol=0, atol=0)
+
+
 def test_gradients_pass_gradcheck():
     tensors = problem(2, time=5, norm=True)
     names = [name for name, group in tensors.items() for _ in group]

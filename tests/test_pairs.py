@@ -11,8 +11,8 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from torch.testing import assert_close
 
 from pyro_memory import VIMCO, ContentAddress, LearnedPrior, NearestAddress, SlotMemory, TemplateMemory, fit
-from pyro_memory.guides import VAEGuide, VMAGuide
-from pyro_memory.models import VAE, VMA
+from pyro_memory.guides import SoftAttentionVAEGuide, VAEGuide, VMAGuide
+from pyro_memory.models import VAE, VMA, SoftAttentionVAE
 from pyro_memory.nets import Embedding, GaussianImage, ImageMLP
 
 SHAPE = (1, 9, 7)  # odd sizes, so that up- and down-sampling must agree
@@ -55,6 +55,7 @@ PAIRS = {
     "vma learned prior": learned_prior,
     "vma nearest": nearest,
     "vma gaussian": gaussian,
+    "soft attention": lambda: conv(SoftAttentionVAE, SoftAttentionVAEGuide),
 }
 
 

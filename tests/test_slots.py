@@ -82,6 +82,16 @@ def test_each_slot_is_computed_once_where_there_are_more_reads():
     assert seen == [4]
 
 
+@pytest.mark.parametrize("batch_dim", [None, -1, -2])
+def test_a_blend_is_the_expected_read(batch_dim):
+    values = torch.randn(5, 2, 3) if batch_dim is None else torch.randn(4, 5, 2, 3)
+    memory = SlotMemory(values, batch_dim=batch_dim)
+    lead = (6, 4) if batch_dim != -2 else (6, 4, 3)
+    weights = torch.rand(*lead, 5)
+    reads = torch.stack([memory[torch.full(lead, a)] for a in range(5)], -1)
+    assert_close(memory.blend(weights), (reads * weights[..., None, None, :]).sum(-1))
+
+
 def test_the_prior_is_uniform_over_filled_slots():
     mask = torch.tensor([True, False, True, True])
     prior = SlotMemory(torch.randn(4, 2), mask=mask).prior()

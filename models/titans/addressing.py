@@ -8,10 +8,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_memory.addressed import AddressedBernoulli
 from pyro_memory.addressing import ContentAddress
 from pyro_memory.models.titans.variants import TitansLMM
 from pyro_memory.naming import unique_name
@@ -96,17 +97,23 @@ class TitansAddressing(PyroModule):
         """p(x_t | m), from the features of m."""
         return self.likelihood(self.code, content)
 
+    def x_dist_at(self, a: Int[Tensor, "*address"], memory: SlotMemory) -> dist.Distribution:
+        """p(x_t | m_{a_t}); binary images of a shared memory are scored at all slots by one product."""
+        if memory.batch_dim is None and isinstance(self.likelihood, BernoulliImage):
+            return AddressedBernoulli(self.likelihood.decoder(self.code, self.content(memory.values)), a)
+        return self.x_dist(memory.read(a, self.content))
+
     def forward(self, x: Float[Tensor, "batch time *event"], memory: SlotMemory) -> None:
         self._check(x, memory)
         with pyro.plate("batch", x.shape[0], dim=-2), pyro.plate("time", x.shape[1], dim=-1):
             a = pyro.sample("a", self.a_dist(x, memory))
-            pyro.sample("x", self.x_dist(memory.read(a, self.content)), obs=x)
+            pyro.sample("x", self.x_dist_at(a, memory), obs=x)
 
     def log_evidence(self, x: Float[Tensor, "batch time *event"], memory: SlotMemory) -> Float[Tensor, "batch time"]:
         """Computes log p(x_t | x_<t, M) in nats, exactly. Cost: O(batch x time x slots)."""
         self._check(x, memory)
         slots = torch.arange(memory.slots, device=x.device).reshape(-1, 1, 1)
-        likelihood = self.x_dist(memory.read(slots, self.content)).log_prob(x)
+        likelihood = self.x_dist_at(slots, memory).log_prob(x)
         return (self.a_dist(x, memory).log_prob(slots) + likelihood).logsumexp(0)
 
     def _check(self, x: Tensor, memory: SlotMemory) -> None:

@@ -250,12 +250,12 @@ class NeuralMemory(PyroModule):
         """From heads to ``[batch, time, inner]``, each head of unit mean square times a learned weight."""
         return F.rms_norm(y.transpose(1, 2), (self.head_dim,), eps=1e-6).flatten(2) * self.read_norm
 
-    def _write_and_read(self, tokens, weights, momentum, lengths):
-        arguments = self._arguments(tokens, lengths, momentum)
-        return neural_memory(*tokens[:3], weights, **arguments, **self.run_options)
+    def _write_and_read(self, tokens, weights, momentum, lengths, return_state):
+        arguments = self._arguments(tokens, lengths, momentum) | self.run_options
+        return neural_memory(*tokens[:3], weights, **arguments, return_state=return_state)
 
     def _record(self, tokens: tuple[Tensor, ...], fast: FastWeights, lengths: Tensor | None) -> None:
-        def step(tokens, weights, momentum, lengths):
+        def step(tokens, weights, momentum, lengths, _):
             return memory_surprise(*tokens[1:3], weights, **self._arguments(tokens, lengths, momentum))
 
         surprise, _ = run_through(step, fast, tokens, self.chunk_size, lengths)

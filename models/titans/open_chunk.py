@@ -33,7 +33,8 @@ def run_through(
     """Runs ``step`` over tokens that follow those waiting, whole chunks first and then the open one.
 
     Args:
-        step: maps ``(tokens, weights, momentum, lengths)`` to ``(y, weights, momentum)``, by chunks from token 0.
+        step: maps ``(tokens, weights, momentum, lengths, return_state)`` to ``(y, weights, momentum)``, by chunks from
+            token 0; the state may be None where it is not asked for.
         tokens: ``[batch, head, time, ...]`` each; the queries first, which nobody waits for.
     """
     batch, _, time = tokens[0].shape[:3]
@@ -57,12 +58,12 @@ def run_through(
 
     parts, weights, momentum = [], state.weights, state.momentum
     if max(full):
-        y, weights, momentum = step(tuple(t[:, :, : max(full)] for t in packed), weights, momentum, told(full))
+        y, weights, momentum = step(tuple(t[:, :, : max(full)] for t in packed), weights, momentum, told(full), True)
         parts.append(y)
     waiting = tuple(_window(t, full, rest, chunk_size - 1) for t in packed)
     if max(rest):
         now = tuple(t[:, :, : max(rest)] for t in waiting)
-        parts.append(step(now, weights, momentum, told(rest))[0])
+        parts.append(step(now, weights, momentum, told(rest), False)[0])
     y = torch.cat(parts, 2) if parts else torch.zeros_like(tokens[2])
     if even:
         y = y[:, :, had[0] :]

@@ -1,10 +1,32 @@
-"""Images and the few-shot tasks drawn from them."""
+"""Images, text and series, and the tasks drawn from them."""
 
 from pyro_memory.data.digits import mnist
 from pyro_memory.data.glyphs import glyphs
 from pyro_memory.data.images import LabelledImages
 from pyro_memory.data.named import NAMES, load_images
+from pyro_memory.data.needle import CHARACTERS, NeedleTasks
 from pyro_memory.data.omniglot import omniglot
+from pyro_memory.data.recall import RecallTasks
+from pyro_memory.data.series import SERIES, Series, SeriesWindows, load_series
 from pyro_memory.data.tasks import FewShotTasks
+from pyro_memory.data.text import CharacterText, TextBatches, load_text
 
-__all__ = ["NAMES", "FewShotTasks", "LabelledImages", "glyphs", "load_images", "mnist", "omniglot"]
+__all__ = [
+    "CHARACTERS",
+    "NAMES",
+    "SERIES",
+    "CharacterText",
+    "FewShotTasks",
+    "LabelledImages",
+    "NeedleTasks",
+    "RecallTasks",
+    "Series",
+    "SeriesWindows",
+    "TextBatches",
+    "glyphs",
+    "load_images",
+    "load_series",
+    "load_text",
+    "mnist",
+    "omniglot",
+]

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyro_memory.data.images import LabelledImages
+from pyro_memory.data.seeds import generator_for
 from pyro_memory.slots import SlotMemory
 
 Task = tuple[Float[Tensor, "target 1 height width"], SlotMemory]
@@ -83,18 +84,14 @@ class FewShotTasks:
         """Gives a memory of the same size with none of its task's classes in it: a control."""
         return self._task(index, wrong=True)[1]
 
-    def _generator(self, *key: int) -> torch.Generator:
-        mixed = self.seed
-        for part in key:  # a 63-bit mix: neighbouring seeds and indices give unrelated streams
-            mixed = (mixed * 6364136223846793005 + part * 1442695040888963407 + 1) % (1 << 63)
-        return torch.Generator().manual_seed(mixed ^ (mixed >> 31))
-
     def _task(self, index: int, wrong: bool) -> Task:
         if self.per_target:
             targets = self._targets(index)
-            slots = [self._slots_for(int(t), self._generator(1, index, i), wrong) for i, t in enumerate(targets)]
+            slots = [
+                self._slots_for(int(t), generator_for(self.seed, 1, index, i), wrong) for i, t in enumerate(targets)
+            ]
             return self.data[targets], SlotMemory(self.data[torch.stack(slots)], batch_dim=-1)
-        generator = self._generator(0, index)
+        generator = generator_for(self.seed, 0, index)
         chosen = torch.randperm(self.data.classes, generator=generator)[: self.classes]
         labels = chosen[torch.arange(self.targets) % self.classes]
         targets = torch.stack([self._member(int(c), generator) for c in labels])
@@ -105,14 +102,14 @@ class FewShotTasks:
     def _targets(self, index: int) -> Int[Tensor, " target"]:
         if self.target_indices is not None:
             return self.target_indices[index * self.targets : (index + 1) * self.targets]
-        generator = self._generator(2, index)
+        generator = generator_for(self.seed, 2, index)
         labels = torch.randint(self.data.classes, (self.targets,), generator=generator)
         return torch.stack([self._member(int(c), generator) for c in labels])
 
     def _slots_for(self, target: int, generator: torch.Generator, wrong: bool) -> Int[Tensor, " slot"]:
         """The memory of one target: its class and others, in random order."""
         if self.target_indices is not None:
-            generator = self._generator(3, target)
+            generator = generator_for(self.seed, 3, target)
         label = self.data.labels[target].reshape(1)
         chosen = torch.cat([label, self._other_classes(label, self.classes - 1, generator)])
         if wrong:

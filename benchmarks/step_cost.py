@@ -1,0 +1,187 @@
+"""What Pyro costs: an SVI step of VMA against the same step written by hand in plain PyTorch.
+
+Same networks (the paper's MLPs), same samples, same VIMCO gradient, same fused Adam, validation off on both sides.
+First checks that both give one loss and one gradient from one seed; then times them in turn, in one run, at batches of
+64 and 256 and memories of 32 to 4,096 slots, and prints medians of pairs. Writes step_cost.json and step_cost.png to
+--out.
+
+    python benchmarks/step_cost.py
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pyro
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize, softplus
+from tqdm import tqdm
+
+from pyro_memory import VIMCO, SlotMemory
+from pyro_memory.guides import VMAGuide
+from pyro_memory.models import VMA
+
+K, SHAPE = 4, (1, 28, 28)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", metavar="N", nargs="+", type=int, default=[64, 256])
+    parser.add_argument("--slots", metavar="N", nargs="+", type=int, default=[32, 128, 512, 2048, 4096])
+    parser.add_argument("--repeats", metavar="N", type=int, default=40, help="pairs of steps at each size (default 40)")
+    parser.add_argument("--threads", metavar="N", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/step_cost"))
+    return parser.parse_args()
+
+
+def features(net, images):
+    return torch.relu(net.net(images.flatten(-3)))
+
+
+def normal(head, hidden):
+    loc, scale = head.project(hidden).chunk(2, -1)
+    return loc, softplus(scale) + 1e-4
+
+
+def log_normal(z, loc, scale):
+    return (-((z - loc) ** 2) / (2 * scale**2) - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def by_hand(model, guide, x, slots):
+    """The negative bound with VIMCO's surrogate, as one would write it for this model alone."""
+    batch, count = len(x), len(slots)
+    embed = guide.address.query
+    query, key = (embed.project(features(embed.features, images)) for images in (x, slots))
+    log_q = (query @ normalize(key, dim=-1).mT).log_softmax(-1)
+    a = log_q.detach().exp().expand(K, batch, count).reshape(-1, count).multinomial(1).reshape(K, batch)
+    log_q_a = log_q.expand(K, batch, count).gather(-1, a.unsqueeze(-1)).squeeze(-1)
+    both = torch.cat([x.expand(K, *x.shape), slots[a]], -3)
+    loc, scale = normal(guide.encoder.head, features(guide.encoder.features, both))
+    z = loc + scale * torch.randn_like(loc)
+    if count < K * batch:
+        content = features(model.content, slots)
+        prior_loc, prior_scale = (t[a] for t in normal(model.prior.head, content))
+        content = content[a]
+    else:
+        content = features(model.content, slots[a])
+        prior_loc, prior_scale = normal(model.prior.head, content)
+    logits = model.likelihood.decoder.net(torch.cat([z, content], -1))
+    target = x.flatten(1).expand(K, -1, -1)
+    log_x = -binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+    log_w = log_x + log_normal(z, prior_loc, prior_scale) - math.log(count) - log_normal(z, loc, scale) - log_q_a
+    bound = log_w.logsumexp(0) - math.log(K)
+    with torch.no_grad():
+        mean_of_others = (log_w.sum(0) - log_w) / (K - 1)
+        rows = log_w.expand(K, K, batch).clone()
+        rows[torch.arange(K), torch.arange(K)] = mean_of_others
+        signal = bound - (rows.logsumexp(1) - math.log(K))
+    score = (signal * log_q_a).sum(0)
+    return -(bound + score - score.detach()).sum()
+
+
+def pair():
+    torch.manual_seed(0)
+    return VMA.mlp(SHAPE), VMAGuide.mlp(SHAPE)
+
+
+def check(x, slots):
+    """Both give one loss and one gradient from one seed."""
+    model, guide = pair()
+    parameters = [*model.parameters(), *guide.parameters()]
+    found = []
+    for loss in (
+        lambda: VIMCO(K, max_plate_nesting=1).differentiable_loss(model, guide, x, SlotMemory(slots)),
+        lambda: by_hand(model, guide, x, slots),
+    ):
+        torch.manual_seed(1)
+        value = loss()
+        found.append((value, *torch.autograd.grad(value, parameters)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * other.abs().max().item())
+
+
+def steppers(x, slots):
+    """A step by Pyro and one by hand, each on a pair of its own."""
+    steps = []
+    for name in ("pyro", "hand"):
+        model, guide = pair()
+        parameters = [*model.parameters(), *guide.parameters()]
+        optimizer = torch.optim.Adam(parameters, 1e-4, fused=True)
+        objective, memory = VIMCO(K, max_plate_nesting=1), SlotMemory(slots)
+
+        def step(name=name, model=model, guide=guide, optimizer=optimizer, objective=objective, memory=memory):
+            optimizer.zero_grad()
+            if name == "pyro":
+                objective.loss_and_grads(model, guide, x, memory)
+            else:
+                loss = by_hand(model, guide, x, slots)
+                loss.backward()
+                loss.item()
+            optimizer.step()
+
+        steps.append(step)
+    return steps
+
+
+def measure(batch, count, repeats):
+    torch.manual_seed(0)
+    x, slots = ((torch.rand(n, *SHAPE) < 0.1).float() for n in (batch, count))
+    check(x, slots)
+    steps = steppers(x, slots)
+    times = [[], []]
+    for repeat in range(repeats + 3):
+        for which in (0, 1) if repeat % 2 else (1, 0):
+            start = time.perf_counter()
+            steps[which]()
+            if repeat >= 3:
+                times[which].append(time.perf_counter() - start)
+    ratios = sorted(a / b for a, b in zip(*times, strict=True))
+    low, high = ratios[len(ratios) // 5], ratios[4 * len(ratios) // 5]
+    return {
+        "batch": batch, "slots": count, "pyro_ms": 1e3 * statistics.median(times[0]),
+        "hand_ms": 1e3 * statistics.median(times[1]), "ratio": statistics.median(ratios), "low": low, "high": high,
+    }  # fmt: skip
+
+
+def draw(rows, path):
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for i, batch in enumerate(dict.fromkeys(row["batch"] for row in rows)):
+        own = [row for row in rows if row["batch"] == batch]
+        slots = [row["slots"] for row in own]
+        left.plot(slots, [row["pyro_ms"] for row in own], f"C{i}-o", label=f"Pyro, batch {batch}")
+        left.plot(slots, [row["hand_ms"] for row in own], f"C{i}--", label=f"by hand, batch {batch}")
+        bars = [[row["ratio"] - row["low"] for row in own], [row["high"] - row["ratio"] for row in own]]
+        right.errorbar(slots, [row["ratio"] for row in own], bars, fmt=f"C{i}-o", capsize=3, label=f"batch {batch}")
+    right.axhline(1, color="0.6", linewidth=0.8)
+    left.set(xscale="log", yscale="log", xlabel="slots in memory", ylabel="ms a step (median)", title="Time of a step")
+    right.set(xscale="log", xlabel="slots in memory", ylabel="Pyro / by hand", title="Ratio (median, 20% to 80%)")
+    for ax in (left, right):
+        ax.legend(frameon=False)
+    fig.savefig(path, dpi=120)
+
+
+def main():
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    pyro.enable_validation(False)
+    sizes = [(batch, count) for batch in args.batches for count in args.slots]
+    rows = [measure(batch, count, args.repeats) for batch, count in tqdm(sizes, leave=False)]
+    print(f"{'batch':>6}{'slots':>7}{'Pyro, ms':>11}{'hand, ms':>11}{'ratio':>8}   20% to 80%")
+    for r in rows:
+        print(
+            f"{r['batch']:>6}{r['slots']:>7}{r['pyro_ms']:>11.2f}{r['hand_ms']:>11.2f}{r['ratio']:>8.3f}   "
+            f"{r['low']:.3f} to {r['high']:.3f}"
+        )
+    args.out.mkdir(parents=True, exist_ok=True)
+    draw(rows, args.out / "step_cost.png")
+    record = {"torch": torch.__version__, "pyro": pyro.__version__, "threads": args.threads, "rows": rows}
+    (args.out / "step_cost.json").write_text(json.dumps(record, indent=1))
+    print(f"step_cost.png and step_cost.json are in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""One sequence model; what mixes its tokens over time is an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Bool, Float, Int
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_memory.models.titans.readouts import NormalReadout, Readout, TokenReadout
+from pyro_memory.naming import unique_name
+
+MakeMixer = Callable[[int], nn.Module]
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+class SwiGLU(nn.Module):
+    """``(silu(x A) * x B) C``, without biases (Shazeer, 2020, https://arxiv.org/abs/2002.05202)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_and_value = nn.Linear(dim, 2 * hidden, bias=False)
+        self.out = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        gate, value = self.gate_and_value(x).chunk(2, -1)
+        return self.out(functional.silu(gate) * value)
+
+
+class Block(PyroModule):
+    """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``."""
+
+    def __init__(self, dim: int, mixer: nn.Module, hidden: int) -> None:
+        super().__init__()
+        self.mixer_norm, self.mlp_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
+        self.mixer = mixer
+        self.mlp = SwiGLU(dim, hidden)
+
+    def forward(self, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
+        mixed, state = self.mixer(self.mixer_norm(x), state, lengths)
+        return self._after(x + mixed), state
+
+    def step(self, x: Float[Tensor, "batch dim"], state: Any) -> tuple[Tensor, Any]:
+        """Takes one token."""
+        mixed, state = self.mixer.step(self.mixer_norm(x), state)
+        return self._after(x + mixed), state
+
+    def _after(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.mlp_norm(x))
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceState:
+    """What a sequence model remembers: the state of each block's mixer."""
+
+    blocks: tuple[Any, ...]
+
+    def detach(self) -> SequenceState:
+        """Gives the same state without its gradient."""
+        return SequenceState(tuple(s.detach() for s in self.blocks))
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Gives the tensors by name, as safetensors saves them; ``SequenceModel.load_state`` puts them together."""
+        return {f"{i}.{k}": t for i, s in enumerate(self.blocks) for k, t in s.to_tensors().items()}
+
+
+class SequenceModel(PyroModule):
+    r"""Writes a sequence down, each element given those before it.
+
+    .. code-block:: text
+
+        h_t = blocks(start, x_1 .. x_t)         RMSNorm, mixer, RMSNorm, SwiGLU; residual
+        x_{t+1} ~ readout(h_t)                  or, where targets are given, targets_t ~ readout(h_t)
+
+    Trained with an empty guide (``lambda *args: None``) and ``Trace_ELBO`` this is maximum likelihood. A guide over
+    what a user makes random, such as ``model.readout.weight = PyroSample(...)``, makes it Bayesian; then give
+    ``data_size``, so that the data weigh against the prior as all of them would.
+
+    Args:
+        embedding: maps elements to vectors ``[*batch, dim]``.
+        mixer: makes a mixer from ``dim``, once a block: a class, or ``partial(TitansLMM, heads=2)``. A mixer is called
+            as ``mixer(x, state, lengths) -> (y, state)`` and ``mixer.step(token, state) -> (y, state)``, and has
+            ``initial_state(batch)``.
+        readout: maps hidden vectors to the distribution of an element.
+        dim: of the hidden vectors.
+        blocks: how many.
+        hidden: the width of the SwiGLU; by default ``8 dim / 3``.
+        parameters: chooses ``hidden`` so that the model has about so many, to compare mixers fairly.
+        data_size: how many sequences there are in all, where batches are samples of them.
+
+    ``forward(x, mask=None, targets=None)`` has one site ``x`` in plate ``batch``: ``x`` is ``[batch, time]`` tokens or
+    ``[batch, time, feature]`` values; where ``mask [batch, time]`` is false, an element is read but not scored (padding
+    at the end, all but the answers). ``targets [batch, last, size]`` are explained in place of ``x``, by the last
+    positions.
+
+    Raises:
+        ValueError: for shapes, types or values that do not fit.
+
+    References: Titans (Behrouz, Zhong & Mirrokni, 2025), https://arxiv.org/abs/2501.00663; LLaMA (Touvron et al.,
+    2023), https://arxiv.org/abs/2302.13971
+    """
+
+    def __init__(
+        self,
+        embedding: nn.Module,
+        mixer: MakeMixer,
+        readout: Readout,
+        *,
+        dim: int,
+        blocks: int = 2,
+        hidden: int | None = None,
+        parameters: int | None = None,
+        data_size: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name or unique_name(self))
+        if blocks < 1:
+            raise ValueError(f"`blocks` must be at least 1; got {blocks}")
+        self.embedding = embedding
+        self.start = nn.Parameter(torch.randn(dim))
+        self.norm = nn.RMSNorm(dim)
+        self.readout = readout
+        mixers = [mixer(dim) for _ in range(blocks)]
+        if parameters is not None:
+            others = _count(self) + sum(_count(m) + 2 * dim for m in mixers)
+            hidden = round((parameters - others) / (3 * dim * blocks))
+        elif hidden is None:
+            hidden = 8 * dim // 3
+        if hidden < 1:
+            raise ValueError(
+                f"`hidden` must be at least 1, and `parameters` leave as much to the SwiGLU; got {hidden} with "
+                f"parameters={parameters}"
+            )
+        self.blocks = PyroModule[nn.ModuleList]([Block(dim, m, hidden) for m in mixers])
+        self.data_size = data_size
+
+    @classmethod
+    def tokens(cls, vocabulary: int, mixer: MakeMixer, *, dim: int = 64, **options: Any) -> SequenceModel:
+        """Builds it for tokens ``0 .. vocabulary - 1``."""
+        return cls(nn.Embedding(vocabulary, dim), mixer, TokenReadout(dim, vocabulary), dim=dim, **options)
+
+    @classmethod
+    def series(
+        cls, features: int, mixer: MakeMixer, *, dim: int = 64, outputs: int | None = None,
+        readout: type[Readout] = NormalReadout, **options: Any,
+    ) -> SequenceModel:  # fmt: skip
+        """Builds it for ``features`` real values a time, or for targets of ``outputs`` values."""
+        return cls(nn.Linear(features, dim), mixer, readout(dim, outputs or features), dim=dim, **options)
+
+    def forward(
+        self,
+        x: Int[Tensor, "batch time"] | Float[Tensor, "batch time feature"],
+        mask: Bool[Tensor, "batch time"] | None = None,
+        targets: Tensor | None = None,
+    ) -> None:
+        self._check(x)
+        data = x if targets is None else targets
+        self._check_data(x, data, mask)
+        hidden = self._blocks(self._embed(x, first=True), None, None)[0]
+        hidden = hidden[:, :-1] if targets is None else hidden[:, -data.shape[1] :]
+        size = {"size": len(x)}
+        if self.data_size is not None:
+            size = {"size": self.data_size, "subsample": torch.arange(len(x), device=x.device)}
+        x_dist = self.readout(hidden)  # outside the plate: its random weights are of all sequences
+        x_dist = x_dist if mask is None else x_dist.mask(mask)
+        with pyro.plate("batch", **size):
+            pyro.sample("x", x_dist.to_event(1), obs=data)
+
+    @pyro_method
+    def x_dist(self, x: Tensor) -> dist.Distribution:
+        """p(x_t | x_<t) for every t, batch shape ``[batch, time]``."""
+        self._check(x)
+        return self.readout(self._blocks(self._embed(x, first=True), None, None)[0][:, :-1])
+
+    @pyro_method
+    def read(
+        self, x: Tensor, state: SequenceState | None = None, lengths: Int[Tensor, " batch"] | None = None
+    ) -> tuple[dist.Distribution, SequenceState]:
+        """Reads elements after those that made ``state``; gives p(next | all read), one a sequence, and the state.
+
+        Args:
+            x: ``[batch, time]`` or ``[batch, time, feature]``; without a state, ``time`` may be 0.
+            state: None starts a sequence.
+            lengths: how many elements of each sequence count; those after are padding.
+        """
+        self._check(x)
+        first = state is None
+        if x.shape[1] + first == 0:
+            raise ValueError("`x` must hold at least one element where a `state` is given; got none")
+        self._check_lengths(x, lengths, least=0 if first else 1)
+        ends = None if lengths is None else lengths + first
+        hidden, state = self._blocks(self._embed(x, first=first), state, ends)
+        last = hidden[:, -1] if ends is None else hidden[torch.arange(len(x), device=x.device), ends - 1]
+        return self.readout(last), state
+
+    @pyro_method
+    def step(self, x: Tensor, state: SequenceState) -> tuple[dist.Distribution, SequenceState]:
+        """Reads one element, ``[batch]`` or ``[batch, feature]``, at constant cost; gives what ``read`` gives."""
+        hidden, states = self.embedding(x), []
+        for block, before in zip(self.blocks, state.blocks, strict=True):
+            hidden, after = block.step(hidden, before)
+            states.append(after)
+        return self.readout(self.norm(hidden)), SequenceState(tuple(states))
+
+    def next_dist(self, x: Tensor, lengths: Int[Tensor, " batch"] | None = None) -> dist.Distribution:
+        """p(next | x), or p(targets | x) of a model that was trained on targets; batch shape ``[batch]``."""
+        return self.read(x, lengths=lengths)[0]
+
+    @pyro_method
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: Tensor,
+        steps: int,
+        *,
+        state: SequenceState | None = None,
+        lengths: Int[Tensor, " batch"] | None = None,
+        temperature: float = 1.0,
+        seed: int | None = None,
+    ) -> tuple[Tensor, SequenceState]:
+        """Reads a prompt, then draws ``steps`` elements one by one; gives them and the state after the last but one.
+
+        For a Bayesian model, condition on a draw of the guide: ``pyro.condition(model.generate, guide())(prompt, 10)``.
+
+        Args:
+            prompt: as ``x`` of ``read``; ``[batch, 0]`` starts from nothing.
+            steps: at least 1.
+            state: what was read before the prompt.
+            lengths: of the prompts.
+            temperature: 1 draws from the model; 0 takes the likeliest token, or the location.
+            seed: of the draws; None uses torch's random stream.
+        """
+        if steps < 1 or temperature < 0:
+            raise ValueError(
+                f"`steps` must be at least 1 and `temperature` not negative; got {steps} and {temperature}"
+            )
+        devices = [prompt.device] if prompt.is_cuda else []
+        with nullcontext() if seed is None else torch.random.fork_rng(devices):
+            if seed is not None:
+                torch.manual_seed(seed)
+            next_dist, state = self.read(prompt, state, lengths)
+            drawn = [self.readout.draw(next_dist, temperature)]
+            for _ in range(steps - 1):
+                next_dist, state = self.step(drawn[-1], state)
+                drawn.append(self.readout.draw(next_dist, temperature))
+        return torch.stack(drawn, 1), state
+
+    def load_state(self, tensors: dict[str, Tensor]) -> SequenceState:
+        """Gives the state that ``SequenceState.to_tensors`` took apart."""
+        parts: list[dict[str, Tensor]] = [{} for _ in self.blocks]
+        for key, tensor in tensors.items():
+            index, name = key.split(".", 1)
+            parts[int(index)][name] = tensor
+        states = [type(b.mixer.initial_state(1)).from_tensors(part) for b, part in zip(self.blocks, parts, strict=True)]
+        return SequenceState(tuple(states))
+
+    def _embed(self, x: Tensor, *, first: bool) -> Float[Tensor, "batch time dim"]:
+        embedded = self.embedding(x)
+        return torch.cat([self.start.expand(len(x), 1, -1), embedded], 1) if first else embedded
+
+    def _blocks(
+        self, hidden: Tensor, state: SequenceState | None, lengths: Tensor | None
+    ) -> tuple[Tensor, SequenceState]:
+        before = [None] * len(self.blocks) if state is None else state.blocks
+        after = []
+        for block, own in zip(self.blocks, before, strict=True):
+            hidden, own = block(hidden, own, lengths)
+            after.append(own)
+        return self.norm(hidden), SequenceState(tuple(after))
+
+    def _check(self, x: Tensor) -> None:
+        if isinstance(self.embedding, nn.Embedding):
+            count = self.embedding.num_embeddings
+            if x.dim() != 2 or x.dtype != torch.long:
+                raise ValueError(f"`x` must be long, [batch, time]; got {x.dtype} of shape {list(x.shape)}")
+            if x.numel() and not 0 <= int(x.amin()) <= int(x.amax()) < count:
+                raise ValueError(
+                    f"`x` must hold tokens 0 .. {count - 1}; got {int(x.amin())} .. {int(x.amax())}. Pad with any "
+                    "token, and mask it"
+                )
+        elif x.dim() != 3 or not x.is_floating_point() or not x.isfinite().all():
+            raise ValueError(
+                f"`x` must be finite floating point, [batch, time, feature]; got {x.dtype} of shape {list(x.shape)}, "
+                f"{'finite' if x.isfinite().all() else 'not finite'}"
+            )
+
+    def _check_data(self, x: Tensor, data: Tensor, mask: Tensor | None) -> None:
+        fits = data.shape[0] == x.shape[0] and 1 <= data.shape[1] <= x.shape[1] + 1
+        if not fits or (self.readout.event_dim and data.shape[2:] != (self.readout.size,)):
+            raise ValueError(
+                f"what is explained, `x` or `targets`, must be [{x.shape[0]}, time of at least 1"
+                f"{f', {self.readout.size}' if self.readout.event_dim else ''}] and no longer than x and one more; got "
+                f"{list(data.shape)} with x {list(x.shape)}"
+            )
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != data.shape[:2] or not mask.any()):
+            raise ValueError(
+                f"`mask` must be bool {list(data.shape[:2])}, true somewhere; got {mask.dtype} of shape "
+                f"{list(mask.shape)}, {int(mask.sum())} true"
+            )
+        if self.data_size is not None and self.data_size < len(x):
+            raise ValueError(f"`data_size` must be at least the batch's {len(x)}; got {self.data_size}")
+
+    @staticmethod
+    def _check_lengths(x: Tensor, lengths: Tensor | None, *, least: int) -> None:
+        if lengths is None:
+            return
+        inside = lengths.shape == x.shape[:1] and bool(((lengths >= least) & (lengths <= x.shape[1])).all())
+        if not inside or lengths.dtype != torch.long:
+            raise ValueError(
+                f"`lengths` must be long, one for each of {len(x)} sequences, in {least} .. {x.shape[1]}; got "
+                f"{lengths.tolist()}"
+            )

@@ -1,0 +1,154 @@
+"""Text as characters: plain files, or the prose that the standard library carries."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from pyro_memory.data.seeds import generator_for
+
+SPLITS = ("train", "valid", "test")
+
+
+def load_text(data_dir: str | Path | None = None) -> str:
+    """Reads a text: one file, or all of a folder in the order of their names; plain, or compressed with gzip.
+
+    Args:
+        data_dir: a ``.txt`` or ``.txt.gz`` file, or a folder of them; UTF-8, or else Latin-1. By default the embedded
+            text: the language reference of Python that ``pydoc_data.topics`` holds, 460,000 characters, which differ
+            a little from one version of Python to the next.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or no text in the folder.
+        ValueError: if a compressed file is damaged.
+    """
+    if data_dir is None:
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
+    path = Path(data_dir)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.name.endswith((".txt", ".txt.gz")))
+    if not files:
+        raise FileNotFoundError(
+            f"`data_dir` must be a text file or a folder that holds .txt or .txt.gz files; found none at {path}. Give "
+            "no folder to use the embedded text"
+        )
+    return "\n\n".join(map(_read, files))
+
+
+def _read(path: Path) -> str:
+    content = path.read_bytes()
+    if path.name.endswith(".gz"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged or no gzip ({error}); fetch it again") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")  # as older books of Project Gutenberg are
+
+
+@dataclass(frozen=True, eq=False)
+class CharacterText:
+    """A text as numbers, a character each, cut into train, validation and test parts that follow each other.
+
+    Attributes:
+        text: the whole.
+        valid, test: the shares of the last parts.
+        extra: characters that the vocabulary holds beside those of the text.
+    """
+
+    text: str
+    valid: float = 0.05
+    test: float = 0.05
+    extra: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise ValueError("`text` must hold characters; got none")
+        if min(self.valid, self.test) < 0 or self.valid + self.test >= 1:
+            raise ValueError(
+                f"`valid` and `test` must be shares that leave some text to train on; got {self.valid} and {self.test}"
+            )
+
+    def __repr__(self) -> str:
+        return f"CharacterText({len(self.text):,} characters, {len(self.vocabulary)} different)"
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """The characters in order of their code points; a token is a place in it."""
+        return "".join(sorted(set(self.text) | set(self.extra)))
+
+    @cached_property
+    def _codes(self) -> dict[str, int]:
+        return {character: i for i, character in enumerate(self.vocabulary)}
+
+    def encode(self, text: str) -> Int[Tensor, " time"]:
+        """Gives the tokens of a text.
+
+        Raises:
+            ValueError: if it holds a character that the vocabulary lacks.
+        """
+        strange = sorted(set(text) - self._codes.keys())
+        if strange:
+            raise ValueError(
+                f"`text` must use the characters of the vocabulary; {''.join(strange)!r} are not in it. Name them in "
+                "`extra`"
+            )
+        return torch.tensor([self._codes[c] for c in text], dtype=torch.long)
+
+    def decode(self, tokens: Int[Tensor, " time"]) -> str:
+        """Gives the text of tokens."""
+        return "".join(self.vocabulary[i] for i in tokens.tolist())
+
+    def part(self, split: str) -> str:
+        """Gives the text of "train", "valid" or "test"."""
+        if split not in SPLITS:
+            raise ValueError(f'`split` must be "train", "valid" or "test"; got {split!r}')
+        ends = [0, *(round(len(self.text) * share) for share in (1 - self.valid - self.test, 1 - self.test, 1))]
+        at = SPLITS.index(split)
+        return self.text[ends[at] : ends[at + 1]]
+
+    def batches(self, split: str, *, length: int, batch: int, seed: int = 0) -> TextBatches:
+        """Gives random windows of one part, ``[step] -> (tokens [batch, length],)``."""
+        return TextBatches(self.encode(self.part(split)), length=length, batch=batch, seed=seed)
+
+    def windows(self, split: str, *, length: int) -> Int[Tensor, "window time"]:
+        """Gives one part in windows that follow each other; what is left at its end is dropped."""
+        tokens = self.encode(self.part(split))
+        if len(tokens) < length:
+            raise ValueError(f"`length` must be at most the {len(tokens)} characters of {split}; got {length}")
+        return tokens[: len(tokens) // length * length].reshape(-1, length)
+
+
+class TextBatches:
+    """Random windows of a sequence of tokens: ``batches[i]`` gives ``(tokens [batch, length],)``.
+
+    Raises:
+        ValueError: if an argument is unusable.
+    """
+
+    def __init__(self, tokens: Int[Tensor, " time"], *, length: int, batch: int, seed: int = 0) -> None:
+        if batch < 1 or not 1 <= length <= len(tokens):
+            raise ValueError(
+                f"`batch` must be at least 1 and `length` lie in 1 .. {len(tokens)}, the tokens there are; got {batch} "
+                f"and {length}"
+            )
+        self.tokens = tokens
+        self.length = length
+        self.batch = batch
+        self.seed = seed
+
+    def __getitem__(self, index: int) -> tuple[Int[Tensor, "batch time"]]:
+        starts = torch.randint(
+            len(self.tokens) - self.length + 1, (self.batch, 1), generator=generator_for(self.seed, 5, index)
+        )
+        return (self.tokens[starts + torch.arange(self.length)],)
