@@ -3,9 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := MPLBACKEND=Agg $(BIN)/python
 STAMP := .venv/.installed
+# The GPU targets install nothing: any Python that has torch, triton, numpy and matplotlib will do.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format examples wheel clean
+.PHONY: help install demo test test-gpu bench-gpu lint format examples wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +25,13 @@ demo: install ## train an addressed VAE on glyphs; bounds, information gain, fig
 
 test: install ## run the tests
 	$(RUN) -m pytest -n 2 -q
+
+test-gpu: ## run the kernels' tests on a GPU, at larger shapes and in all dtypes
+	$(GPU_PYTHON) benchmarks/kernels_gpu.py --check
+	$(GPU_PYTHON) benchmarks/bare.py tests/test_memory_triton.py tests/test_decay_scan.py
+
+bench-gpu: ## time the kernels on a GPU, after a check: out/bench_gpu.csv and a figure
+	$(GPU_PYTHON) benchmarks/kernels_gpu.py --out out/bench_gpu
 
 lint: install ## check style
 	$(BIN)/ruff check .

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -10,9 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_memory.kernels.chunked import chunk_form, chunk_surprise
+from pyro_memory.kernels.dispatch import check_backend, choose_backend
 from pyro_memory.kernels.reference import ACTIVATIONS, Layers, token_rule
-
-BACKENDS = {"reference": token_rule, "torch": chunk_form}
 
 
 def neural_memory(
@@ -60,7 +60,8 @@ def neural_memory(
         norm_weight, norm_bias: of LN, ``[out]`` or ``[head, out]``; outer parameters, not written at test time.
         lengths: tokens of each sequence, ``[batch]``, 0 to time. The state returned is the one after each sequence's
             last token, outputs past it are zero, and what q, k, v hold there is ignored.
-        backend: "auto", "torch" (the chunk form) or "reference" (token by token, the specification).
+        backend: "auto", "triton" (the kernels), "torch" (the chunk form) or "reference" (token by token, the
+            specification). "auto" is "triton" on CUDA for what its kernels take (see ``why_not_triton``), else "torch".
         checkpoint_chunks: keeps the weights of every n-th chunk for the backward pass and computes the others again:
             memory for weights falls n-fold, time rises by less than a third. By default all are kept.
         return_state: False saves the work of the last state, which is None then.
@@ -69,7 +70,8 @@ def neural_memory(
         ``(y, weights, momentum_state)``: y ``[batch, head, time, out]``, and the state after the last token. A sequence
         cut on a chunk boundary and resumed from that state gives the same result as the whole.
 
-    float16 and bfloat16 are computed in float32: y has the dtype of ``q``, the state is float32.
+    float16 and bfloat16 are computed in float32: y has the dtype of ``q``, the state is float32. With "triton" products
+    of bfloat16 tokens are bfloat16 ones, and those of float16 tokens tf32, summed in float32.
 
     Cost: O(time (depth in out + chunk_size (in + out))) operations a head. Weights exist once a chunk, never a token.
 
@@ -80,21 +82,25 @@ def neural_memory(
     chunk form follows Learning to (Learn at Test Time) (Sun et al., 2024), https://arxiv.org/abs/2407.04620, extended
     to momentum and decay.
     """
-    backend = resolve_backend(backend)
+    check_backend(backend)
     if checkpoint_chunks is not None and checkpoint_chunks < 1:
         raise ValueError(f"`checkpoint_chunks` must be at least 1, or None to keep all; got {checkpoint_chunks}")
-    dtype = q.dtype
     if q.shape != k.shape:
         raise ValueError(f"`q` must have the shape of `k`, {list(k.shape)}; got {list(q.shape)}")
-    (q, k, v), states, gates, options = _checked(
+    tokens, states, gates, options = _checked(
         (q, k, v), weights, momentum_state, (lr, momentum, decay), chunk_size=chunk_size, activation=activation,
         residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths,
     )  # fmt: skip
+    backend = choose_backend(backend, q, v, states[0], gates[2], chunk_size)
+    if backend != "reference":
+        options["checkpoint_chunks"] = checkpoint_chunks
     if backend == "torch":
-        options |= {"checkpoint_chunks": checkpoint_chunks, "return_state": return_state}
+        options["return_state"] = return_state
+    if backend != "triton":
+        tokens = _cast(tokens, states[0][0].dtype)
     with torch.autocast(q.device.type, enabled=False):
-        y, weights, momentum_state = BACKENDS[backend](q, k, v, *states, *gates, **options)
-    return (y.to(dtype), weights, momentum_state) if return_state else (y.to(dtype), None, None)
+        y, weights, momentum_state = _form(backend)(*tokens, *states, *gates, **options)
+    return (y.to(q.dtype), weights, momentum_state) if return_state else (y.to(q.dtype), None, None)
 
 
 def memory_surprise(
@@ -114,7 +120,8 @@ def memory_surprise(
     ``||M(k) - v||^2`` at the weights before the token's chunk and the norm of its gradient over all layers, then the
     state as ``neural_memory`` does. Nothing is differentiable. Cost: that of the writes.
     """
-    (k, v), states, gates, options = _checked((k, v), weights, momentum_state, (lr, momentum, decay), **options)
+    tokens, states, gates, options = _checked((k, v), weights, momentum_state, (lr, momentum, decay), **options)
+    k, v = _cast(tokens, states[0][0].dtype)
     with torch.autocast(k.device.type, enabled=False):
         return chunk_surprise(k, v, *states, *gates, **options)
 
@@ -125,7 +132,7 @@ def _checked(
     residual_norm: bool = False, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Layers, Layers], list[Layers], dict[str, Any]]:  # fmt: skip
-    """Refuses what does not fit; gives every tensor in one dtype, states for each sequence, gates for each layer."""
+    """Refuses what does not fit; gives tokens in their dtype, states for each sequence and gates for each layer."""
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1; got {chunk_size}. Use 1 for the fully online rule")
     if activation not in ACTIVATIONS:
@@ -150,28 +157,28 @@ def _checked(
         there = (torch.arange(k.shape[2], device=k.device) < lengths[:, None])[:, None, :, None]
         tokens = tuple(x.masked_fill(~there, 0) for x in tokens)
     norm_weight, norm_bias = _check_norm(weights, residual_norm, norm_weight, norm_bias)
-    dtype = torch.float32
-    for tensor in (*tokens, *weights, *momentum_state, *(g for gate in gates for g in gate)):
-        dtype = torch.promote_types(dtype, tensor.dtype)
-
-    def cast(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        known = {id(t): t.to(dtype) for t in tensors}  # a gate shared by the layers stays one tensor
-        return tuple(known[id(t)] for t in tensors)
-
+    others = (*weights, *momentum_state, *(g for gate in gates for g in gate))
+    tokens_dtype = reduce(torch.promote_types, (t.dtype for t in tokens))
+    dtype = reduce(torch.promote_types, (t.dtype for t in others), torch.promote_types(tokens_dtype, torch.float32))
     options = {"chunk_size": chunk_size, "activation": activation, "residual_norm": residual_norm, "lengths": lengths}
     options["norm_weight"], options["norm_bias"] = (
         None if t is None else t.to(dtype) for t in (norm_weight, norm_bias)
     )
-    return cast(tokens), (cast(weights), cast(momentum_state)), [cast(gate) for gate in gates], options
+    states = _cast(weights, dtype), _cast(momentum_state, dtype)
+    return _cast(tokens, tokens_dtype), states, [_cast(gate, dtype) for gate in gates], options
 
 
-def resolve_backend(backend: str) -> str:
-    """Names the backend that runs: "auto" is "torch"."""
+def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    known = {id(t): t.to(dtype) for t in tensors}  # a gate shared by the layers stays one tensor
+    return tuple(known[id(t)] for t in tensors)
+
+
+def _form(backend: str) -> Callable[..., tuple[Tensor, Layers, Layers]]:
     if backend == "triton":
-        raise ValueError('`backend` "triton" is not available here; use "auto" or "torch"')
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f'`backend` must be one of "auto", "torch", "reference"; got {backend!r}')
-    return "torch" if backend == "auto" else backend
+        from pyro_memory.kernels.memory_triton import triton_form  # only here: without a GPU nobody loads triton
+
+        return triton_form
+    return {"reference": token_rule, "torch": chunk_form}[backend]
 
 
 def per_sequence(name: str, tensors: Sequence[Tensor], like: Tensor) -> tuple[Tensor, ...]:
@@ -234,6 +241,8 @@ def _per_layer(
 
 
 def _check_gates(lr: tuple[Tensor, ...], momentum: tuple[Tensor, ...], decay: tuple[Tensor, ...]) -> None:
+    if torch.compiler.is_compiling() or not lr[0].numel():  # looking at values would break a graph
+        return
     kinds = {"lr": (lr, "at least 0 and finite"), "momentum": (momentum, "in [0, 1]"), "decay": (decay, "in [0, 1]")}
     known = {name: list({id(g): g.detach() for g in gates}.values()) for name, (gates, _) in kinds.items()}
     ends = torch.stack([end.double() for gates in known.values() for g in gates for end in g.aminmax()])
@@ -252,7 +261,7 @@ def _check_lengths(lengths: Tensor, k: Tensor) -> None:
             f"`lengths` must be integers (torch.long), one for each of the {len(k)} sequences; got {lengths.dtype} of "
             f"shape {list(lengths.shape)}"
         )
-    if bool(((lengths < 0) | (lengths > k.shape[2])).any()):
+    if not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > k.shape[2])).any()):
         raise ValueError(f"`lengths` must lie between 0 and the {k.shape[2]} tokens given; got {lengths.tolist()}")
 
 

@@ -1,0 +1,30 @@
+"""Imports ``pyro_memory.kernels`` where Pyro is not installed: the kernels need torch, and triton on a GPU.
+
+As a script it runs pytest on the kernels' tests that way: ``python benchmarks/bare.py tests/test_memory_triton.py``.
+"""
+
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_kernels() -> None:
+    """Makes ``pyro_memory.kernels`` importable, without the package around it where that lacks its dependencies."""
+    sys.path.insert(0, str(ROOT))
+    if all(importlib.util.find_spec(name) for name in ("pyro", "jaxtyping", "pooch", "safetensors", "tqdm")):
+        return
+    package = types.ModuleType("pyro_memory")
+    package.__path__ = [str(ROOT)]  # where the folder kernels lies
+    sys.modules["pyro_memory"] = package
+
+
+if __name__ == "__main__":
+    load_kernels()
+    try:
+        import pytest
+    except ImportError:
+        sys.exit("pytest is not installed here; `python benchmarks/kernels_gpu.py --check` needs torch and triton only")
+    sys.exit(pytest.main(["--noconftest", "-q", *sys.argv[1:]]))

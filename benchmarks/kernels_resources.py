@@ -1,0 +1,108 @@
+"""Compiles the kernels for a GPU that need not be here, and prints what each configuration takes of it.
+
+Registers a thread, bytes a thread spilled to local memory, bytes of shared memory a program. Needs torch and triton.
+
+    python benchmarks/kernels_resources.py --dim 64 --expansion 0 1 4 --chunk 64 --dtype bfloat16
+"""
+
+import argparse
+import itertools
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from bare import load_kernels
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+load_kernels()
+
+from pyro_memory.kernels import memory_triton, triton_launch  # noqa: E402
+
+POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+POINTERS[torch.int32] = "*i32"
+
+
+def source(kernel, args, constants):
+    """What the launch would compile: types of the arguments, constants, which are multiples of 16."""
+    named = dict(zip(kernel.arg_names, args, strict=False)) | constants
+    signature, constexprs, attributes = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        value = named[name]
+        if isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+        elif value is None or name in constants:
+            signature[name], constexprs[(i,)] = "constexpr", value
+        else:
+            signature[name] = "i32"
+        if isinstance(value, torch.Tensor) or (signature[name] == "i32" and value % 16 == 0):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, constexprs, attributes)
+
+
+def resources(binary):
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return tuple(int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))
+
+
+def compiler(capability, first_only):
+    """Stands in for the launch."""
+
+    def compile_all(kernel, grid, args, options, configurations):
+        for tile, warps, stages in configurations[:1] if first_only else configurations:
+            constants = options | ({"BH": tile} if tile else {})
+            compiled = triton.compile(
+                source(kernel, args, constants),
+                target=GPUTarget("cuda", capability, 32),
+                options={"num_warps": warps, "num_stages": stages},
+            )
+            registers, stack = resources(compiled.asm["cubin"])
+            widths = "-".join(str(options[name]) for name in ("DI", "DH", "DO") if name in options)
+            print(
+                f"{kernel.__name__:16} {widths:12} chunk {options.get('C', 1):3} tile {tile:3} warps {warps:2} stages "
+                f"{stages}  registers {registers:3}  spilled {stack:5}  shared {compiled.metadata.shared:6}",
+                flush=True,
+            )
+
+    return compile_all
+
+
+def run(dim, expansion, chunk, dtype, norm):
+    """Forward and backward over two chunks, and one token, with the launches replaced."""
+    widths = [dim, dim] if expansion == 0 else [dim, expansion * dim, dim]
+    shapes = list(itertools.pairwise(widths))
+    for time in (2 * chunk, 1):
+        q, k, v = (torch.zeros(1, 1, time, dim, dtype=dtype, requires_grad=time > 1) for _ in range(3))
+        state = torch.float64 if dtype == torch.float64 else torch.float32
+        weights = tuple(torch.zeros(1, 1, *shape, dtype=state) for shape in shapes)
+        gates = (torch.zeros(1, 1, time, dtype=state),) * len(shapes)
+        y = memory_triton.triton_form(
+            q, k, v, weights, weights, gates, gates, gates, chunk_size=chunk, residual_norm=norm
+        )[0]
+        if time > 1:
+            y.sum().backward()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dim", type=int, nargs="+", default=[64])
+    parser.add_argument("--expansion", type=int, nargs="+", default=[0, 1, 4], help="hidden units over dim; 0: linear")
+    parser.add_argument("--chunk", type=int, nargs="+", default=[64])
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--no-norm", action="store_true")
+    parser.add_argument("--capability", type=int, default=90, help="90 is an H100, 80 an A100, 89 a 4090")
+    parser.add_argument("--first", action="store_true", help="only the first configuration of each kernel")
+    options = parser.parse_args()
+    print(f"triton {triton.__version__}, compute capability {options.capability}")
+    triton_launch._launch = compiler(options.capability, options.first)
+    for dim in options.dim:
+        for expansion in options.expansion:
+            for chunk in options.chunk:
+                run(dim, expansion, chunk, getattr(torch, options.dtype), not options.no_norm)

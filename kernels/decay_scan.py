@@ -1,0 +1,101 @@
+"""The linear recurrence h_t = a_t h_{t-1} + x_t: public function, reference, and the operator behind it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_memory.kernels.dispatch import check_backend, interpreting
+
+
+def decay_scan(x: Tensor, decay: Tensor, initial: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    r"""Runs h_t = a_t h_{t-1} + x_t along time, per channel.
+
+    Args:
+        x: what comes in, ``[..., time, dim]``.
+        decay: a, any numbers, of a shape that broadcasts to x: ``[..., time, 1]`` decays all channels alike.
+        initial: h before the first token, ``[..., dim]``; zero by default.
+        backend: "auto" ("triton" on CUDA, else "torch"), "triton", "torch" (a scan of log time steps) or "reference"
+            (a loop over time). All are differentiable in x, a and ``initial``.
+
+    Returns:
+        h, ``[..., time, dim]``, in the dtype of x. float16 and bfloat16 are computed in float32.
+
+    Cost: O(time dim), "torch" a factor log time more. The backward pass is a scan of its own and keeps a and h.
+
+    Raises:
+        ValueError: for shapes that do not fit, no tokens, an unknown backend.
+
+    References: Parallelizing Linear Recurrent Neural Nets Over Sequence Length (Martin & Cundy, 2018),
+    https://arxiv.org/abs/1709.04057
+    """
+    check_backend(backend)
+    if x.dim() < 2 or not x.is_floating_point():
+        raise ValueError(f"`x` must be floating point, [..., time, dim]; got {x.dtype} of shape {list(x.shape)}")
+    if not x.shape[-2]:
+        raise ValueError("`x` must hold at least one token; got time 0. Skip the call, the state stays as it is")
+    state = x.shape[:-2] + x.shape[-1:]
+    initial = x.new_zeros(state) if initial is None else initial
+    for name, tensor, wanted in (("decay", decay, x.shape), ("initial", initial, state)):
+        sizes = zip(reversed(tensor.shape), reversed(wanted), strict=False)
+        if tensor.dim() > len(wanted) or any(n not in (1, w) for n, w in sizes):
+            raise ValueError(f"`{name}` must broadcast to {list(wanted)}, as `x` asks; got shape {list(tensor.shape)}")
+        if tensor.device != x.device:
+            raise ValueError(f"`{name}` must be on the device of `x`, {x.device}; got {tensor.device}")
+    if backend == "auto":
+        backend = "triton" if x.is_cuda else "torch"
+    if backend == "triton" and not x.is_cuda and not interpreting():
+        raise ValueError(
+            f'`backend` "triton" is not available here: the tensors are on {x.device.type}, Triton needs a CUDA '
+            'device; use "auto" or "torch"'
+        )
+    dtype = torch.promote_types(torch.promote_types(x.dtype, decay.dtype), torch.float32)
+    flat = x.reshape(-1, *x.shape[-2:]).to(dtype)
+    a = decay.expand(x.shape).reshape(flat.shape).to(dtype)
+    initial = initial.expand(state).reshape(-1, x.shape[-1]).to(dtype)
+    if backend == "reference":
+        h = _loop(flat, a, initial)
+    elif backend == "torch":
+        h = _Scan.apply(flat, a, initial)
+    else:
+        from pyro_memory.kernels.decay_scan_triton import scan  # only here: without a GPU nobody loads triton
+
+        h = scan(flat.contiguous(), a.contiguous(), initial.contiguous())
+    return h.view(x.shape).to(x.dtype)
+
+
+def _loop(x: Tensor, a: Tensor, h: Tensor) -> Tensor:
+    outputs = []
+    for t in range(x.shape[1]):
+        h = a[:, t] * h + x[:, t]
+        outputs.append(h)
+    return torch.stack(outputs, 1)
+
+
+def _doubling(x: Tensor, a: Tensor, initial: Tensor) -> Tensor:
+    """Joins stretches of 1, 2, 4 ... tokens: only sums and products, so that a of 0 is exact."""
+    h, a = x.clone(), a.clone()
+    h[:, 0] += a[:, 0] * initial
+    step = 1
+    while step < x.shape[1]:
+        h[:, step:] += a[:, step:] * h[:, :-step]
+        a[:, step:] *= a[:, :-step].clone()
+        step *= 2
+    return h
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, a: Tensor, initial: Tensor) -> Tensor:
+        h = _doubling(x, a, initial)
+        ctx.save_for_backward(a, h, initial)
+        return h
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, h, initial = ctx.saved_tensors
+        later = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1)  # dx_t = dh_t + a_{t+1} dx_{t+1}
+        dx = _doubling(dh.flip(1), later.flip(1), torch.zeros_like(initial)).flip(1)
+        before = torch.cat([initial.unsqueeze(1), h[:, :-1]], 1)
+        return dx, dx * before, dx[:, 0] * a[:, 0]

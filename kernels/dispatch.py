@@ -1,0 +1,66 @@
+"""Which backend runs a call: nothing here imports triton unless its kernels are to run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+MAX_WIDTH, MAX_HIDDEN, MAX_CHUNK = 128, 512, 64
+CHOICES = ("auto", "torch", "reference", "triton")
+
+
+def why_not_triton(
+    q: Tensor, v: Tensor, weights: Sequence[Tensor], decay: Tensor | Sequence[Tensor], *, chunk_size: int
+) -> str | None:
+    """Says why the Triton kernels do not take these arguments of ``neural_memory``; None where they do.
+
+    They need a CUDA device of compute capability 8.0 or newer, a memory of one or two layers with at most 128 inputs
+    and outputs and 512 hidden units, chunks of at most 64 tokens, and a decay that the channels of a layer share.
+    With ``TRITON_INTERPRET=1`` in the environment they run on a CPU, slowly, for tests.
+    """
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if not q.is_cuda and not interpreting():
+        return f"the tensors are on {q.device.type}, Triton needs a CUDA device"
+    if q.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(q.device) < (8, 0):
+        return f"{torch.cuda.get_device_name(q.device)} is older than compute capability 8.0"
+    if len(weights) > 2:
+        return f"the memory has {len(weights)} layers, the kernels have 1 or 2"
+    if max(q.shape[-1], v.shape[-1]) > MAX_WIDTH:
+        return f"keys of {q.shape[-1]} and values of {v.shape[-1]} dimensions, the kernels take {MAX_WIDTH} at most"
+    if len(weights) == 2 and weights[0].shape[-1] > MAX_HIDDEN:
+        return f"{weights[0].shape[-1]} hidden units, the kernels take {MAX_HIDDEN} at most"
+    if min(chunk_size, q.shape[2]) > MAX_CHUNK:
+        return f"`chunk_size` is {chunk_size}, the kernels take {MAX_CHUNK} at most"
+    if any(g.dim() == 4 for g in ((decay,) if isinstance(decay, Tensor) else decay)):
+        return "`decay` is by channel, the kernels take one number a token and layer"
+    return None
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels that load now run in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def check_backend(backend: str) -> None:
+    if backend not in CHOICES:
+        names = ", ".join(f'"{name}"' for name in CHOICES)
+        raise ValueError(f"`backend` must be one of {names}; got {backend!r}")
+
+
+def choose_backend(
+    backend: str, q: Tensor, v: Tensor, weights: Sequence[Tensor], decay: Sequence[Tensor], chunk_size: int
+) -> str:
+    """Names the backend that runs: "auto" is "triton" on CUDA for what its kernels take, else "torch"."""
+    if backend == "auto" and not q.is_cuda:
+        return "torch"
+    if backend not in ("auto", "triton"):
+        return backend
+    reason = why_not_triton(q, v, weights, decay, chunk_size=chunk_size)
+    if reason is not None and backend == "triton":
+        raise ValueError(f'`backend` "triton" is not available here: {reason}; use "auto" or "torch"')
+    return "triton" if reason is None else "torch"

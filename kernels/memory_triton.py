@@ -1,0 +1,153 @@
+"""The neural memory on a GPU: the Triton kernels as one operator that autograd, autocast and torch.compile know.
+
+A state is one tensor a row (a head of a sequence): the weights of all layers, then their momenta. Gates are
+``[row, 3 layers, time]``: theta, eta and alpha of a layer, then those of the next.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_memory.kernels import triton_launch
+
+_ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor gates, Tensor? norm, Tensor? lengths"
+_SIZES = "int[] widths, int chunk_size, str activation, int every"
+
+
+def triton_form(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weights: Sequence[Tensor],
+    momentum_state: Sequence[Tensor],
+    lr: Sequence[Tensor],
+    momentum: Sequence[Tensor],
+    decay: Sequence[Tensor],
+    *,
+    chunk_size: int,
+    lengths: Tensor | None = None,
+    checkpoint_chunks: int | None = None,
+    activation: str = "gelu",
+    residual_norm: bool = False,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Computes what ``token_rule`` does, in the same arguments; q, k and v may be in half precision."""
+    batch, heads, time = k.shape[:3]
+    rows = batch * heads
+    _check_devices(
+        q.device, k=(k,), v=(v,), weights=weights, momentum_state=momentum_state, lr=lr, momentum=momentum, decay=decay,
+        lengths=(lengths,), norm_weight=(norm_weight,), norm_bias=(norm_bias,),
+    )  # fmt: skip
+    widths = [k.shape[-1], *(w.shape[-1] for w in weights)]
+    q, k, v = (x.reshape(rows, time, x.shape[-1]).contiguous() for x in (q, k, v))
+    state = torch.cat([s.reshape(rows, s.shape[-2] * s.shape[-1]) for s in (*weights, *momentum_state)], 1)
+    gates = [g.reshape(rows, time) for layer in zip(lr, momentum, decay, strict=True) for g in layer]
+    gates = torch.stack(gates, 1)
+    norm = None
+    if residual_norm:
+        ones = state.new_ones(heads, widths[-1])
+        norm_weight = ones if norm_weight is None else norm_weight
+        norm = torch.stack([norm_weight, torch.zeros_like(ones) if norm_bias is None else norm_bias], 1)
+    if lengths is not None:
+        lengths = lengths.to(torch.int32).repeat_interleave(heads)
+    chunk_size = min(chunk_size, triton_launch.block(time))
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, gates, state, norm) if t is not None)
+    every = (checkpoint_chunks or 1) if learns else 0
+    y, state, _ = memory_forward(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every)
+    sizes = [w.shape[-2] * w.shape[-1] for w in (*weights, *weights)]
+    parts = [p.view_as(w) for p, w in zip(state.split(sizes, 1), (*weights, *weights), strict=True)]
+    return y.view(batch, heads, time, widths[-1]), tuple(parts[: len(weights)]), tuple(parts[len(weights) :])
+
+
+def _check_devices(device: torch.device, **groups: Sequence[Tensor | None]) -> None:
+    for name, group in groups.items():
+        for t in group:
+            if t is not None and t.device != device:
+                raise ValueError(
+                    f"`{name}` must be on the device of `q`, {device}; got {t.device}. Use .to({str(device)!r})"
+                )
+
+
+def _chunks(k: Tensor, chunk_size: int) -> int:
+    return -(-k.shape[1] // chunk_size)
+
+
+@torch.library.custom_op(
+    "pyro_memory::neural_memory",
+    mutates_args=(),
+    schema=f"({_ARGUMENTS}, Tensor state, {_SIZES}) -> (Tensor, Tensor, Tensor)",
+)
+def memory_forward(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every):
+    y, after, kept = _outputs(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every)
+    if k.shape[1] == 1 and lengths is None and not every:
+        triton_launch.decode(q, k, v, state, gates, norm, y, after, widths, activation)
+        return y, after, kept
+    after.copy_(state)
+    triton_launch.forward(
+        q, k, v, after, gates, norm, lengths, y, kept, widths, chunk_size, activation, every,
+        range(_chunks(k, chunk_size)),
+    )  # fmt: skip
+    return y, after, kept
+
+
+@memory_forward.register_fake
+def _outputs(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every):
+    """y, the state after, and the states kept: those before every n-th chunk."""
+    slots = -(-_chunks(k, chunk_size) // every) if every else 0
+    return torch.empty_like(v), torch.empty_like(state), state.new_empty(len(k), slots, state.shape[1])
+
+
+@torch.library.custom_op(
+    "pyro_memory::neural_memory_backward",
+    mutates_args=(),
+    schema=f"(Tensor dy, Tensor dstate, {_ARGUMENTS}, Tensor kept, {_SIZES})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def memory_backward(dy, dstate, q, k, v, gates, norm, lengths, kept, widths, chunk_size, activation, every):
+    grads = _gradients(dy, dstate, q, k, v, gates, norm, lengths, kept, widths, chunk_size, activation, every)
+    dnorm, dbefore = grads[-2:]
+    dnorm.zero_()
+    dbefore.copy_(dstate)
+    last = _chunks(k, chunk_size)
+    if every == 1:
+        segments = [range(last)] if last else []
+    else:
+        segments = [range(first, min(first + every, last)) for first in range(0, last, every)]
+        window = kept.new_empty(len(k), every, kept.shape[2])
+    for i, chunks in reversed(list(enumerate(segments))):
+        if every > 1:  # the states between two that were kept
+            triton_launch.forward(
+                q, k, v, kept[:, i].clone(), gates, norm, lengths, dy, window, widths, chunk_size, activation, 1,
+                chunks, reads=False,
+            )  # fmt: skip
+        states = kept if every == 1 else window
+        triton_launch.backward(dy, q, k, v, gates, norm, lengths, states, grads, widths, chunk_size, activation, chunks)
+    return grads
+
+
+@memory_backward.register_fake
+def _gradients(dy, dstate, q, k, v, gates, norm, lengths, kept, widths, chunk_size, activation, every):
+    """Of q, k, v, gates, norm (a row's part) and the state before."""
+    dnorm = dstate.new_empty((len(k), 2, widths[-1]) if norm is not None else (0,))
+    return (*(torch.empty_like(t) for t in (q, k, v, gates)), dnorm, torch.empty_like(dstate))
+
+
+def _save(ctx, inputs, output):
+    *tensors, _, widths, chunk_size, activation, every = inputs
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.mark_non_differentiable(output[2])
+    ctx.sizes = widths, chunk_size, activation, every
+
+
+def _backward(ctx, dy, dstate, _):
+    *tensors, kept = ctx.saved_tensors
+    grads = memory_backward(dy.contiguous(), dstate.contiguous(), *tensors, kept, *ctx.sizes)
+    dq, dk, dv, dgates, dnorm, dstate = grads
+    norm = tensors[4]
+    dnorm = None if norm is None else dnorm.unflatten(0, (len(dnorm) // len(norm), len(norm))).sum(0)
+    return dq, dk, dv, dgates, dnorm, None, dstate, None, None, None, None
+
+
+memory_forward.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,129 @@
+"""The memory of two layers, M(x) = act(x W1) W2 or x + LN(.): a program is a head of a sequence and walks its chunks.
+
+Hidden units are worked on a tile at a time. Where one tile holds them all and the states fit, W1, S1, W2 and S2 stay in
+registers (RESIDENT); else each tile's part is read and written once a chunk in ``p_state``, which the L2 cache holds.
+Letters as in ``chunked``; a 1 or 2 names the layer.
+"""
+
+import triton
+import triton.language as tl
+
+from pyro_memory.kernels.triton_gates import end_weights, gate_weights, load_gates
+from pyro_memory.kernels.triton_parts import (
+    act,
+    act_slope,
+    dot,
+    load_matrix,
+    load_norm,
+    load_tokens,
+    loss_gradient,
+    norm,
+    store_matrix,
+    store_tokens,
+)
+
+
+@triton.jit
+def deep_forward(
+    p_q, p_k, p_v, p_gates, p_norm, p_lengths, p_y, p_state, p_kept,
+    T, heads, first, last, every, kept_stride,
+    DI: tl.constexpr, DH: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,
+    C: tl.constexpr, BC: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, LENGTHS: tl.constexpr,
+    READS: tl.constexpr, KEEP: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr, SCANS: tl.constexpr,
+):  # fmt: skip
+    """Writes y, and the state (W1, W2, S1, S2) in place; keeps that before every n-th chunk from ``first``."""
+    i_r = tl.program_id(0).to(tl.int64)
+    i_h = i_r % heads
+    dtype: tl.constexpr = p_state.dtype.element_ty
+    o_c, o_i, o_o = tl.arange(0, BC), tl.arange(0, BI), tl.arange(0, BO)
+    SECOND: tl.constexpr = DI * DH  # where W2 lies
+    N: tl.constexpr = DI * DH + DH * DO
+    length = tl.load(p_lengths + i_r) if LENGTHS else T
+    p_q, p_k, p_v, p_y = p_q + i_r * T * DI, p_k + i_r * T * DI, p_v + i_r * T * DO, p_y + i_r * T * DO
+    p_gates += i_r * 6 * T
+    p_state, p_kept = p_state + i_r * 2 * N, p_kept + i_r * kept_stride
+    if RESIDENT:
+        o_h = tl.arange(0, BH)
+        b_W1 = load_matrix(p_state, o_i, o_h, DI, DH, dtype)
+        b_W2 = load_matrix(p_state + SECOND, o_h, o_o, DH, DO, dtype)
+        b_S1 = load_matrix(p_state + N, o_i, o_h, DI, DH, dtype)
+        b_S2 = load_matrix(p_state + N + SECOND, o_h, o_o, DH, DO, dtype)
+
+    for i_c in range(first, last):
+        o_t = i_c * C + o_c
+        inside = (o_c < C) & (o_t < T)
+        here = inside & (o_t < length)
+        i_end = tl.minimum(C, length - i_c * C) - 1
+        b_k = load_tokens(p_k, o_t, o_i, here, DI, dtype)  # [BC, BI]
+        b_v = load_tokens(p_v, o_t, o_o, here, DO, dtype)  # [BC, BO]
+        b_q = load_tokens(p_q, o_t, o_i, here, DI, dtype)
+        b_theta, b_eta, b_a = load_gates(p_gates, o_t, here, T)
+        b_beta1, b_f1, b_m1, b_P1, b_G1 = gate_weights(b_theta, b_eta, b_a, BC, SCANS)
+        beta1, f1, m1, b_end_P1, b_end_G1 = end_weights(b_beta1, b_f1, b_m1, b_P1, b_G1, i_end, BC)
+        b_theta, b_eta, b_a = load_gates(p_gates + 3 * T, o_t, here, T)
+        b_beta2, b_f2, b_m2, b_P2, b_G2 = gate_weights(b_theta, b_eta, b_a, BC, SCANS)
+        beta2, f2, m2, b_end_P2, b_end_G2 = end_weights(b_beta2, b_f2, b_m2, b_P2, b_G2, i_end, BC)
+
+        b_z2 = tl.zeros([BC, BO], dtype)
+        for i_h1 in range((DH + BH - 1) // BH):
+            if not RESIDENT:
+                o_h = i_h1 * BH + tl.arange(0, BH)
+                b_W1 = load_matrix(p_state, o_i, o_h, DI, DH, dtype)
+                b_W2 = load_matrix(p_state + SECOND, o_h, o_o, DH, DO, dtype)
+            b_z2 += dot(act(dot(b_k, b_W1, PRECISION), ACTIVATION), b_W2, PRECISION)
+        b_D2 = loss_gradient(b_z2, b_k, b_v, p_norm, i_h, o_o, DO, NORM)
+        if not RESIDENT:
+            tl.debug_barrier()  # before other threads write over what this loop read
+        if READS:
+            b_GA1 = b_G1 * dot(b_q, tl.trans(b_k), PRECISION)
+            b_A2 = tl.zeros([BC, BC], dtype)
+            b_y = tl.zeros([BC, BO], dtype)
+        for i_h2 in range((DH + BH - 1) // BH):
+            if not RESIDENT:
+                o_h = i_h2 * BH + tl.arange(0, BH)
+                b_W1 = load_matrix(p_state, o_i, o_h, DI, DH, dtype)
+                b_W2 = load_matrix(p_state + SECOND, o_h, o_o, DH, DO, dtype)
+                b_S1 = load_matrix(p_state + N, o_i, o_h, DI, DH, dtype)
+                b_S2 = load_matrix(p_state + N + SECOND, o_h, o_o, DH, DO, dtype)
+            if KEEP:
+                p_keep = p_kept + tl.cast((i_c - first) // every, tl.int64) * 2 * N
+                keeps = (i_c - first) % every == 0  # no row of the other chunks is stored
+                store_matrix(p_keep, o_i, o_h, tl.where(keeps, DI, 0), DH, b_W1)
+                store_matrix(p_keep + SECOND, o_h, o_o, tl.where(keeps, DH, 0), DO, b_W2)
+                store_matrix(p_keep + N, o_i, o_h, tl.where(keeps, DI, 0), DH, b_S1)
+                store_matrix(p_keep + N + SECOND, o_h, o_o, tl.where(keeps, DH, 0), DO, b_S2)
+            b_z1 = dot(b_k, b_W1, PRECISION)
+            b_h = act(b_z1, ACTIVATION)  # [BC, BH]
+            b_D1 = dot(b_D2, tl.trans(b_W2), PRECISION) * act_slope(b_z1, ACTIVATION)
+            if READS:
+                b_x = b_beta1[:, None] * dot(b_q, b_W1, PRECISION) + b_f1[:, None] * dot(b_q, b_S1, PRECISION)
+                b_x = act(b_x - dot(b_GA1, b_D1, PRECISION), ACTIVATION)
+                b_y += b_beta2[:, None] * dot(b_x, b_W2, PRECISION) + b_f2[:, None] * dot(b_x, b_S2, PRECISION)
+                b_A2 += dot(b_x, tl.trans(b_h), PRECISION)
+            b_kT, b_hT = tl.trans(b_k), tl.trans(b_h)
+            b_W1 = beta1 * b_W1 + f1 * b_S1
+            b_W1 -= dot(b_kT, b_end_G1 * b_D1, PRECISION)
+            b_S1 = m1 * b_S1 - dot(b_kT, b_end_P1 * b_D1, PRECISION)
+            b_W2 = beta2 * b_W2 + f2 * b_S2
+            b_W2 -= dot(b_hT, b_end_G2 * b_D2, PRECISION)
+            b_S2 = m2 * b_S2 - dot(b_hT, b_end_P2 * b_D2, PRECISION)
+            if not RESIDENT:
+                store_matrix(p_state, o_i, o_h, DI, DH, b_W1)
+                store_matrix(p_state + SECOND, o_h, o_o, DH, DO, b_W2)
+                store_matrix(p_state + N, o_i, o_h, DI, DH, b_S1)
+                store_matrix(p_state + N + SECOND, o_h, o_o, DH, DO, b_S2)
+        if not RESIDENT:
+            tl.debug_barrier()  # the next chunk's loads may fall to other threads; it also keeps loads from moving up
+        if READS:
+            b_y -= dot(b_G2 * b_A2, b_D2, PRECISION)
+            if NORM:
+                b_w, b_b = load_norm(p_norm, i_h, o_o, DO, dtype)
+                b_n, _ = norm(b_y, o_o, DO)
+                b_y = b_q + b_n * b_w[None, :] + b_b[None, :]
+            store_tokens(p_y, o_t, o_o, inside, DO, tl.where(here[:, None], b_y, 0.0))
+
+    if RESIDENT:
+        store_matrix(p_state, o_i, o_h, DI, DH, b_W1)
+        store_matrix(p_state + SECOND, o_h, o_o, DH, DO, b_W2)
+        store_matrix(p_state + N, o_i, o_h, DI, DH, b_S1)
+        store_matrix(p_state + N + SECOND, o_h, o_o, DH, DO, b_S2)

@@ -1,0 +1,151 @@
+"""Launches the Triton kernels of the neural memory: block sizes, precisions, and a small set of configurations.
+
+On a GPU a kernel is tuned at its first launch for a combination of widths and options, never at import: Triton's
+autotuner times the few configurations below and keeps the choice for the process (TRITON_CACHE_AUTOTUNING=1: on disk).
+The interpreter takes the first one.
+"""
+
+import functools
+
+import torch
+import triton
+from torch import Tensor
+
+from pyro_memory.kernels.memory_triton_decode import deep_decode, linear_decode
+from pyro_memory.kernels.memory_triton_deep import deep_forward
+from pyro_memory.kernels.memory_triton_deep_backward import deep_backward
+from pyro_memory.kernels.memory_triton_linear import linear_backward, linear_forward
+from pyro_memory.kernels.triton_gates import gates_backward
+
+RESIDENT_BYTES = 2**17  # W and S that a program keeps in registers: half of a streaming multiprocessor's
+TUNED_BY = ("DI", "DO", "C", "NORM", "PRECISION")
+
+
+def interpreted() -> bool:
+    """Whether the kernels' modules were imported under TRITON_INTERPRET=1."""
+    return not isinstance(linear_forward, triton.runtime.JITFunction)
+
+
+def block(width: int) -> int:
+    """A power of two, and at least the 16 that a product of blocks needs."""
+    return max(16, triton.next_power_of_2(width))
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor, gates: Tensor, norm: Tensor | None, lengths: Tensor | None,
+    y: Tensor, kept: Tensor, widths: list[int], chunk_size: int, activation: str, every: int,
+    chunks: range, reads: bool = True,
+) -> None:  # fmt: skip
+    """Writes y and kept, and ``state`` in place, over a range of chunks."""
+    options = _options(q, state, widths, chunk_size, norm, lengths)
+    heads = 1 if norm is None else len(norm)
+    args = (q, k, v, gates, norm, lengths, y, state, kept, q.shape[1], heads, chunks.start, chunks.stop)
+    args += (max(every, 1), kept.stride(0))
+    options |= {"READS": reads, "KEEP": every > 0}
+    if len(widths) == 2:
+        _launch(linear_forward, (len(q),), args, options, _warps(widths, (1, 2)))
+        return
+    hidden = widths[1]
+    resident = state.shape[1] * state.element_size() <= RESIDENT_BYTES
+    tiles = (block(hidden),) if resident else _tiles(hidden)
+    options |= {"DH": hidden, "ACTIVATION": activation, "RESIDENT": resident}
+    _launch(deep_forward, (len(q),), args, options, _warps(widths, (1, 2) if resident else (1,), tiles))
+
+
+def decode(
+    q: Tensor, k: Tensor, v: Tensor, before: Tensor, gates: Tensor, norm: Tensor | None, y: Tensor, after: Tensor,
+    widths: list[int], activation: str,
+) -> None:  # fmt: skip
+    """Writes y and the state after one token."""
+    options = {"DI": widths[0], "DO": widths[-1], "BI": block(widths[0]), "BO": block(widths[-1])}
+    options["NORM"] = norm is not None
+    args = (q, k, v, gates, norm, before, y, after, 1 if norm is None else len(norm))
+    if len(widths) == 2:
+        _launch(linear_decode, (len(q),), args, options, ((0, 4, 1), (0, 8, 1)))
+        return
+    options |= {"DH": widths[1], "ACTIVATION": activation}
+    _launch(deep_decode, (len(q),), args, options, tuple((tile, 4, 1) for tile in _tiles(widths[1])))
+
+
+def backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, gates: Tensor, norm: Tensor | None, lengths: Tensor | None,
+    kept: Tensor, grads: tuple[Tensor, ...], widths: list[int], chunk_size: int, activation: str, chunks: range,
+) -> None:  # fmt: skip
+    """Writes ``grads``: of q, k, v and gates; adds to that of norm; changes that of the state in place."""
+    dq, dk, dv, dgates, dnorm, dstate = grads
+    options = _options(q, dstate, widths, chunk_size, norm, lengths)
+    layers, size = len(widths) - 1, options["BC"]
+    gate = dstate.new_empty(len(q), len(chunks), layers, size + 4, size)
+    args = (dy, q, k, v, gates, norm, lengths, kept, dq, dk, dv, gate, dnorm, dstate)
+    numbers = (q.shape[1], 1 if norm is None else len(norm), chunks.start, chunks.stop, kept.stride(0))
+    if layers == 1:
+        _launch(linear_backward, (len(q),), args + numbers, options, _warps(widths, (1,)))
+    else:
+        hidden = widths[1]
+        scratch = dstate.new_empty(len(q), 2, size, hidden)
+        deep = options | {"DH": hidden, "ACTIVATION": activation}
+        _launch(deep_backward, (len(q),), (*args, scratch, *numbers), deep, _warps(widths, (1,), _tiles(hidden)[:1]))
+    options = {name: options[name] for name in ("C", "BC", "LENGTHS", "SCANS")}
+    args = (gates, lengths, gate, dgates, q.shape[1], chunks.start, len(chunks), layers)
+    _launch(gates_backward, (len(q) * len(chunks) * layers,), args, options, ((0, 4, 1),))
+
+
+def _options(
+    q: Tensor, state: Tensor, widths: list[int], chunk_size: int, norm: Tensor | None, lengths: Tensor | None
+) -> dict[str, object]:
+    return {
+        "DI": widths[0], "DO": widths[-1], "BI": block(widths[0]), "BO": block(widths[-1]),
+        "C": chunk_size, "BC": block(chunk_size), "NORM": norm is not None, "LENGTHS": lengths is not None,
+        "PRECISION": _precision(q, state), "SCANS": not interpreted(),
+    }  # fmt: skip
+
+
+def _precision(q: Tensor, state: Tensor) -> str:
+    """Of products; sums are always in the state's dtype, and so are the gates' products.
+
+    bfloat16 tokens: bfloat16 products. float16: tf32, which has float16's digits and the range that gradients need.
+    float32: three tf32 products that give float32's digits, or one where torch is allowed that for matrix products.
+    """
+    if interpreted() or state.dtype == torch.float64 or torch.version.hip is not None:
+        return "ieee"
+    if q.dtype == torch.bfloat16:
+        return "bf16"
+    if q.dtype == torch.float16 or torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return "tf32x3"
+
+
+def _tiles(hidden: int) -> tuple[int, ...]:
+    return tuple(size for size in (32, 64) if size <= block(hidden)) or (16,)
+
+
+def _warps(widths: list[int], stages: tuple[int, ...], tiles: tuple[int, ...] = ()) -> tuple[tuple[int, int, int], ...]:
+    """(hidden tile or 0, warps, stages): at most four."""
+    widest = max(block(widths[0]), block(widths[-1]))
+    warps = (4, 2) if widest <= 32 else (4, 8) if widest <= 64 else (8, 4)
+    return tuple((t, w, s) for t in tiles or (0,) for w in warps for s in stages)
+
+
+def _launch(
+    kernel: object, grid: tuple[int], args: tuple, options: dict[str, object],
+    configurations: tuple[tuple[int, int, int], ...],
+) -> None:  # fmt: skip
+    if not grid[0]:
+        return
+    if interpreted():
+        tile = {"BH": configurations[0][0]} if configurations[0][0] else {}
+        kernel[grid](*args, **options, **tile)
+        return
+    with torch.cuda.device(args[0].device):
+        _tuned(kernel, configurations)[grid](*args, **options)
+
+
+@functools.cache
+def _tuned(kernel: object, configurations: tuple[tuple[int, int, int], ...]) -> object:
+    configs = [
+        triton.Config({"BH": tile} if tile else {}, num_warps=warps, num_stages=stages)
+        for tile, warps, stages in configurations
+    ]
+    changed = [name for name in kernel.arg_names if name in ("p_state", "p_dstate", "p_dnorm")]
+    keys = [name for name in kernel.arg_names if name in (*TUNED_BY, "DH", "ACTIVATION", "READS", "KEEP")]
+    return triton.autotune(configs, keys, restore_value=changed)(kernel)

@@ -1,0 +1,127 @@
+"""What the Triton kernels of the neural memory share: loads, products, activations, the normalisation and the loss.
+
+Names: p_ a pointer, o_ offsets, i_ an index, b_ a block; capital letters are the paper's matrices. Blocks are padded to
+powers of two: what is loaded past the end is zero, and stays zero.
+"""
+
+import triton
+import triton.language as tl
+
+NORM_EPS = tl.constexpr(1e-5)
+
+
+@triton.jit
+def dot(b_x, b_y, PRECISION: tl.constexpr):
+    if PRECISION == "bf16":
+        b_z = tl.dot(b_x.to(tl.bfloat16), b_y.to(tl.bfloat16))
+    else:
+        b_z = tl.dot(b_x, b_y, input_precision=PRECISION)
+    return b_z
+
+
+@triton.jit
+def load_matrix(p, o_r, o_c, R, W, dtype: tl.constexpr):
+    """Rows o_r and columns o_c of a matrix ``[R, W]``; the cast follows the load, the interpreter needs it there."""
+    inside = (o_r[:, None] < R) & (o_c[None, :] < W)
+    return tl.load(p + o_r[:, None] * W + o_c[None, :], mask=inside, other=0).to(dtype)
+
+
+@triton.jit
+def store_matrix(p, o_r, o_c, R, W, b_x):
+    inside = (o_r[:, None] < R) & (o_c[None, :] < W)
+    tl.store(p + o_r[:, None] * W + o_c[None, :], b_x.to(p.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def load_tokens(p, o_t, o_d, here, D: tl.constexpr, dtype: tl.constexpr):
+    """[BC, BD], zero for tokens that are not here."""
+    mask = here[:, None] & (o_d[None, :] < D)
+    return tl.load(p + o_t[:, None] * D + o_d[None, :], mask=mask, other=0).to(dtype)
+
+
+@triton.jit
+def store_tokens(p, o_t, o_d, here, D: tl.constexpr, b_x):
+    mask = here[:, None] & (o_d[None, :] < D)
+    tl.store(p + o_t[:, None] * D + o_d[None, :], b_x.to(p.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def act(b_z, ACTIVATION: tl.constexpr):
+    return 0.5 * b_z * (1 + tl.erf(b_z * 0.7071067811865476)) if ACTIVATION == "gelu" else b_z * tl.sigmoid(b_z)
+
+
+@triton.jit
+def act_slope(b_z, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "gelu":
+        b_s = 0.5 * (1 + tl.erf(b_z * 0.7071067811865476)) + b_z * tl.exp(-0.5 * b_z * b_z) * 0.3989422804014327
+    else:
+        b_p = tl.sigmoid(b_z)
+        b_s = b_p * (1 + b_z * (1 - b_p))
+    return b_s
+
+
+@triton.jit
+def act_curvature(b_z, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "gelu":
+        b_c = (2 - b_z * b_z) * tl.exp(-0.5 * b_z * b_z) * 0.3989422804014327
+    else:
+        b_p = tl.sigmoid(b_z)
+        b_c = b_p * (1 - b_p) * (2 + b_z * (1 - 2 * b_p))
+    return b_c
+
+
+@triton.jit
+def norm(b_z, o_d, D: tl.constexpr):
+    """LN without its weight, and 1 / standard deviation."""
+    b_mean = tl.sum(b_z, 1) / D
+    b_c = tl.where(o_d[None, :] < D, b_z - b_mean[:, None], 0.0)
+    b_rstd = 1 / tl.sqrt(tl.sum(b_c * b_c, 1) / D + NORM_EPS)
+    return b_c * b_rstd[:, None], b_rstd
+
+
+@triton.jit
+def norm_backward(b_g, b_n, b_rstd, o_d, D: tl.constexpr):
+    b_mean = tl.sum(b_g, 1) / D
+    b_along = tl.sum(b_g * b_n, 1) / D
+    b_dz = b_rstd[:, None] * (b_g - b_mean[:, None] - b_n * b_along[:, None])
+    return tl.where(o_d[None, :] < D, b_dz, 0.0)
+
+
+@triton.jit
+def load_norm(p_norm, i_h, o_d, D: tl.constexpr, dtype: tl.constexpr):
+    """Weight and bias of head i_h, from ``[head, 2, D]``."""
+    p = p_norm + i_h * 2 * D + o_d
+    b_w = tl.load(p, mask=o_d < D, other=0).to(dtype)
+    return b_w, tl.load(p + D, mask=o_d < D, other=0).to(dtype)
+
+
+@triton.jit
+def loss_gradient(b_z, b_k, b_v, p_norm, i_h, o_d, D: tl.constexpr, NORM: tl.constexpr):
+    """D: the gradient of ||M(k) - v||^2 at what the last layer gives, z."""
+    if NORM:
+        b_w, b_b = load_norm(p_norm, i_h, o_d, D, b_z.dtype)
+        b_n, b_rstd = norm(b_z, o_d, D)
+        b_error = b_k + b_n * b_w[None, :] + b_b[None, :] - b_v
+        b_D = norm_backward(2 * b_error * b_w[None, :], b_n, b_rstd, o_d, D)
+    else:
+        b_D = 2 * (b_z - b_v)
+    return b_D
+
+
+@triton.jit
+def loss_gradient_backward(b_dD, b_z, b_k, b_v, b_w, b_b, o_d, D: tl.constexpr):
+    """Goes back through ``loss_gradient`` with LN: gradients in z, k (that in v is its opposite), weight and bias."""
+    b_n, b_rstd = norm(b_z, o_d, D)
+    b_error = b_k + b_n * b_w[None, :] + b_b[None, :] - b_v
+    b_g = 2 * b_error * b_w[None, :]
+    b_D = norm_backward(b_g, b_n, b_rstd, o_d, D)
+    b_dg = norm_backward(b_dD, b_n, b_rstd, o_d, D)  # D is linear in g by a symmetric matrix
+    b_derror = 2 * b_dg * b_w[None, :]
+    b_along_g = tl.sum(b_g * b_n, 1) / D
+    b_along_D = tl.sum(b_dD * b_n, 1) / D
+    b_dn = b_dD * b_along_g[:, None] + b_g * b_along_D[:, None]
+    b_dn = b_derror * b_w[None, :] - b_rstd[:, None] * b_dn
+    b_by_rstd = tl.sum(b_dD * b_D, 1) * b_rstd / D
+    b_dz = norm_backward(b_dn, b_n, b_rstd, o_d, D) - b_n * b_by_rstd[:, None]
+    b_dw = tl.sum(2 * b_error * b_dg + b_n * b_derror, 0)
+    return b_dz, b_derror, b_dw, tl.sum(b_derror, 0)

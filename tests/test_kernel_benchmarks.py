@@ -1,0 +1,67 @@
+"""What can be known of the kernels without a GPU: that they compile for one, what they count, what the scripts say."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+
+def run(script, *arguments):
+    env = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=500)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton exists for Linux only")
+def test_every_kernel_compiles_for_a_gpu_that_need_not_be_here():
+    arguments = ["--dim", "16", "--expansion", "0", "1", "--chunk", "16", "--first"]
+    done = run("kernels_resources.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    kernels = {line.split()[0] for line in done.stdout.splitlines()[1:]}
+    assert kernels == {
+        "linear_forward", "linear_backward", "linear_decode", "deep_forward", "deep_backward", "deep_decode",
+        "gates_backward",
+    }  # fmt: skip
+
+
+def test_without_a_gpu_the_benchmark_says_what_it_needs():
+    done = run("kernels_gpu.py")
+    assert done.returncode == 2
+    assert "No CUDA device is visible to torch" in done.stderr
+    assert "make test" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts what the interpreter runs")
+@pytest.mark.parametrize(("expansion", "norm"), list(itertools.product((0, 1, 2), (False, True))))
+def test_operations_are_those_of_the_products_that_run(expansion, norm, monkeypatch):
+    """Beside those for the gates, a scan on a GPU, and what passes over the hidden units repeat."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    import kernels_gpu
+    from kernels_cost import Case, flops
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    counted = [0]
+    product = InterpreterBuilder.create_dot
+
+    def create_dot(self, a, b, *rest):
+        counted[0] += 2 * a.data.shape[0] * a.data.shape[1] * b.data.shape[1]
+        return product(self, a, b, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+    C, d, h = 16, 32, 32 * expansion
+    case = Case(d, expansion, C, C, 1, 1, norm)
+    arguments = kernels_gpu.inputs(case, torch.float32, "cpu")
+    y, *_ = kernels_gpu.neural_memory(**arguments, chunk_size=C, residual_norm=norm, backend="triton")
+    forward, counted[0] = counted[0], 0
+    torch.autograd.grad(y.sum(), arguments["q"])
+    gates = (2 if expansion else 1) * 2 * C**3
+    assert forward == flops(case, backward=False) + gates + 2 * C * d * h
+    again = 12 * C * d * h + 2 * C * C * h  # z_1 in three passes more, u and what the queries give in one
+    assert counted[0] == flops(case, backward=True) + 4 * gates + again
