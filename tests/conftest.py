@@ -1,3 +1,5 @@
+import os
+
 import pyro
 import pytest
 import torch
@@ -7,6 +9,8 @@ from pyro_memory.guides import VMAGuide
 from pyro_memory.models import VMA
 
 torch.set_num_threads(1)  # the suite runs a process a core
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton decides at its first import, whichever test that comes from
 
 
 @pytest.fixture(autouse=True)

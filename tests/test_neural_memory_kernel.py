@@ -329,7 +329,6 @@ def refuse(change=None, **options):
         ({"chunk_size": 0}, "`chunk_size` must be at least 1; got 0"),
         ({"activation": "relu"}, '`activation` must be "gelu" or "silu"'),
         ({"backend": "cuda"}, '`backend` must be one of "auto", "torch", "reference"'),
-        ({"backend": "triton"}, '`backend` "triton" is not available here: .*; use "auto" or "torch"'),
         ({"checkpoint_chunks": 0}, "`checkpoint_chunks` must be at least 1"),
         ({"lengths": torch.tensor([24, 3])}, "`lengths` must lie between 0 and the 23 tokens"),
         ({"lengths": torch.tensor([24.0, 3.0])}, "`lengths` must be integers"),
