@@ -35,8 +35,8 @@ def arguments():
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/addressing"))
     for name, default, what in (
         ("slots", 16, "letters in memory"), ("round", 6, "letters in a round"), ("rounds", 4, "rounds in a sequence"),
-        ("steps", 1200, "steps of either run"), ("batch", 8, "sequences a step"), ("evaluate", 256, "sequences to measure"),
-        ("seed", 0, "of data and parameters"),
+        ("steps", 1200, "steps of either run"), ("batch", 8, "sequences a step"),
+        ("evaluate", 256, "sequences to measure"), ("seed", 0, "of data and parameters"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", metavar="N", type=int, default=default, help=f"{what} (default {default})")
     return parser.parse_args()
