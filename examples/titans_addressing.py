@@ -35,8 +35,8 @@ def arguments():
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/addressing"))
     for name, default, what in (
         ("slots", 16, "letters in memory"), ("round", 6, "letters in a round"), ("rounds", 4, "rounds in a sequence"),
-        ("steps", 800, "optimizer steps"), ("batch", 8, "sequences a step"), ("evaluate", 256, "sequences to measure"),
-        ("seed", 0, "of data and parameters"),
+        ("steps", 1200, "steps of either run"), ("batch", 8, "sequences a step"),
+        ("evaluate", 256, "sequences to measure"), ("seed", 0, "of data and parameters"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", metavar="N", type=int, default=default, help=f"{what} (default {default})")
     return parser.parse_args()
@@ -51,10 +51,10 @@ def sequences(data, slots, around, rounds, count, seed):
     return data[members[letters, drawing]]
 
 
-def run(args, model, guide, memory, draw, objective, batch, learning_rate=2e-3):
+def run(args, model, guide, memory, draw, objective, batch):
     fit(
         model, guide, lambda step: (draw(batch, args.seed * 1_000_003 + step), memory), objective, steps=args.steps,
-        learning_rate=learning_rate, schedule=lambda step: 0.05 + 0.95 * (1 - step / args.steps),
+        learning_rate=2e-3, schedule=lambda step: 0.05 + 0.95 * (1 - step / args.steps),
         information_every=None, seed=args.seed,
     )  # fmt: skip
 
@@ -77,14 +77,14 @@ def main():
     costs, gains, record = {}, {}, {"arguments": {k: str(v) for k, v in vars(args).items()}}
     torch.manual_seed(args.seed)
     uniform = TitansAddressing.mlp(data.shape, sequential=False)
-    titans = TitansAddressing.mlp(data.shape, chunk_size=4, persistent=0, max_lr=2.0)
+    titans = TitansAddressing.mlp(data.shape, chunk_size=4, persistent=0)
     guide = TitansAddressingGuide.mlp(data.shape)
     run(args, uniform, guide, memory, draw, TraceEnum_ELBO(max_plate_nesting=2), args.batch)
     titans.content, titans.likelihood = uniform.content, uniform.likelihood
     titans.embed.features = titans.address.key.features = guide.address.query.features
     for part in (uniform, guide):  # what follows trains the prior alone: all else stays the same
         part.requires_grad_(False)
-    run(args, titans, guide, memory, draw, VIMCO(2, max_plate_nesting=2), 4 * args.batch, 4e-3)
+    run(args, titans, guide, memory, draw, VIMCO(2, max_plate_nesting=2), 4 * args.batch)
     for name, model in (("uniform prior", uniform), ("Titans prior", titans)):
         model.eval()
         with torch.no_grad():

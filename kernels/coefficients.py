@@ -49,74 +49,75 @@ def coefficients(theta: Tensor, eta: Tensor, alpha: Tensor, last: Tensor) -> Coe
     ``last [chunk, row]`` counts a sequence's tokens in a chunk, 0 to C.
     """
     lead = theta.shape[:2]
-    channels = alpha.dim() == 4
-    flat = [g.flatten(0, 1) for g in (theta, eta, 1 - alpha)]
-    P, G, beta = _Recursion.apply(*flat)
-    row = torch.arange(len(P), device=P.device)
-    last = last.flatten()
-    before = (last == 0).view(-1, 1)  # no token: the state stays, W_0 = W and S_0 = S
-    at = (last - 1).clamp(min=0)
-    end_P, end_G, end_beta = P[row, at], G[row, at], beta[row, at]
-    start = torch.zeros_like(end_P)
-    start[:, 0] = 1
-    end_P = torch.where(before, start, end_P)
-    end_G = end_G.masked_fill(before.view(-1, *[1] * (end_G.dim() - 1)), 0)
-    end_beta = end_beta.masked_fill(before if channels else before[:, 0], 1)
-    if not channels:
-        beta, end_beta, end_G = beta.unsqueeze(-1), end_beta.unsqueeze(-1), end_G.unsqueeze(-1)
-    f = G[:, :, 0] if channels else G[:, :, :1]
-    parts = (
-        beta, f, G[:, :, 1:], end_beta.unsqueeze(1), end_G[:, :1], end_G[:, 1:], end_P[:, :1, None], end_P[:, 1:, None],
+    parts = _Recursion.apply(*(g.flatten(0, 1) for g in (theta, eta, 1 - alpha)), last.flatten())
+    if alpha.dim() == 3:
+        beta, G, end_beta, end_G, end_P = parts
+        parts = (beta.unsqueeze(-1), G, end_beta.unsqueeze(-1), end_G.unsqueeze(-1), end_P)
+    beta, G, end_beta, end_G, end_P = (x.unflatten(0, lead) for x in parts)
+    f = G[..., :1] if alpha.dim() == 3 else G[..., 0, :]
+    return Coefficients(
+        beta, f, G[:, :, :, 1:], end_beta.unsqueeze(2), end_G[:, :, :1], end_G[:, :, 1:], end_P[:, :, :1, None],
+        end_P[:, :, 1:, None],
     )  # fmt: skip
-    return Coefficients(*(part.reshape(*lead, *part.shape[1:]) for part in parts))
 
 
 class _Recursion(torch.autograd.Function):
-    """P and G of shape ``[row, C, 1 + C]`` (G also ``[..., width]``) and beta, from theta, eta and a = 1 - alpha."""
+    """beta and G of every token, and beta, G and P after the last one, from theta, eta and a = 1 - alpha, ``[row, C]``.
+
+    Column 0 of G and P is the momentum of the start; a, beta and G may also be ``[..., width]``.
+    """
 
     @staticmethod
-    def forward(ctx, theta: Tensor, eta: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx, theta: Tensor, eta: Tensor, a: Tensor, last: Tensor) -> tuple[Tensor, ...]:
         rows, chunk = theta.shape
         width = a.shape[2:]
         P = theta.new_zeros(rows, chunk, chunk + 1)
         G = theta.new_zeros(rows, chunk, chunk + 1, *width)
-        beta = torch.empty_like(a)
+        beta = a.clone()
         for t in range(chunk):
-            past = slice(0, t + 1)  # token 0 is the momentum of the start
-            keep, fade = eta[:, t, None], a[:, t, None]
+            past, new = slice(0, t + 1), slice(0, t + 2)
             if t:
-                torch.mul(P[:, t - 1, past], keep, out=P[:, t, past])
-                torch.mul(G[:, t - 1, past], fade, out=G[:, t, past])
-                torch.mul(beta[:, t - 1], a[:, t], out=beta[:, t])
+                torch.mul(P[:, t - 1, past], eta[:, t, None], out=P[:, t, past])
+                torch.mul(G[:, t - 1, past], a[:, t, None], out=G[:, t, past])
+                beta[:, t] *= beta[:, t - 1]
             else:
-                P[:, 0, :1] = keep
-                beta[:, 0] = a[:, 0]
+                P[:, 0, 0] = eta[:, 0]
             P[:, t, t + 1] = theta[:, t]
-            new = slice(0, t + 2)
             G[:, t, new] += P[:, t, new].unsqueeze(-1) if width else P[:, t, new]
-        ctx.save_for_backward(theta, eta, a, P, G, beta)
-        return P, G, beta
+        row, at = torch.arange(rows, device=P.device), (last - 1).clamp(min=0)
+        end_beta, end_G, end_P = beta[row, at], G[row, at], P[row, at]
+        none = last == 0  # the state stays, W_0 = W and S_0 = S
+        end_beta[none], end_G[none], end_P[none] = 1, 0, 0
+        end_P[none, 0] = 1
+        ctx.save_for_backward(theta, eta, a, last, P, G, beta)
+        return beta, G, end_beta, end_G, end_P
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dP: Tensor, dG: Tensor, dbeta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        theta, eta, a, P, G, beta = ctx.saved_tensors
+    def backward(ctx, dbeta: Tensor, dG: Tensor, dend_beta: Tensor, dend_G: Tensor, dend_P: Tensor):
+        theta, eta, a, last, P, G, beta = ctx.saved_tensors
         chunk, width = theta.shape[1], a.shape[2:]
         dtheta, deta, da = torch.empty_like(theta), torch.empty_like(eta), torch.empty_like(a)
         to_P, to_G, to_beta = torch.zeros_like(P[:, 0]), torch.zeros_like(G[:, 0]), torch.zeros_like(beta[:, 0])
+        ends = set((last - 1).tolist())
         for t in reversed(range(chunk)):
             past, new = slice(0, t + 1), slice(0, t + 2)
+            if t in ends:
+                here = last == t + 1
+                to_P[here] += dend_P[here]
+                to_G[here] += dend_G[here]
+                to_beta[here] += dend_beta[here]
             to_G[:, new] += dG[:, t, new]
-            to_P[:, new] += dP[:, t, new]
             to_P[:, new] += to_G[:, new].sum(-1) if width else to_G[:, new]
             to_beta += dbeta[:, t]
             dtheta[:, t] = to_P[:, t + 1]
-            before = P[:, t - 1, past] if t else torch.ones_like(theta[:, :1])
-            deta[:, t] = (to_P[:, past] * before).sum(1)
-            da[:, t] = to_beta * (beta[:, t - 1] if t else 1)
             if t:
-                da[:, t] += (to_G[:, past] * G[:, t - 1, past]).sum(1)
+                torch.sum(to_P[:, past] * P[:, t - 1, past], 1, out=deta[:, t])
+                da[:, t] = (to_G[:, past] * G[:, t - 1, past]).sum(1)
+                da[:, t].addcmul_(to_beta, beta[:, t - 1])
+            else:
+                deta[:, 0], da[:, 0] = to_P[:, 0], to_beta
             to_P[:, past] *= eta[:, t, None]
             to_G[:, past] *= a[:, t, None]
             to_beta *= a[:, t]
-        return dtheta, deta, da
+        return dtheta, deta, da, None

@@ -123,6 +123,7 @@ class Read(NamedTuple):
     x: list[Tensor]
     z: list[Tensor]
     A: list[Tensor]  # x h^T
+    mix: list[Tensor | None]  # G times A, where G is one for all channels
     xW: list[Tensor | None]  # x W and x S, where they are narrower than x
     xS: list[Tensor | None]
 
@@ -132,7 +133,7 @@ def read(
     h: Sequence[Tensor], D: Sequence[Tensor], layers: Sequence[Coefficients],
 ) -> Read:  # fmt: skip
     """Reads each token from the weights after its own write, up to z of the last layer."""
-    r = Read([q], [], [], [], [])
+    r = Read([q], [], [], [], [], [])
     for layer, (W, S, c) in enumerate(zip(weights, momenta, layers, strict=True)):
         x = r.x[-1]
         A = torch.bmm(x, h[layer].mT)
@@ -142,11 +143,12 @@ def read(
         else:
             xW, xS = torch.bmm(x, W), torch.bmm(x, S)
             z = (xW * c.beta).addcmul_(xS, c.f)
-        if c.G.dim() == 3:
-            z.baddbmm_(c.G * A, D[layer], alpha=-1)
+        mix = c.G * A if c.G.dim() == 3 else None
+        if mix is not None:
+            z.baddbmm_(mix, D[layer], alpha=-1)
         else:
             z -= torch.einsum("rti,rtio,rio->rto", A, c.G, D[layer])
-        for kept, tensor in zip(r[1:], (z, A, xW, xS), strict=True):
+        for kept, tensor in zip(r[1:], (z, A, mix, xW, xS), strict=True):
             kept.append(tensor)
         if layer + 1 < len(weights):
             r.x.append(memory.act(z))
@@ -182,7 +184,7 @@ def read_backward(
     back = ReadBackward(dz, [], [], [], [], dnorm)
     for layer in reversed(range(len(weights))):
         c, x, W, S = layers[layer], r.x[layer], weights[layer], momenta[layer]
-        dA, dD = _mix_backward(c.G, r.A[layer], D[layer], dz, out[layer].G)
+        dA, dD = _mix_backward(c.G, r.A[layer], r.mix[layer], D[layer], dz, out[layer].G)
         if r.xW[layer] is None:
             by_W, by_S = torch.bmm(dz, W.mT), torch.bmm(dz, S.mT)
             _row_sum(by_W, x, out[layer].beta)
@@ -241,12 +243,12 @@ def _loss_backward(
     return dz, -derror, dnorm
 
 
-def _mix_backward(G: Tensor, A: Tensor, D: Tensor, dz: Tensor, dG: Tensor) -> tuple[Tensor, Tensor]:
+def _mix_backward(G: Tensor, A: Tensor, mix: Tensor | None, D: Tensor, dz: Tensor, dG: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients in A and D of minus ``sum_i G_ti A_ti D_i``; that in G is written to ``dG``."""
-    if G.dim() == 3:
-        by_mix = torch.bmm(dz, D.mT).neg_()
+    if mix is not None:
+        by_mix = torch.baddbmm(mix, dz, D.mT, beta=0, alpha=-1)
         torch.mul(by_mix, A, out=dG)
-        return by_mix.mul_(G), torch.bmm((G * A).mT, dz).neg_()
+        return by_mix.mul_(G), torch.baddbmm(D, mix.mT, dz, beta=0, alpha=-1)
     torch.mul((dz.unsqueeze(-2) * D.unsqueeze(-3)).neg_(), A.unsqueeze(-1), out=dG)
     dA = torch.einsum("rto,rtio,rio->rti", dz, G, D).neg_()
     return dA, torch.einsum("rti,rtio,rto->rio", A, G, dz).neg_()
