@@ -174,6 +174,8 @@ def draw(rows, streamed, path):
         axes[1, column].set(xlabel="tokens", ylabel="MB added, forward + backward")
     for ax in axes.flat:
         ax.set(xscale="log", yscale="log")
+        ax.set_xticks(sorted({r["tokens"] for r in rows}), sorted({r["tokens"] for r in rows}))
+        ax.xaxis.set_minor_formatter("")
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.savefig(path / "neural_memory_cpu.png", dpi=110)
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")

@@ -74,7 +74,7 @@ def main():
         return sequences(data, args.slots, args.round, args.rounds, count, seed)
 
     held_out = draw(args.evaluate, 10**9 + args.seed)
-    costs, gains, record = {}, {}, {"arguments": {k: str(v) for k, v in vars(args).items()}}
+    costs, gains, record = {}, {}, {"arguments": {k: v for k, v in vars(args).items() if k not in ("out", "data_dir")}}
     torch.manual_seed(args.seed)
     uniform = TitansAddressing.mlp(data.shape, sequential=False)
     titans = TitansAddressing.mlp(data.shape, chunk_size=4, persistent=0)

@@ -6,8 +6,9 @@ h_i^T D_i of what came in and what went back. So the read of token t at a layer,
     z_t = beta_t x_t W + f_t x_t S - sum_{i <= t} G_ti (x_t . h_i) D_i
 
 which is attention with a lower triangular matrix G of decay, momentum and step (see ``coefficients``). Writes go chunk
-by chunk; reads of a group of chunks are one product. The backward pass is written by hand: it computes activations
-again from the weights at each chunk's start, the only large thing that is kept.
+by chunk; reads of a group of chunks are one product. The backward pass is written by hand. It keeps the weights at each
+chunk's start and the reads, and computes the writes again; with ``checkpoint_chunks`` it keeps every n-th chunk's
+weights alone, and computes all else again.
 """
 
 from __future__ import annotations
