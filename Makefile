@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu bench-gpu lint format examples wheel clean
+.PHONY: help install demo test test-gpu bench bench-gpu lint format examples wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ test: install ## run the tests
 test-gpu: ## run the kernels' tests on a GPU, at larger shapes and in all dtypes
 	$(GPU_PYTHON) benchmarks/kernels_gpu.py --check
 	$(GPU_PYTHON) benchmarks/bare.py tests/test_memory_triton.py tests/test_decay_scan.py
+
+bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figures in out
+	$(RUN) benchmarks/step_cost.py
+	$(RUN) benchmarks/estimators.py
+	$(RUN) benchmarks/neural_memory_cpu.py --out out/neural_memory_cpu
+	$(RUN) benchmarks/addressing.py
 
 bench-gpu: ## time the kernels on a GPU, after a check: out/bench_gpu.csv and a figure
 	$(GPU_PYTHON) benchmarks/kernels_gpu.py --out out/bench_gpu
