@@ -32,6 +32,7 @@ test-gpu: ## run the kernels' tests on a GPU, at larger shapes and in all dtypes
 
 bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figures in out
 	$(RUN) benchmarks/step_cost.py
+	$(RUN) benchmarks/addressed.py
 	$(RUN) benchmarks/estimators.py
 	$(RUN) benchmarks/neural_memory_cpu.py --out out/neural_memory_cpu
 	$(RUN) benchmarks/addressing.py
