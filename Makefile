@@ -37,7 +37,7 @@ bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figure
 	$(RUN) benchmarks/neural_memory_cpu.py --out out/neural_memory_cpu
 	$(RUN) benchmarks/addressing.py
 
-bench-gpu: ## time the kernels on a GPU, after a check: out/bench_gpu.csv and a figure
+bench-gpu: ## time the kernels on a GPU, after a check: CSV and figure in out/bench_gpu
 	$(GPU_PYTHON) benchmarks/kernels_gpu.py --out out/bench_gpu
 
 lint: install ## check style
