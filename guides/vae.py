@@ -10,6 +10,7 @@ from jaxtyping import Float
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_memory.checks import check_images
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import ImageMLP, ImagePyramid, PairEncoder
 from pyro_memory.slots import SlotMemory
@@ -53,5 +54,6 @@ class VAEGuide(PyroModule):
         return self.encoder(x)
 
     def forward(self, x: Float[Tensor, "batch channel height width"], memory: SlotMemory | None = None) -> None:
+        check_images(x)
         with pyro.plate("batch", len(x)):
             pyro.sample("z", self.z_dist(x))

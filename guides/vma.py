@@ -11,7 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_memory.addressing import ContentAddress
-from pyro_memory.checks import resolve_memory
+from pyro_memory.checks import check_images, resolve_memory
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Embedding, ImageMLP, ImagePyramid, PairEncoder
 from pyro_memory.slots import SlotMemory
@@ -84,6 +84,7 @@ class VMAGuide(PyroModule):
         return self.encoder(x, m)
 
     def forward(self, x: Float[Tensor, "batch channel height width"], memory: SlotMemory | None = None) -> None:
+        check_images(x)
         memory = resolve_memory(self, x, memory)
         with pyro.plate("batch", len(x)):
             a = pyro.sample("a", self.a_dist(x, memory), infer={"enumerate": "parallel"})

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from pyro_memory.slots import SlotMemory
 
 
-def check_images(x: Tensor, likelihood: nn.Module) -> None:
-    """Raises a ValueError unless ``x`` is a batch of images that the likelihood can explain."""
+def check_images(x: Tensor, likelihood: nn.Module | None = None) -> None:
+    """Raises a ValueError unless ``x`` is a batch of finite images, which the likelihood (if given) can explain."""
     if x.dim() != 4 or not x.is_floating_point():
         raise ValueError(
             f"`x` must be floating point, [batch, channel, height, width]; got {x.dtype} of shape {list(x.shape)}"

@@ -142,6 +142,13 @@ def test_an_empty_memory_is_legal_with_a_none_slot():
     assert VIMCO(2, max_plate_nesting=1).loss(model, guide, ink(4, *SHAPE), SlotMemory.empty(SHAPE)) > 0
 
 
+def test_the_guide_which_runs_first_refuses_images_that_are_not_finite(pair):
+    _, _, guide, (x, memory) = pair
+    x[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="`x` must be finite; got NaN or infinity"):
+        guide(x, memory)
+
+
 @pytest.mark.parametrize(
     ("x", "memory", "message"),
     [
