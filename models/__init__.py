@@ -1,5 +1,9 @@
 """Generative models with a memory."""
 
+from pyro_memory.models.base import BaseModel, VAEBase
+from pyro_memory.models.consolidation import ConsolidationModel
+from pyro_memory.models.diffusion import DiffusionBase
+from pyro_memory.models.hierarchical import HierarchicalBase
 from pyro_memory.models.soft_attention import SoftAttentionVAE
 from pyro_memory.models.titans import (
     DLinear,
@@ -19,11 +23,17 @@ from pyro_memory.models.titans import (
 )
 from pyro_memory.models.vae import VAE
 from pyro_memory.models.vma import VMA
+from pyro_memory.models.vsm import VSM
 
 __all__ = [
     "VAE",
     "VMA",
+    "VSM",
+    "BaseModel",
+    "ConsolidationModel",
     "DLinear",
+    "DiffusionBase",
+    "HierarchicalBase",
     "LSTMMixer",
     "NeuralMemory",
     "NormalReadout",
@@ -38,4 +48,5 @@ __all__ = [
     "TitansMAL",
     "TokenReadout",
     "TransformerMixer",
+    "VAEBase",
 ]

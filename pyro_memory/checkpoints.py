@@ -46,6 +46,7 @@ def save_checkpoint(
     *,
     step: int = 0,
     record: Mapping[str, Any] | None = None,
+    batches: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes weights, optimizer state and random states to one file, so that a crash leaves the old file or the new.
 
@@ -59,16 +60,18 @@ def save_checkpoint(
         optimizer: the torch optimizer whose state is kept.
         step: the number of optimizer steps taken.
         record: anything JSON can hold: hyperparameters, history.
+        batches: the state of the source of batches, where it has one; ``load_batches`` reads it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state, scalars = _optimizer_state(optimizer)
     rng = random_state()
     rng_tensors = {"random.torch": rng["torch"]} | {f"random.cuda.{i}": s for i, s in enumerate(rng["cuda"])}
+    source = {f"batches.{key}": tensor for key, tensor in (batches or {}).items()}
     # Clones, for safetensors refuses tensors that share memory.
     tensors = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, tensor in (_weights(model, guide) | state | rng_tensors).items()
+        for key, tensor in (_weights(model, guide) | state | rng_tensors | source).items()
     }
     kind, keys, *rest = rng["numpy"]
     summary = {
@@ -135,6 +138,15 @@ def load_weights(path: str | Path, model: Callable[..., Any], guide: Callable[..
     header, tensors = _read(path)
     _copy(_matched(path, header, tensors, model, guide))
     return header
+
+
+def load_batches(path: str | Path) -> dict[str, Tensor]:
+    """Reads the state of the source of batches, empty where the run's had none.
+
+    Raises:
+        ValueError: if the file is damaged or something else.
+    """
+    return {k.removeprefix("batches."): t for k, t in _read(path)[1].items() if k.startswith("batches.")}
 
 
 def read_header(path: str | Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
@@ -12,8 +12,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from pyro_memory.consolidation import Consolidation
     from pyro_memory.results import BoundEstimate, InformationGain, MemoryContribution, TokenSurprise
 
+LEVELS = {"k": "concept address", "s": "concept", "j": "episode address", "c": "context", "z": "item"}
 BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8a8a"
 
 
@@ -88,6 +90,32 @@ def plot_usage(
         ax.step(range(len(prior)), prior.numpy(force=True), where="mid", color=ORANGE, label="prior")
     ax.set(xlabel="slot", ylabel="probability")
     ax.legend(frameon=False)
+    return ax
+
+
+def plot_levels(nats: Mapping[int, Mapping[str, float]], ax: Axes | None = None) -> Axes:
+    """Stacks the nats of each site over the number of shots: ``{shots: {site: nats}}``."""
+    ax = axes_or_new(ax)
+    shots, bottom = list(nats), [0.0] * len(nats)
+    for site in dict.fromkeys(site for row in nats.values() for site in row):
+        heights = [max(nats[n].get(site, 0.0), 0.0) for n in shots]
+        ax.bar([str(n) for n in shots], heights, bottom=bottom, label=LEVELS.get(site, site))
+        bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
+    ax.set(xlabel="images in the support", ylabel="nats")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_conversion(record: Consolidation, ax: Axes | None = None) -> Axes:
+    """Draws q(r) of each considered episode as a row: keep, the concepts by use, new."""
+    ax = axes_or_new(ax)
+    rows = record.probabilities[record.considered]
+    order = rows[:, 1:-1].sum(0).argsort(descending=True) + 1
+    used = order[rows[:, order].sum(0) > 1e-3]
+    shown = rows[:, [0, *used.tolist(), rows.shape[1] - 1]]
+    ax.imshow(shown.numpy(force=True), cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    ax.set(xticks=range(shown.shape[1]), xlabel="outcome", ylabel="episode")
+    ax.set_xticklabels(["keep", *(str(k - 1) for k in used.tolist()), "new"], rotation=90)
     return ax
 
 

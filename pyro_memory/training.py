@@ -24,6 +24,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from pyro_memory.checkpoints import (
+    load_batches,
     load_checkpoint,
     module_of,
     random_state,
@@ -117,7 +118,9 @@ def fit(
         guide: likewise, or a plain function without parameters.
         batches: the positional arguments of model and guide, as a tuple: ``batches[step]`` (modulo its length, if it
             has one), or ``batches(step)``; these two resume exactly. Any other iterable is started again when it ends
-            and, on resume, read up to where it was; one that shuffles then gives another order.
+            and, on resume, read up to where it was; one that shuffles then gives another order. A source that changes
+            as it is read, such as a ``Lifetime``, has ``state_dict`` and ``load_state_dict`` of tensors, which the
+            checkpoint keeps.
         objective: any Pyro objective, such as ``Trace_ELBO()`` or ``VIMCO(num_particles=5)``.
         steps: optimizer steps in total, those before a resume included.
         learning_rate: handed to the optimizer.
@@ -159,9 +162,11 @@ def fit(
     optimizer = _optimizer(optimizer, parameters, learning_rate)
     compute = ranks.gradients(objective, model, guide, trained)
     loop = _Loop(model, guide, compute, parameters, optimizer, clip_norm, ranks)
-    kept = _Kept(path, loop, log, {"learning_rate": learning_rate, "clip_norm": clip_norm, "seed": seed})
+    kept = _Kept(path, loop, log, {"learning_rate": learning_rate, "clip_norm": clip_norm, "seed": seed}, batches)
     if resuming:
         load_checkpoint(path, model, guide, loop.optimizer)
+        if hasattr(batches, "load_state_dict"):
+            batches.load_state_dict(load_batches(path))
         kept.step = log.step
     ranks.wait()  # until all have read the file that the first may write
     ranks.scatter_streams()
@@ -459,14 +464,17 @@ class _Kept:
     loop: _Loop
     log: _Log
     settings: dict[str, Any]
+    batches: Any
     step: int | None = None
 
     def save(self) -> None:
         if self.loop.ranks.main:
             record = {"log": asdict(self.log), "hyperparameters": self.settings}
+            source = self.batches.state_dict() if hasattr(self.batches, "state_dict") else None
             save_checkpoint(
-                self.path, self.loop.model, self.loop.guide, self.loop.optimizer, step=self.log.step, record=record
-            )
+                self.path, self.loop.model, self.loop.guide, self.loop.optimizer,
+                step=self.log.step, record=record, batches=source,
+            )  # fmt: skip
         self.step = self.log.step
 
     def __str__(self) -> str:

@@ -8,6 +8,7 @@ from pyro_memory.data.needle import CHARACTERS, NeedleTasks
 from pyro_memory.data.omniglot import omniglot
 from pyro_memory.data.recall import RecallTasks
 from pyro_memory.data.series import SERIES, Series, SeriesWindows, load_series
+from pyro_memory.data.sets import SetTasks
 from pyro_memory.data.tasks import FewShotTasks
 from pyro_memory.data.text import CharacterText, TextBatches, load_text
 
@@ -22,6 +23,7 @@ __all__ = [
     "RecallTasks",
     "Series",
     "SeriesWindows",
+    "SetTasks",
     "TextBatches",
     "glyphs",
     "load_images",

@@ -1,0 +1,298 @@
+"""Few-shot generation with episodic and semantic memory over a base generative model.
+
+Trains one model on few-shot sets of background classes: a VAE, a hierarchical or a diffusion model, alone or as the
+base of a variational structured memory whose stores live through the tasks (episodes are written, converted to concepts
+and replayed as training goes on). Then measures log p(x | support) on classes that it has not seen, by shots; the nats
+that each level of memory carried; what each store was worth; and draws new images beside their support. Writes
+results.json, a checkpoint (with the stores) and figures to --out; run it again to go on from there.
+
+    python examples/vsm_fewshot.py
+    python examples/vsm_fewshot.py --memory none --out out/vsm_none
+    python examples/vsm_fewshot.py --base diffusion --data omniglot --data-dir FOLDER --steps 4000
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from pyro.infer import TraceGraph_ELBO
+from tqdm import tqdm
+
+from pyro_memory import (
+    VIMCO,
+    BoundEstimate,
+    ConceptMemory,
+    EpisodicMemory,
+    Lifetime,
+    MemoryContribution,
+    Recall,
+    StructuredMemory,
+    fit,
+    importance_bound,
+    information_gain,
+    remember,
+    warm_cosine,
+)
+from pyro_memory.data import NAMES, SetTasks, load_images
+from pyro_memory.guides import DiffusionBaseGuide, HierarchicalBaseGuide, VAEBaseGuide, VSMGuide
+from pyro_memory.models import VSM, DiffusionBase, HierarchicalBase, VAEBase
+from pyro_memory.plotting import plot_images, plot_levels
+
+SHOTS = (0, 1, 2, 5, 10)
+BASES = {
+    "vae": (VAEBase, VAEBaseGuide),
+    "hierarchical": (HierarchicalBase, HierarchicalBaseGuide),
+    "diffusion": (DiffusionBase, DiffusionBaseGuide),
+}
+MEMORY = ("both", "episodic", "semantic", "support", "none")
+CODE_DIM = 32
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = partial(parser.add_argument, metavar="N", type=int)
+    parser.add_argument("--base", choices=BASES, default="vae")
+    parser.add_argument(
+        "--memory", choices=MEMORY, default="both",
+        help='stores that the model may read; "support": both empty; "none": the base model alone',
+    )  # fmt: skip
+    parser.add_argument(
+        "--rule", choices=("projected", "fractional", "hard"), default="projected", help="of conversion"
+    )
+    parser.add_argument("--no-replay", action="store_true", help="leave converted slots free")
+    parser.add_argument("--data", choices=NAMES, default="glyphs")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder with the official files (glyphs need none)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/vsm_fewshot"))
+    add("--steps", default=1500, help="training steps (default 1500)")
+    add("--tasks", default=8, help="tasks a step (default 8)")
+    add("--queries", default=4, help="images that a task asks for (default 4)")
+    add("--train-particles", default=2, help="K of VIMCO (default 2; diffusion trains with one)")
+    add("--slots", default=24, help="episodes in memory (default 24)")
+    add("--concepts", default=64)
+    add("--consolidate-every", default=25, help="steps between consolidations (default 25)")
+    add("--dim", default=16, help="dimensions of an embedding (default 16)")
+    add("--channels", nargs="+", default=[8, 16, 32], help="maps of the pyramids")
+    add("--evaluate", default=200, help="test images, shared by all rows (default 200)")
+    add("--particles", default=100, help="K of the test bounds (default 100)")
+    parser.add_argument("--learning-rate", metavar="X", type=float, default=2e-3)
+    add("--seed", default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
+    return parser.parse_args()
+
+
+def build(background, args):
+    """The pair, and what it trains on."""
+    model_class, guide_class = BASES[args.base]
+    code = {"code_dim": 0 if args.memory == "none" else CODE_DIM}
+    sizes = {"channels": args.channels, **code}
+    torch.manual_seed(args.seed)
+    base = model_class(background.shape, **sizes)
+    base_guide = guide_class() if args.base == "diffusion" else guide_class(background.shape, **sizes)
+    most = min(10, min(len(m) for m in background.members) - args.queries)
+    tasks = SetTasks(background, tasks=args.tasks, queries=args.queries, shots=range(most + 1), seed=args.seed)
+    if args.memory == "none":
+        return base, base_guide, lambda step: (tasks[step][0].flatten(0, 1),), None
+    some = torch.randperm(len(background), generator=torch.Generator().manual_seed(args.seed))[:500]
+    recall = Recall(background.shape, dim=args.dim, code_dim=CODE_DIM, channels=args.channels)
+    recall.calibrate(background[some])
+    model, guide = VSM(base, recall), VSMGuide(base_guide, recall)
+    memory = StructuredMemory(
+        ConceptMemory.reserve(args.concepts, args.dim, prior_alpha=10.0, prior_beta=0.9),
+        EpisodicMemory.reserve(args.slots, max(SHOTS), background.shape, args.dim, args.concepts),
+    )
+    imagine = None if args.no_replay else lambda s, items, memory: model.decode_concepts(s, memory, items)
+    life = Lifetime(
+        tasks, recall, memory.to(args.device), rule=args.rule, replay=imagine, timescale=args.slots / 3,
+        consolidate_every=None if args.memory in ("episodic", "support") else args.consolidate_every,
+    )  # fmt: skip
+    return model, guide, Seen(life, args.memory), life
+
+
+def view(memory, stores):
+    """What of the memory the model may read."""
+    if stores in ("episodic", "support"):
+        memory = memory.without_concepts()
+    return memory.without_episodes() if stores in ("semantic", "support") else memory
+
+
+class Seen:
+    """A lifetime of which the model sees some stores only."""
+
+    def __init__(self, life, stores):
+        self.life, self.stores = life, stores
+        self.state_dict, self.load_state_dict = life.state_dict, life.load_state_dict
+
+    def __getitem__(self, step):
+        x, support, memory = self.life[step]
+        return x, support, view(memory, self.stores)
+
+
+def test_sets(evaluation, shots, args):
+    """The same targets for each number of shots; of more shots the first are those of fewer."""
+    targets = torch.randperm(len(evaluation), generator=torch.Generator().manual_seed(1))[: args.evaluate]
+    return SetTasks(evaluation, tasks=20, shots=shots, targets=targets, seed=1)
+
+
+def measure(model, guide, life, sets, args, alter=lambda memory: memory, wrong=False):
+    """The bound of each target given its support, which memory has seen too."""
+    nesting = {"max_plate_nesting": 1 if life is None else 2}
+    few = (
+        {"particles": min(args.particles, 8), "chunk_size": 4}
+        if args.base == "diffusion"
+        else {"particles": args.particles}
+    )
+    parts = []
+    for i in tqdm(range(len(sets)), leave=False, desc=f"{sets.items} shots"):
+        x, support = (t.to(args.device) for t in sets[i])
+        if life is None:
+            parts.append(importance_bound(model, guide, x.flatten(0, 1), **few, **nesting))
+            continue
+        support = sets.wrong_classes(i).to(args.device) if wrong else support
+        memory = view(alter(remember(model.recall, life.memory, support)), args.memory)
+        parts.append(importance_bound(model, guide, x, support, memory, **few, **nesting))
+    return BoundEstimate.cat(parts)
+
+
+def levels(model, guide, life, evaluation, args):
+    """Nats of each level, by shots: what the support told, and what the query had to add."""
+    recalled, added = {}, {}
+    for shots in SHOTS:
+        sets = test_sets(evaluation, shots, args)
+        rows = []
+        for i in range(min(len(sets), 5)):
+            x, support = (t.to(args.device) for t in sets[i])
+            memory = view(remember(model.recall, life.memory, support), args.memory)
+            took = information_gain(model.imagined, model.recalled, support, memory, max_plate_nesting=2)
+            gain = information_gain(
+                model, guide, x, support, memory, max_plate_nesting=2, draws=2 if args.base == "diffusion" else 10
+            )
+            rows.append(({n: s.mean for n, s in took.sites.items()}, {n: s.mean for n, s in gain.sites.items()}))
+        for store, part in ((recalled, 0), (added, 1)):
+            store[shots] = {n: sum(r[part][n] for r in rows) / len(rows) for n in rows[0][part]}
+    return recalled, added
+
+
+def contribution(model, guide, life, evaluation, bounds, args):
+    """What each store was worth to this model at five shots, and the right support against another class's."""
+    sets = test_sets(evaluation, 5, args)
+    others = {"wrong class": measure(model, guide, life, sets, args, wrong=True)}
+    if args.memory in ("both", "semantic"):
+        others["concepts emptied"] = measure(model, guide, life, sets, args, lambda m: m.without_concepts())
+    if args.memory in ("both", "episodic"):
+        others["episodes emptied"] = measure(model, guide, life, sets, args, lambda m: m.without_episodes())
+        others["episodes shuffled"] = measure(model, guide, life, sets, args, lambda m: m.shuffled())
+    if args.memory == "both":
+        others["both emptied"] = measure(
+            model, guide, life, sets, args, lambda m: m.without_concepts().without_episodes()
+        )
+    return MemoryContribution(bounds[5], others)
+
+
+def draw_generations(model, life, evaluation, args, path):
+    """Support images, and new ones of their class."""
+    sets = SetTasks(evaluation, tasks=8, shots=5, seed=2)
+    _, support = sets[0]
+    support = support.to(args.device)
+    memory = view(remember(model.recall, life.memory, support), args.memory)
+    new = model.generate(support, memory, 10)
+    rows = [torch.cat([s, torch.zeros_like(s[:1]), n]) for s, n in zip(support.values, new, strict=True)]
+    fig, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    plot_images([r.cpu() for r in rows], ax=ax)
+    ax.set_title("Five images of an unseen class each, and ten new ones given them")
+    fig.savefig(path, dpi=120)
+
+
+def draw_alone(model, args, path):
+    from pyro_memory import Context
+
+    fig, ax = plt.subplots(figsize=(8, 2), layout="constrained")
+    plot_images([model.generate(Context(), (16,)).cpu() for _ in range(3)], ax=ax)
+    ax.set_title("Images from the base model alone")
+    fig.savefig(path, dpi=120)
+
+
+def draw_summary(result, bounds, told, added, gained, path, args):
+    fig, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
+    result.plot(axes[0, 0]).set_title("Training")
+    start = result.history["bound"][len(result.history["bound"]) // 10 :]
+    axes[0, 0].set_ylim(bottom=min(start, default=None))
+    shots = list(bounds)
+    axes[0, 1].errorbar(
+        shots, [b.mean for b in bounds.values()], [2 * b.se for b in bounds.values()], marker="o", capsize=3
+    )
+    axes[0, 1].set(xlabel="images in the support", ylabel="log p(x | S) >=, nats per image", title="Unseen classes")
+    plot_levels(told, axes[1, 0]).set_title("What the support told: KL(r(. | S) || p), nats a task")
+    gained.plot(axes[1, 1]).set_title("What each store is worth at five shots")
+    fig.savefig(path, dpi=120)
+    fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    plot_levels(added, ax).set_title("What the query added: KL(q || r(. | S)), nats")
+    fig.savefig(path.with_name("levels.png"), dpi=120)
+
+
+def main():
+    args = arguments()
+    begun = time.perf_counter()
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(f"loading {args.data}")
+    background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", "evaluation"))
+    print(f"  train on {background}\n  test on  {evaluation}")
+    model, guide, batches, life = build(background, args)
+    one = args.base == "diffusion"
+    nesting = 1 if life is None else 2
+    objective = (
+        TraceGraph_ELBO(max_plate_nesting=nesting) if one else VIMCO(args.train_particles, max_plate_nesting=nesting)
+    )
+    print(
+        f"\ntraining {args.steps} steps of {args.tasks} x {args.queries} images: base {args.base}, memory {args.memory}"
+    )
+    cpu = time.process_time()
+    result = fit(
+        model, guide, batches, objective, steps=args.steps, learning_rate=args.learning_rate,
+        schedule=warm_cosine(args.steps), clip_norm=5000.0, information_every=None,
+        checkpoint=args.out / "model.safetensors", resume=not args.fresh, seed=args.seed, device=args.device,
+    )  # fmt: skip
+    cpu = time.process_time() - cpu
+    model.eval(), guide.eval()
+    if life is not None:
+        print(f"{life.memory.concepts}\n{life.memory.episodes}\n{life.consolidation or ''}")
+
+    print("\nmeasuring")
+    torch.manual_seed(args.seed)
+    bounds = {shots: measure(model, guide, life, test_sets(evaluation, shots, args), args) for shots in SHOTS}
+    print(f"\nlog p(x | support) >=, nats per image, {args.evaluate} images of unseen classes (standard error)")
+    for shots, b in bounds.items():
+        print(f"  {shots:>2} shots  {b.mean:9.2f} ({b.se:.2f})")
+    record = {
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")},
+        "torch": torch.__version__, "threads": torch.get_num_threads(), "training_seconds": result.seconds,
+        "training_cpu_seconds_this_call": cpu,
+        "bounds": {s: b.to_dict() | {"each": [round(v, 2) for v in b.bound.tolist()]} for s, b in bounds.items()},
+    }  # fmt: skip
+    if life is None:
+        draw_alone(model, args, args.out / "samples.png")
+    else:
+        gained = contribution(model, guide, life, evaluation, bounds, args)
+        told, added = levels(model, guide, life, evaluation, args)
+        print(f"\nfive shots\n{gained}")
+        for name, table in (("the support told", told), ("the query added", added)):
+            print(f"\nnats that {name}, by shots")
+            for shots, row in table.items():
+                print(f"  {shots:>2}  " + "  ".join(f"{site} {nats:.3f}" for site, nats in row.items()))
+        draw_generations(model, life, evaluation, args, args.out / "generations.png")
+        draw_summary(result, bounds, told, added, gained, args.out / "summary.png", args)
+        record |= {
+            "contribution": gained.to_dict(), "told": told, "added": added,
+            "consolidation": life.consolidation.to_dict() if life.consolidation else None,
+            "concepts_in_use": int((life.memory.concepts.counts > 0).sum()),
+        }  # fmt: skip
+    (args.out / "results.json").write_text(json.dumps(record))
+    print(f"\nfigures and results.json are in {args.out} ({time.perf_counter() - begun:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()

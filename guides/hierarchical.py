@@ -1,0 +1,53 @@
+"""The guide of the base model of several stochastic layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_memory.context import Context
+from pyro_memory.guides.base import BaseGuide
+from pyro_memory.nets import GaussianHead, ImagePyramid
+
+
+class HierarchicalBaseGuide(BaseGuide):
+    """Encodes an image layer by layer from the top: ``q(zl | x, z(l+1), c)``.
+
+    Args:
+        shape, latent_dims, code_dim, channels: as the model's.
+        hidden: width of the layer in which image, layer above and context meet.
+
+    References: Towards a Neural Statistician (Edwards & Storkey, 2017), https://arxiv.org/abs/1606.02185
+    """
+
+    def __init__(
+        self, shape: Sequence[int], *, latent_dims: Sequence[int] = (24, 16, 8), code_dim: int = 0,
+        channels: Sequence[int] = (16, 24, 32), hidden: int = 128, name: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(name)
+        self.layers = len(latent_dims)
+        self.features = ImagePyramid(shape, channels)
+        self.from_image = nn.ModuleList(nn.Linear(self.features.out_features, hidden) for _ in latent_dims)
+        self.from_above = nn.ModuleList(nn.Linear(dim, hidden, bias=False) for dim in latent_dims[1:])
+        self.from_code = nn.ModuleList(nn.Linear(code_dim, hidden, bias=False) for _ in latent_dims if code_dim)
+        self.heads = nn.ModuleList(GaussianHead(hidden, dim) for dim in latent_dims)
+
+    def z_dist(self, layer: int, features: Tensor, above: Tensor | None, context: Context) -> dist.Distribution:
+        """q(z_layer | x, z_(layer+1), c), from the coarsest features of x."""
+        hidden = self.from_image[layer - 1](features)
+        if above is not None:
+            hidden = hidden + self.from_above[layer - 1](above)
+        if context.code is not None:
+            hidden = hidden + self.from_code[layer - 1](context.code)
+        return self.heads[layer - 1](torch.relu(hidden))
+
+    def infer(self, x: Float[Tensor, "*batch channel height width"], context: Context) -> None:
+        features = self.features(x)[-1].flatten(-3)
+        above = None
+        for layer in range(self.layers, 0, -1):
+            above = pyro.sample(f"z{layer}", self.z_dist(layer, features, above, context))

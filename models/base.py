@@ -1,0 +1,104 @@
+"""What the base generative models have in common, and the simplest of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_memory.checks import check_images
+from pyro_memory.context import Context, with_code
+from pyro_memory.naming import unique_name
+from pyro_memory.nets import BernoulliImage, ConvDecoder, GaussianHead, ImagePyramid
+from pyro_memory.slots import SlotMemory
+
+
+class BaseModel(PyroModule):
+    """Generates an image from a context; a memory model calls it inside its plates.
+
+    A subclass writes ``explain``. Built with ``code_dim=0`` it needs no context and is a model of its own,
+    ``forward(x, memory=None)``: the baseline without memory.
+
+    Attributes:
+        likelihood: has ``support``, the range of a pixel.
+        content: computes features of an image read from memory, or None if the model reads none.
+    """
+
+    content: nn.Module | None  # no default here: it would hide the module that a subclass sets
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__(name or unique_name(self))
+
+    def explain(self, x: Float[Tensor, "*batch channel height width"] | None, context: Context) -> None:
+        """Samples the model's own latents and observes ``x``, site ``"x"``, within the caller's plates."""
+        raise NotImplementedError(f"{type(self).__name__} must define `explain`")
+
+    def generate(self, context: Context, shape: Sequence[int] = ()) -> Float[Tensor, "*batch channel height width"]:
+        """Draws images; pixels are means of the last distribution, not draws of it.
+
+        Args:
+            shape: the batch shape, against which the context's broadcasts.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `generate`")
+
+    def forward(self, x: Float[Tensor, "batch channel height width"], memory: SlotMemory | None = None) -> None:
+        check_images(x, self.likelihood)
+        with pyro.plate("batch", len(x)):
+            self.explain(x, Context())
+
+
+class VAEBase(BaseModel):
+    r"""Draws an image from one latent code and the context.
+
+    .. code-block:: text
+
+        z ~ p(z | c)          a normal distribution; standard without context
+        x ~ p(x | z, c, m)    m: what was read from an episode
+
+    Args:
+        shape: channels, height, width.
+        latent_dim: dimensions of z.
+        code_dim: dimensions of c; 0 for the model without memory.
+        channels: maps at each of the coarser resolutions.
+        reads: whether the decoder sees the image read from memory, by skip connections at each resolution.
+
+    References: Auto-Encoding Variational Bayes (Kingma & Welling, 2014), https://arxiv.org/abs/1312.6114
+    """
+
+    def __init__(
+        self, shape: Sequence[int], *, latent_dim: int = 32, code_dim: int = 0,
+        channels: Sequence[int] = (16, 24, 32), reads: bool = True,
+        likelihood: type[nn.Module] = BernoulliImage, name: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(name)
+        self.latent_dim = latent_dim
+        self.content = ImagePyramid(shape, channels) if reads and code_dim else None
+        self.prior = GaussianHead(code_dim, latent_dim) if code_dim else None
+        content_shapes = () if self.content is None else self.content.shapes
+        self.likelihood = likelihood(ConvDecoder(shape, latent_dim + code_dim, content_shapes, channels))
+        self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
+
+    def z_dist(self, context: Context) -> dist.Distribution:
+        """p(z | c)."""
+        if self.prior is None:
+            return dist.Normal(self.zero, torch.ones_like(self.zero)).to_event(1)
+        return self.prior(context.code)
+
+    def x_dist(self, z: Float[Tensor, "*batch latent"], context: Context) -> dist.Distribution:
+        """p(x | z, c, m)."""
+        return self.likelihood(with_code(z, context), context.content)
+
+    def explain(self, x: Float[Tensor, "*batch channel height width"] | None, context: Context) -> None:
+        z = pyro.sample("z", self.z_dist(context))
+        pyro.sample("x", self.x_dist(z, context), obs=x)
+
+    @torch.no_grad()
+    def generate(self, context: Context, shape: Sequence[int] = ()) -> Float[Tensor, "*batch channel height width"]:
+        prior = self.z_dist(context)
+        lead = torch.broadcast_shapes(tuple(shape), prior.batch_shape)
+        return self.x_dist(prior.expand(lead).sample(), context).mean

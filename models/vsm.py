@@ -1,0 +1,110 @@
+"""Variational structured memory: the generative model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+import torch
+from jaxtyping import Float, Int
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_memory.checks import check_task
+from pyro_memory.context import Context
+from pyro_memory.models.base import BaseModel
+from pyro_memory.naming import unique_name
+from pyro_memory.nets import Features
+from pyro_memory.recall import Recall
+from pyro_memory.slots import SlotMemory
+from pyro_memory.structured import StructuredMemory
+
+
+class VSM(PyroModule):
+    r"""Draws the images of a task after recalling a concept and an episode; the base model draws each of them.
+
+    .. code-block:: text
+
+        k ~ r(k | S)            semantic recall: which concept
+        s ~ r(s | k, S)         what the concept says
+        j ~ r(j | k, S)         episodic recall: which episode, or none
+        c ~ r(c | s, j, S)      the task's context
+        x ~ base(x | c, m_j)    each image, with latents of its own; m_j is what episode j shows
+
+    S is the task's support, possibly empty: ``r(. | {})`` is the generative prior. Trained with ``VSMGuide``, the bound
+    is on ``log p(Q | S)``, and the KL of each of the first four sites says what the queries had to add to the support.
+
+    Args:
+        base: the base generative model, built with ``code_dim``; any ``BaseModel``.
+        recall: a ``Recall``; the guide takes the same instance.
+
+    ``forward(x, support, memory)``: x ``[task, query, channel, height, width]``; support a ``SlotMemory`` of one set a
+    task with ``batch_dim=-2``; memory a ``StructuredMemory``. Sites ``k s j c`` in plate ``task``; ``x`` and the base
+    model's in plate ``item`` inside it. Where tasks have one query each, the bound is per image.
+
+    After: Few-shot Generation via Recalling Brain-Inspired Episodic-Semantic Memory (Duan et al., 2023,
+    https://openreview.net/forum?id=dxPcdEeQk9); of it only the abstract was at hand: the equations are this
+    package's own.
+    """
+
+    def __init__(self, base: BaseModel, recall: Recall, *, name: str | None = None) -> None:
+        super().__init__(name or unique_name(self))
+        self.base = base
+        self.recall = recall
+
+    def context(self, j: Int[Tensor, "*batch"], c: Float[Tensor, "*batch code"], memory: StructuredMemory) -> Context:
+        """What the base model is told: c, and features of the mean image of episode j (nothing for "none")."""
+        return Context(c, self._content(j, memory))
+
+    def _content(self, j: Tensor, memory: StructuredMemory) -> Features:
+        if self.base.content is None:
+            return ()
+        shown = memory.episodes.mean_item()
+        shown = torch.cat([shown, torch.zeros(1, *self.recall.shape, device=shown.device, dtype=shown.dtype)])
+        return SlotMemory(shown).read(j, self.base.content)
+
+    def forward(
+        self, x: Float[Tensor, "task query channel height width"], support: SlotMemory, memory: StructuredMemory
+    ) -> None:
+        check_task(x, support, memory, self.recall, self.base.likelihood)
+        with pyro.plate("task", len(x), dim=-2):
+            j, c = self.recall(memory, self.recall.gather(support))
+            with pyro.plate("item", x.shape[1], dim=-1):
+                self.base.explain(x, self.context(j, c, memory))
+
+    def recalled(self, support: SlotMemory, memory: StructuredMemory) -> tuple[Tensor, Tensor]:
+        """Samples ``r(h | S)``: as a guide of ``imagined`` it says what each level of recall took from the support."""
+        with pyro.plate("task", len(support.filled), dim=-2):
+            return self.recall(memory, self.recall.gather(support))
+
+    def imagined(self, support: SlotMemory, memory: StructuredMemory) -> tuple[Tensor, Tensor]:
+        """Samples ``p(h)``, the generative prior: the same with an empty support."""
+        return self.recalled(nothing_like(support), memory)
+
+    @torch.no_grad()
+    def generate(
+        self, support: SlotMemory, memory: StructuredMemory, images: int
+    ) -> Float[Tensor, "task image channel height width"]:
+        """Draws new images of each task's class; each has a recall of its own."""
+        tasks = len(support.filled)
+        evidence = self.recall.gather(support)
+        with pyro.plate("task", tasks, dim=-2), pyro.plate("item", images, dim=-1):
+            j, c = self.recall(memory, evidence)
+        return self.base.generate(self.context(j, c, memory), (tasks, images))
+
+    @torch.no_grad()
+    def decode_concepts(
+        self, s: Float[Tensor, "concept dim"], memory: StructuredMemory, images: int
+    ) -> Float[Tensor, "concept image channel height width"]:
+        """Draws images from what a concept says, no episode recalled: for replay, and to look at prototypes."""
+        none = torch.full((len(s), 1), memory.episodes.slots, device=s.device)
+        evidence = self.recall.gather(nothing_like(len(s), self.recall.shape, s))[1]
+        c = self.recall.c_dist(s.unsqueeze(1), none, memory, evidence).sample()
+        return self.base.generate(self.context(none, c, memory), (len(s), images))
+
+
+def nothing_like(support: SlotMemory | int, shape: Sequence[int] = (), like: Tensor | None = None) -> SlotMemory:
+    """An empty support for as many tasks."""
+    if isinstance(support, SlotMemory):
+        return SlotMemory(support.values[:, :0], batch_dim=-2)
+    return SlotMemory(like.new_zeros(support, 0, *shape), batch_dim=-2)

@@ -1,0 +1,124 @@
+"""Few-shot sets: tasks of a support set and queries of one class each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pyro_memory.data.images import LabelledImages
+from pyro_memory.data.seeds import generator_for
+from pyro_memory.slots import SlotMemory
+
+
+class SetTasks:
+    """Draws few-shot sets for each index: ``tasks[i]`` gives ``(x, support)``, the same for the same seed and index.
+
+    x is ``[task, query, channel, height, width]``; support a ``SlotMemory`` of one set a task (``batch_dim=-2``),
+    padded with zeros and masked. Queries and support are different images of one class, classes of an index distinct.
+
+    Args:
+        data: the images to draw from.
+        tasks: how many tasks an index has.
+        queries: how many images a task asks for.
+        shots: images of a support, or several numbers of which each task draws one; 0 is an empty support.
+        items: the width of a support, by default the most shots.
+        seed: of the tasks.
+        targets: fixed queries, one a task, ``tasks`` of them an index; the sets then have a length. A target's support
+            depends on seed and target only, and one of few shots is the beginning of one of more: rows are paired.
+
+    Raises:
+        ValueError: if the data have too few classes or images, or an argument is unusable.
+    """
+
+    def __init__(
+        self,
+        data: LabelledImages,
+        *,
+        tasks: int,
+        queries: int = 1,
+        shots: int | Sequence[int] = 5,
+        items: int | None = None,
+        seed: int = 0,
+        targets: Int[Tensor, " target"] | None = None,
+    ) -> None:
+        self.shots = torch.tensor([shots] if isinstance(shots, int) else list(shots))
+        if tasks < 1 or queries < 1 or not len(self.shots) or int(self.shots.min()) < 0:
+            raise ValueError(
+                f"`tasks` and `queries` must be at least 1 and `shots` not negative; got {tasks}, {queries}, {shots}"
+            )
+        most = int(self.shots.max())
+        self.items = most if items is None else items
+        if self.items < most:
+            raise ValueError(f"`items` must be at least the most shots, {most}; got {items}")
+        sizes = torch.tensor([len(m) for m in data.members])
+        if most + queries > int(sizes.min()):
+            raise ValueError(
+                f"`shots` and `queries` together must be at most the {int(sizes.min())} images of the smallest class; "
+                f"got {most} and {queries}"
+            )
+        if targets is None and tasks > data.classes:
+            raise ValueError(f"`tasks` must be at most the data's {data.classes} classes; got {tasks}")
+        if targets is not None and queries != 1:
+            raise ValueError(f"`queries` must be 1 with fixed `targets`, each a task of its own; got {queries}")
+        self.data, self.tasks, self.queries, self.seed, self.targets = data, tasks, queries, seed, targets
+        if targets is not None:
+            self.__class__ = _FixedSets
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "task query 1 height width"], SlotMemory]:
+        generator = generator_for(self.seed, 4, index)
+        labels = torch.randperm(self.data.classes, generator=generator)[: self.tasks]
+        wanted = self.queries + self.items
+        drawn = torch.stack([self._draw(int(label), wanted, generator) for label in labels])
+        counts = self.shots[torch.randint(len(self.shots), (self.tasks,), generator=generator)]
+        return self.data[drawn[:, : self.queries]], self._support(drawn[:, self.queries :], counts)
+
+    def _draw(self, label: int, wanted: int, generator: torch.Generator) -> Int[Tensor, " item"]:
+        members = self.data.members[label]
+        order = torch.randperm(len(members), generator=generator)[:wanted]
+        chosen = members[order]  # padding repeats an image; it is masked
+        return torch.cat([chosen, chosen[-1:].expand(wanted - len(chosen))])
+
+    def _support(self, chosen: Int[Tensor, "task item"], counts: Int[Tensor, " task"]) -> SlotMemory:
+        mask = torch.arange(self.items) < counts.unsqueeze(-1)
+        images = self.data[chosen] * mask.reshape(*mask.shape, 1, 1, 1)
+        return SlotMemory(images, mask=mask, batch_dim=-2)
+
+
+class _FixedSets(SetTasks):
+    """The sets of fixed targets: these end, and have a control."""
+
+    def __len__(self) -> int:
+        return -(-len(self.targets) // self.tasks)
+
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "task 1 1 height width"], SlotMemory]:
+        return self._sets(index, other=False)
+
+    def wrong_classes(self, index: int) -> SlotMemory:
+        """Gives supports of the same sizes, each of another class than its target's: a control."""
+        return self._sets(index, other=True)[1]
+
+    def _sets(self, index: int, other: bool) -> tuple[Tensor, SlotMemory]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"`index` must be below {len(self)}; got {index}")
+        targets = self.targets[index * self.tasks : (index + 1) * self.tasks]
+        rows = torch.stack([self._others(int(t), other) for t in targets])
+        counts = torch.stack([self._count(int(t)) for t in targets])
+        return self.data[targets].unsqueeze(1), self._support(rows, counts)
+
+    def _others(self, target: int, other: bool) -> Int[Tensor, " item"]:
+        """Images of the target's class without the target, in a fixed random order; or of another class."""
+        generator = generator_for(self.seed, 5, target)
+        label = int(self.data.labels[target])
+        if other:
+            label = (label + 1 + int(torch.randint(self.data.classes - 1, (), generator=generator))) % self.data.classes
+        members = self.data.members[label]
+        members = members[members != target]
+        order = members[torch.randperm(len(members), generator=generator)][: self.items]
+        return torch.cat([order, order[-1:].expand(self.items - len(order))])
+
+    def _count(self, target: int) -> Tensor:
+        generator = generator_for(self.seed, 6, target)
+        return self.shots[torch.randint(len(self.shots), (), generator=generator)]

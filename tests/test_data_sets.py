@@ -1,0 +1,91 @@
+"""Few-shot sets."""
+
+import pytest
+import torch
+
+from pyro_memory.data import LabelledImages, SetTasks
+
+
+def data(classes=6, each=8):
+    """Images that say which they are: pixel 0 the class, pixel 1 the member."""
+    labels = torch.arange(classes).repeat_interleave(each)
+    images = torch.zeros(classes * each, 1, 2, 2, dtype=torch.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = labels, torch.arange(each).repeat(classes)
+    return LabelledImages(images, labels, tuple(map(str, range(classes))))
+
+
+def names(images):
+    return [(int(i[0, 0, 0]), int(i[0, 0, 1])) for i in images]
+
+
+def test_queries_and_support_are_different_images_of_one_class():
+    tasks = SetTasks(data(), tasks=4, queries=2, shots=[0, 1, 3], seed=1)
+    sizes = set()
+    for index in range(30):
+        x, support = tasks[index]
+        assert x.shape == (4, 2, 1, 2, 2)
+        seen = []
+        for t in range(4):
+            asked, given = names(x[t]), names(support.values[t, support.filled[t]])
+            assert len({c for c, _ in asked + given}) == 1
+            assert len(set(asked + given)) == len(asked + given)
+            assert not support.values[t, ~support.filled[t]].any()
+            sizes.add(len(given))
+            seen.append(asked[0][0])
+        assert len(set(seen)) == 4
+    assert sizes == {0, 1, 3}
+
+
+def test_an_index_gives_the_same_task_in_any_order():
+    one, other = (SetTasks(data(), tasks=3, queries=1, shots=2, seed=5) for _ in range(2))
+    wanted = one[7]
+    other[2]
+    again = other[7]
+    assert torch.equal(wanted[0], again[0])
+    assert torch.equal(wanted[1].values, again[1].values)
+    assert not torch.equal(SetTasks(data(), tasks=3, queries=1, shots=2, seed=6)[7][0], wanted[0])
+
+
+def test_fixed_targets_have_nested_supports_without_themselves():
+    targets = torch.tensor([0, 9, 20, 3, 47])
+    rows = {n: SetTasks(data(), tasks=2, shots=n, targets=targets, seed=0) for n in (0, 2, 5)}
+    assert len(rows[5]) == 3
+    for i in range(3):
+        x, most = rows[5][i]
+        asked = names(x[:, 0])
+        assert asked == [(int(t) // 8, int(t) % 8) for t in targets[2 * i : 2 * i + 2]]
+        for t, one in enumerate(asked):
+            given = names(most.values[t])
+            assert one not in given
+            assert {c for c, _ in given} == {one[0]}
+            assert names(rows[2][i][1].values[t]) == given[:2]
+        assert rows[0][i][1].values.shape[1] == 0
+        assert rows[0][i][1].filled.shape == (len(asked), 0)
+    with pytest.raises(IndexError, match="`index` must be below 3"):
+        rows[5][3]
+
+
+def test_the_control_s_supports_are_of_another_class():
+    rows = SetTasks(data(), tasks=5, shots=3, targets=torch.arange(0, 48, 5), seed=0)
+    for i in range(len(rows)):
+        x, support = rows[i]
+        wrong = rows.wrong_classes(i)
+        assert wrong.values.shape == support.values.shape
+        for t in range(len(x)):
+            assert {c for c, _ in names(wrong.values[t])} != {names(x[t])[0][0]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": 0}, "`tasks` and `queries` must be at least 1"),
+        ({"shots": [-1]}, "`shots` not negative"),
+        ({"shots": 8}, "together must be at most the 8 images of the smallest class; got 8 and 1"),
+        ({"tasks": 7}, "`tasks` must be at most the data's 6 classes; got 7"),
+        ({"shots": 3, "items": 2}, "`items` must be at least the most shots, 3; got 2"),
+        ({"queries": 2, "targets": torch.arange(3)}, "`queries` must be 1 with fixed `targets`"),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SetTasks(data(), **{"tasks": 2, "shots": 2} | options)
