@@ -19,7 +19,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from pyro.infer import TraceGraph_ELBO
+from pyro.infer import Trace_ELBO
 from tqdm import tqdm
 
 from pyro_memory import (
@@ -27,6 +27,7 @@ from pyro_memory import (
     BoundEstimate,
     ConceptMemory,
     EpisodicMemory,
+    LeaveOneOutELBO,
     Lifetime,
     MemoryContribution,
     Recall,
@@ -70,7 +71,7 @@ def arguments():
     add("--steps", default=1500, help="training steps (default 1500)")
     add("--tasks", default=8, help="tasks a step (default 8)")
     add("--queries", default=4, help="images that a task asks for (default 4)")
-    add("--train-particles", default=2, help="K of VIMCO (default 2; diffusion trains with one)")
+    add("--train-particles", default=2, help="K of VIMCO (default 2; a diffusion model has its own)")
     add("--slots", default=24, help="episodes in memory (default 24)")
     add("--concepts", default=64)
     add("--consolidate-every", default=25, help="steps between consolidations (default 25)")
@@ -244,9 +245,9 @@ def main():
     model, guide, batches, life = build(background, args)
     one = args.base == "diffusion"
     nesting = 1 if life is None else 2
-    objective = (
-        TraceGraph_ELBO(max_plate_nesting=nesting) if one else VIMCO(args.train_particles, max_plate_nesting=nesting)
-    )
+    # A diffusion model trains on noisy factors: one particle alone, else particles that share the noise.
+    single = Trace_ELBO if life is None else LeaveOneOutELBO
+    objective = single(max_plate_nesting=nesting) if one else VIMCO(args.train_particles, max_plate_nesting=nesting)
     print(
         f"\ntraining {args.steps} steps of {args.tasks} x {args.queries} images: base {args.base}, memory {args.memory}"
     )

@@ -30,6 +30,8 @@ class HierarchicalBaseGuide(BaseGuide):
         channels: Sequence[int] = (16, 24, 32), hidden: int = 128, name: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(name)
+        if not latent_dims:
+            raise ValueError("`latent_dims` must name at least one layer; got none")
         self.layers = len(latent_dims)
         self.features = ImagePyramid(shape, channels)
         self.from_image = nn.ModuleList(nn.Linear(self.features.out_features, hidden) for _ in latent_dims)

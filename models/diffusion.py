@@ -90,7 +90,7 @@ class DiffusionBase(BaseModel):
         """Log-odds of ink, pixel by pixel, given x_t and the context."""
         level = spread((1 - self.schedule.kept[t]).sqrt())
         features = self.encoder(torch.cat([xt, level.expand(xt.shape[:-3] + (1,) + xt.shape[-2:])], -3))
-        z = with_code(_time_embedding(t / self.schedule.steps), context)
+        z = with_code(_time_embedding((t / self.schedule.steps).to(level)), context)
         return self.as_ink(self.decoder(z, _beside(features, context)), xt, t)
 
     def as_ink(self, out: Tensor, xt: Tensor, t: Int[Tensor, "*batch"]) -> Tensor:
@@ -139,15 +139,19 @@ class DiffusionBase(BaseModel):
 
         taken at e and -e; at t = 1, where the gain is infinite, it is ``-log p(x_0 | x_1)``. All t are equally likely.
         """
-        shape = _batch_shape(context, x.shape[:-3])
-        x0, steps = (2 * x - 1).expand(shape + x.shape[-3:]), self.schedule.steps
-        # Spread evenly over the images and shuffled, each t is still uniform, and the sum over images less noisy.
-        ranks = torch.randperm(math.prod(shape), device=x.device).reshape(shape)
+        own, shape = x.shape[:-3], _batch_shape(context, x.shape[:-3])
+        x0, steps = 2 * x - 1, self.schedule.steps
+        # Spread evenly over the images and shuffled, each t is still uniform, and the sum over images less noisy. What
+        # is drawn here is the same for all particles of a context: their differences do not suffer from it.
+        ranks = torch.randperm(math.prod(own), device=x.device).reshape(own)
         t = 1 + ((ranks + torch.rand((), device=x.device)) / ranks.numel() * steps).long().clamp(max=steps - 1)
         xt = self.schedule.marginal(x0, t).sample()
+        noise = torch.randn_like(xt)
+        x0, xt, noise = (value.expand(shape + x.shape[-3:]) for value in (x0, xt, noise))
+        t = t.expand(shape)
         wrong = -x0 * self.ink_logits(xt, t, context)
         gain = spread(self.schedule.gain[t].clamp(max=1e4))  # enough for softplus to vanish, and finite
-        noise = 2 * gain.sqrt() * torch.randn_like(xt)
+        noise = 2 * gain.sqrt() * noise
         left = 0.5 * (softplus(wrong - 2 * gain - noise) + softplus(wrong - 2 * gain + noise))
         last = self.schedule.marginal(x0, torch.full(shape, steps, device=x.device))
         prior = torch.distributions.kl_divergence(last, dist.Normal(torch.zeros_like(x0), 1.0))
@@ -191,7 +195,7 @@ def _batch_shape(context: Context, shape: Sequence[int]) -> torch.Size:
 
 
 def _time_embedding(t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
-    rates = torch.exp(torch.linspace(0, math.log(200.0), TIME_DIM // 2, device=t.device))
+    rates = torch.exp(torch.linspace(0, math.log(200.0), TIME_DIM // 2).to(t))
     angles = t.unsqueeze(-1) * rates
     return torch.cat([angles.sin(), angles.cos()], -1)
 

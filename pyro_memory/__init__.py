@@ -31,7 +31,7 @@ from pyro_memory.information import information_gain, token_surprise
 from pyro_memory.lifetime import Lifetime, remember
 from pyro_memory.mapped import MappedMemory
 from pyro_memory.nearest import NearestAddress, NearestCategorical
-from pyro_memory.objectives import VIMCO
+from pyro_memory.objectives import VIMCO, LeaveOneOutELBO
 from pyro_memory.rao_blackwell import RaoBlackwellELBO
 from pyro_memory.recall import Recall
 from pyro_memory.results import (
@@ -66,6 +66,7 @@ __all__ = [
     "FrozenAddress",
     "InformationGain",
     "LearnedPrior",
+    "LeaveOneOutELBO",
     "Lifetime",
     "MappedMemory",
     "MemoryContribution",

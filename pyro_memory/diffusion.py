@@ -144,6 +144,11 @@ class DenoisingPath(dist.TorchDistribution):
 
     def log_prob(self, path: Tensor) -> Tensor:
         """One pass of the denoiser a step, so that memory does not grow with T."""
+        if path.shape[-4] != self.schedule.steps:
+            raise ValueError(
+                f"a path must have the model's {self.schedule.steps} steps; got {path.shape[-4]}. Give `steps` to the "
+                "guide too"
+            )
         total = dist.Normal(0.0, 1.0).log_prob(path[..., -1, :, :, :]).sum((-3, -2, -1))
         for t in range(self.schedule.steps, 1, -1):
             xt, before = path[..., t - 1, :, :, :], path[..., t - 2, :, :, :]

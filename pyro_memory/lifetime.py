@@ -32,6 +32,9 @@ class Lifetime:
         replay: ``replay(s, items, memory)`` draws images from a concept's content, such as ``VSM.decode_concepts`` with
             its arguments in that order; None leaves converted slots free.
         replayed: how many slots to refill at a consolidation; by default half of those that are free.
+        rehearse: how many of a step's tasks, the last ones, give way to replayed episodes, where memory holds some:
+            their images, drawn from the means that replay kept, divided into support and queries. What is rehearsed is
+            not written again.
 
     Attributes:
         memory: the stores after the newest step.
@@ -52,27 +55,44 @@ class Lifetime:
         forgetting: float = 0.95,
         replay: Callable[[Tensor, int, StructuredMemory], Tensor] | None = None,
         replayed: int | None = None,
+        rehearse: int = 0,
     ) -> None:
         if consolidate_every is not None and consolidate_every < 1:
             raise ValueError(f"`consolidate_every` must be at least 1 step, or None; got {consolidate_every}")
         self.tasks, self.recall, self.memory = tasks, recall, memory
         self.consolidate_every = consolidate_every
         self.options = {"timescale": timescale, "rule": rule, "forgetting": forgetting}
-        self.replay, self.replayed = replay, replayed
-        self.newest = -1
+        self.replay, self.replayed, self.rehearse = replay, replayed, rehearse
+        self.newest, self._task = -1, None
         self.consolidation: Consolidation | None = None
 
     @torch.no_grad()
     def __getitem__(self, step: int) -> tuple[Tensor, SlotMemory, StructuredMemory]:
-        if step < self.newest:
+        if step < self.newest or (step == self.newest and self._task is None):
             raise ValueError(f"`step` must not be before {self.newest}, which was lived through; got {step}")
         x, support = self.tasks[step]
         if step > self.newest:
             if self.consolidate_every and step and step % self.consolidate_every == 0:
                 self.memory = self._settle(self.memory)
-            self.memory = remember(self.recall, self.memory, support)
-            self.newest = step
-        return x, support, self.memory
+            imagined = (self.memory.episodes.filled & self.memory.episodes.replayed).nonzero().flatten()
+            if self.rehearse and len(imagined):
+                x, support = self._rehearsed(x, support, imagined)
+            real = len(x) - self.rehearse if self.rehearse and len(imagined) else len(x)
+            self.memory = remember(self.recall, self.memory, support.select(torch.arange(real)))
+            self.newest, self._task = step, (x, support)
+        return *self._task, self.memory
+
+    def _rehearsed(self, x: Tensor, support: SlotMemory, imagined: Tensor) -> tuple[Tensor, SlotMemory]:
+        chosen = imagined[torch.randint(len(imagined), (self.rehearse,))]
+        images, counts = torch.bernoulli(self.memory.episodes.items[chosen]), self.memory.episodes.counts[chosen]
+        real, queries, width = len(x) - self.rehearse, x.shape[1], support.slots
+        left = images[:, queries : queries + width]
+        again = left.new_zeros(self.rehearse, width, *left.shape[2:])
+        again[:, : left.shape[1]] = left
+        mask = torch.arange(width) < (counts - queries).clamp(max=left.shape[1]).unsqueeze(-1)
+        values = torch.cat([support.values[:real], again])
+        masks = torch.cat([support.filled[:real], mask])
+        return torch.cat([x[:real], images[:, :queries]]), SlotMemory(values, mask=masks, batch_dim=-2)
 
     def _settle(self, memory: StructuredMemory) -> StructuredMemory:
         concepts, episodes, self.consolidation = consolidate(memory.concepts, memory.episodes, **self.options)
@@ -97,7 +117,7 @@ class Lifetime:
         if "newest" not in state:
             raise ValueError("`state` must hold stores and step, as `state_dict` gives them; the checkpoint has none")
         state = dict(state)
-        self.newest = int(state.pop("newest"))
+        self.newest, self._task = int(state.pop("newest")), None
         self.memory = StructuredMemory.from_tensors(state)
 
 

@@ -35,15 +35,18 @@ class Weights:
     scale: float | Tensor
 
 
-def weigh(model_trace: Trace, guide_trace: Trace) -> Weights:
+def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False) -> Weights:
     """Computes the weights of one pair of traces; without vectorised particles the first dimension has size 1.
+
+    Args:
+        noisy: whether factors marked as noisy may take part, for an objective that averages log weights.
 
     Raises:
         ValueError: if a latent lies outside the plate that holds the data, a latent is missing in model or guide,
             a plate inside a datum is subsampled, or a factor is marked as noisy: no per-datum weight exists then.
     """
     model_sites, guide_sites = stochastic_sites(model_trace), stochastic_sites(guide_trace)
-    _check_pairing(model_sites, guide_sites)
+    _check_pairing(model_sites, guide_sites, noisy)
     sites = [*model_sites.values(), *guide_sites.values()]
     particles, outer = _kept_frames(sites)
     plates_scale = math.prod((f.full_size or f.size) / f.size for f in outer)
@@ -76,12 +79,12 @@ def stochastic_sites(trace: Trace) -> dict[str, dict[str, Any]]:
     }
 
 
-def _check_pairing(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+def _check_pairing(model_sites: dict[str, Any], guide_sites: dict[str, Any], noisy: bool) -> None:
     for name, site in {**model_sites, **guide_sites}.items():
-        if site["infer"].get("noisy"):
+        if site["infer"].get("noisy") and not noisy:
             raise ValueError(
                 f"site `{name}` is marked as noisy: it estimates its log-probability, and the logarithm of a mean of "
-                "such weights bounds nothing. Train with Trace_ELBO, or use a factor that is exact"
+                "such weights bounds nothing. Train with LeaveOneOutELBO or Trace_ELBO, or use a factor that is exact"
             )
     latents = [name for name, site in model_sites.items() if not site["is_observed"]]
     missing = [name for name in latents if name not in guide_sites]

@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch.testing import assert_close
 
-from pyro_memory import VIMCO, importance_bound
+from pyro_memory import VIMCO, LeaveOneOutELBO, importance_bound
 from pyro_memory.objectives import leave_one_out_bound
 
 SLOTS, DATA = 3, 2
@@ -299,3 +299,46 @@ def test_bad_arguments_are_refused():
         VIMCO(1)
     with pytest.raises(ValueError, match="`baseline` must be one of"):
         VIMCO(2, baseline="harmonic")
+
+
+@pytest.mark.parametrize("particles", [2, 3])
+def test_leave_one_out_has_the_mean_gradient_and_value_of_the_exact_bound_of_one_sample(particles):
+    toy = Mixture()
+    bound = toy.exact_bound(1)
+    (-bound).backward()
+    exact = gradients(toy)
+    mean, se = mean_gradient(LeaveOneOutELBO(particles, max_plate_nesting=1))
+    assert ((mean - exact).abs() < 5 * se + 1e-9).all()
+    assert se.max() < 0.1 * exact.abs().max()
+    many = Mixture(20_000)
+    loss = LeaveOneOutELBO(particles, max_plate_nesting=1).loss(many.model, many.guide) / 20_000
+    assert abs(loss + bound.item()) < 0.05
+
+
+def test_leave_one_out_takes_a_noisy_factor_whose_common_noise_cancels():
+    """A factor with noise that all particles share moves no gradient of the guide, and its mean is what counts."""
+    toy = Mixture(300)
+    common = torch.randn(600, dtype=torch.float64) * 1000
+
+    def noisy():
+        with pyro.plate("batch", 600):
+            a = pyro.sample("a", dist.Categorical(logits=torch.zeros(SLOTS, dtype=torch.float64)))
+            z = pyro.sample("z", dist.Normal(toy.means[a], torch.ones_like(toy.noise)))
+            pyro.sample("x", dist.Normal(z + toy.shift[a], toy.noise), obs=toy.x[toy.index])
+            factor = dist.Unit(common)
+            pyro.sample("noise", factor, obs=factor.sample(), infer={"noisy": True})
+
+    rows = []
+    for model in (toy.model, noisy):
+        pyro.set_rng_seed(0)
+        toy.zero_grad()
+        LeaveOneOutELBO(2, max_plate_nesting=1).loss_and_grads(model, toy.guide)
+        rows.append(gradients(toy))
+    assert_close(*rows)
+    with pytest.raises(ValueError, match="marked as noisy"):
+        VIMCO(2, max_plate_nesting=1).loss(noisy, toy.guide)
+
+
+def test_leave_one_out_needs_two_particles():
+    with pytest.raises(ValueError, match="`num_particles` must be at least 2"):
+        LeaveOneOutELBO(1)

@@ -313,6 +313,25 @@ def test_a_lifetime_writes_converts_and_replays():
         one[2]
 
 
+def test_rehearsed_tasks_are_replayed_episodes_and_are_not_written_again():
+    _, _, one = life(tasks=4, rehearse=2)
+    for step in range(4):
+        one[step]
+    before = one.memory.episodes
+    assert bool((before.replayed & before.filled).any())
+    x, support, memory = one[4]
+    plain, own = one.tasks[4]
+    assert torch.equal(x[:2], plain[:2])
+    assert torch.equal(support.values[:2], own.values[:2])
+    assert not torch.equal(x[2:], plain[2:])
+    assert x.shape == plain.shape
+    assert set(x[2:].unique().tolist()) <= {0.0, 1.0}
+    assert int((support.filled[2:]).sum()) == 2  # episodes of three images: two asked for, one left
+    assert int((memory.episodes.ages == 0).sum() + (memory.episodes.ages == 1).sum()) == 2
+    again = one[4]
+    assert torch.equal(again[0], x)
+
+
 def test_a_lifetime_resumes_bit_for_bit(tmp_path):
     results = []
     for stops in ([7], [4, 7]):

@@ -1,5 +1,6 @@
 """Images, text and series, and the tasks drawn from them."""
 
+from pyro_memory.data.digit_pairs import digit_pairs
 from pyro_memory.data.digits import mnist
 from pyro_memory.data.glyphs import glyphs
 from pyro_memory.data.images import LabelledImages
@@ -9,6 +10,7 @@ from pyro_memory.data.omniglot import omniglot
 from pyro_memory.data.recall import RecallTasks
 from pyro_memory.data.series import SERIES, Series, SeriesWindows, load_series
 from pyro_memory.data.sets import SetTasks
+from pyro_memory.data.stream import ClassStream
 from pyro_memory.data.tasks import FewShotTasks
 from pyro_memory.data.text import CharacterText, TextBatches, load_text
 
@@ -17,6 +19,7 @@ __all__ = [
     "NAMES",
     "SERIES",
     "CharacterText",
+    "ClassStream",
     "FewShotTasks",
     "LabelledImages",
     "NeedleTasks",
@@ -25,6 +28,7 @@ __all__ = [
     "SeriesWindows",
     "SetTasks",
     "TextBatches",
+    "digit_pairs",
     "glyphs",
     "load_images",
     "load_series",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pyro_memory.data.digit_pairs import digit_pairs
 from pyro_memory.data.digits import mnist
 from pyro_memory.data.glyphs import glyphs
 from pyro_memory.data.images import LabelledImages
 from pyro_memory.data.omniglot import omniglot
 
-NAMES = ("glyphs", "omniglot", "omniglot26", "mnist")
+NAMES = ("glyphs", "omniglot", "omniglot26", "mnist", "digit-pairs")
 
 
 def load_images(name: str, split: str, root: str | Path | None = None) -> LabelledImages:
-    """Loads "glyphs", "omniglot" (28x28), "omniglot26" or "mnist".
+    """Loads "glyphs", "omniglot" (28x28), "omniglot26", "mnist" or "digit-pairs" (two MNIST digits).
 
     Args:
         name: which set.
@@ -28,6 +29,8 @@ def load_images(name: str, split: str, root: str | Path | None = None) -> Labell
         raise ValueError(f"`name` must be one of {', '.join(NAMES)}; got {name!r}")
     if name == "glyphs":
         return glyphs(split)
+    if name == "digit-pairs":
+        return digit_pairs(split, root=root)
     if name == "mnist":
         return mnist({"background": "train", "evaluation": "test"}.get(split, split), root=root)
     return omniglot(split, size=26 if name == "omniglot26" else 28, root=root)
