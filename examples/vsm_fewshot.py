@@ -26,11 +26,13 @@ from pyro_memory import (
     VIMCO,
     BoundEstimate,
     ConceptMemory,
+    Context,
     EpisodicMemory,
     LeaveOneOutELBO,
     Lifetime,
     MemoryContribution,
     Recall,
+    SlotMemory,
     StructuredMemory,
     fit,
     importance_bound,
@@ -40,6 +42,7 @@ from pyro_memory import (
 )
 from pyro_memory.data import NAMES, SetTasks, load_images
 from pyro_memory.guides import DiffusionBaseGuide, HierarchicalBaseGuide, VAEBaseGuide, VSMGuide
+from pyro_memory.metrics import class_agreement, frechet_distance, prototype_sets, train_classifier
 from pyro_memory.models import VSM, DiffusionBase, HierarchicalBase, VAEBase
 from pyro_memory.plotting import plot_images, plot_levels
 
@@ -78,7 +81,8 @@ def arguments():
     add("--dim", default=16, help="dimensions of an embedding (default 16)")
     add("--channels", nargs="+", default=[8, 16, 32], help="maps of the pyramids")
     add("--evaluate", default=200, help="test images, shared by all rows (default 200)")
-    add("--particles", default=100, help="K of the test bounds (default 100)")
+    add("--particles", default=100, help="K of the test bounds (default 100; diffusion: 8 paths at most)")
+    add("--classifier-steps", default=0, help="train a classifier so long, to judge generated images in its features")
     parser.add_argument("--learning-rate", metavar="X", type=float, default=2e-3)
     add("--seed", default=0)
     parser.add_argument("--device", default="cpu")
@@ -194,6 +198,38 @@ def contribution(model, guide, life, evaluation, bounds, args):
     return MemoryContribution(bounds[5], others)
 
 
+@torch.no_grad()
+def sample_quality(model, life, background, evaluation, args):
+    """Images generated from five of each of 100 unseen classes, judged in a classifier's features."""
+    with torch.enable_grad():
+        judge = train_classifier(background, steps=args.classifier_steps, seed=args.seed)
+    print(judge)
+    chosen = torch.randperm(evaluation.classes, generator=torch.Generator().manual_seed(3))[:100]
+    support, real, examples = prototype_sets(evaluation, chosen, support=5)
+    images = []
+    for part in tqdm(support.split(20), desc="generating", leave=False):
+        if life is None:
+            images.append(model.generate(Context(), (len(part), 7)))
+            continue
+        given = SlotMemory(evaluation[part], batch_dim=-2).to(args.device)
+        images.append(model.generate(given, view(remember(model.recall, life.memory, given), args.memory), 7))
+    new, real, examples = (
+        judge.features(i) for i in (torch.bernoulli(torch.cat(images).cpu()), evaluation[real], evaluation[examples])
+    )
+    distance, floor = (frechet_distance(t.flatten(0, 1), examples.flatten(0, 1)) for t in (new, real))
+    agreement = class_agreement(new, real, examples)
+    print(
+        f"class agreement {agreement.agreement:.3f} ({agreement.se:.3f}); real images {agreement.real:.3f} "
+        f"({agreement.real_se:.3f}), chance {agreement.chance:.3f}\n"
+        f"Frechet distance {distance.distance:.2f} ({distance.se:.2f}); "
+        f"real images {floor.distance:.2f} ({floor.se:.2f})"
+    )
+    return {
+        "classifier_accuracy": judge.accuracy, "agreement": agreement.to_dict(), "frechet": distance.to_dict(),
+        "frechet_of_real": floor.to_dict(),
+    }  # fmt: skip
+
+
 def draw_generations(model, life, evaluation, args, path):
     """Support images, and new ones of their class."""
     sets = SetTasks(evaluation, tasks=8, shots=5, seed=2)
@@ -209,8 +245,6 @@ def draw_generations(model, life, evaluation, args, path):
 
 
 def draw_alone(model, args, path):
-    from pyro_memory import Context
-
     fig, ax = plt.subplots(figsize=(8, 2), layout="constrained")
     plot_images([model.generate(Context(), (16,)).cpu() for _ in range(3)], ax=ax)
     ax.set_title("Images from the base model alone")
@@ -274,6 +308,8 @@ def main():
         "training_cpu_seconds_this_call": cpu,
         "bounds": {s: b.to_dict() | {"each": [round(v, 2) for v in b.bound.tolist()]} for s, b in bounds.items()},
     }  # fmt: skip
+    if args.classifier_steps:
+        record["samples"] = sample_quality(model, life, background, evaluation, args)
     if life is None:
         draw_alone(model, args, args.out / "samples.png")
     else:

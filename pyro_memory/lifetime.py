@@ -38,7 +38,7 @@ class Lifetime:
 
     Attributes:
         memory: the stores after the newest step.
-        consolidations: the record of the newest consolidation, or None.
+        consolidation: the record of the newest consolidation, or None.
 
     Cost of a step: one pass of the encoder over the supports; at a consolidation, O(episodes x concepts x dim).
     """
@@ -70,7 +70,8 @@ class Lifetime:
     def __getitem__(self, step: int) -> tuple[Tensor, SlotMemory, StructuredMemory]:
         if step < self.newest or (step == self.newest and self._task is None):
             raise ValueError(f"`step` must not be before {self.newest}, which was lived through; got {step}")
-        x, support = self.tasks[step]
+        device = self.memory.concepts.loc.device
+        x, support = (part.to(device) for part in self.tasks[step])
         if step > self.newest:
             if self.consolidate_every and step and step % self.consolidate_every == 0:
                 self.memory = self._settle(self.memory)
