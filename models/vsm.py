@@ -79,7 +79,7 @@ class VSM(PyroModule):
 
     def imagined(self, support: SlotMemory, memory: StructuredMemory) -> tuple[Tensor, Tensor]:
         """Samples ``p(h)``, the generative prior: the same with an empty support."""
-        return self.recalled(nothing_like(support), memory)
+        return self.recalled(nothing_for(len(support.filled), support.values, self.recall.shape), memory)
 
     @torch.no_grad()
     def generate(
@@ -98,13 +98,11 @@ class VSM(PyroModule):
     ) -> Float[Tensor, "concept image channel height width"]:
         """Draws images from what a concept says, no episode recalled: for replay, and to look at prototypes."""
         none = torch.full((len(s), 1), memory.episodes.slots, device=s.device)
-        evidence = self.recall.gather(nothing_like(len(s), self.recall.shape, s))[1]
+        evidence = self.recall.gather(nothing_for(len(s), s, self.recall.shape))[1]
         c = self.recall.c_dist(s.unsqueeze(1), none, memory, evidence).sample()
         return self.base.generate(self.context(none, c, memory), (len(s), images))
 
 
-def nothing_like(support: SlotMemory | int, shape: Sequence[int] = (), like: Tensor | None = None) -> SlotMemory:
-    """An empty support for as many tasks."""
-    if isinstance(support, SlotMemory):
-        return SlotMemory(support.values[:, :0], batch_dim=-2)
-    return SlotMemory(like.new_zeros(support, 0, *shape), batch_dim=-2)
+def nothing_for(tasks: int, like: Tensor, shape: Sequence[int]) -> SlotMemory:
+    """An empty support for each of some tasks."""
+    return SlotMemory(like.new_zeros(tasks, 0, *shape), batch_dim=-2)
