@@ -201,6 +201,10 @@ def _base(fn: dist.Distribution) -> Any:
 
 def _kl(q: Site, p: Site) -> tuple[Tensor, str]:
     """KL(q || p) for each draw of the ancestors, and how it was taken."""
+    if _by_logits(q["fn"]) and _by_logits(p["fn"]):
+        # torch calls it infinite where a probability of p underflows, whatever little q puts there.
+        probs = q["fn"].probs
+        return torch.where(probs > 0, probs * (q["fn"].logits - p["fn"].logits), 0.0).sum(-1), "closed form"
     try:
         return torch.distributions.kl_divergence(q["fn"], p["fn"]), "closed form"
     except NotImplementedError:
@@ -212,6 +216,10 @@ def _kl(q: Site, p: Site) -> tuple[Tensor, str]:
         term = log_q.exp() * (log_q - p["fn"].log_prob(values))
         return torch.where(log_q == -math.inf, 0.0, term).sum(0), "enumerated"
     return fn.log_prob(q["value"]) - p["fn"].log_prob(q["value"]), "Monte Carlo"
+
+
+def _by_logits(fn: dist.Distribution) -> bool:
+    return isinstance(fn, torch.distributions.Categorical) and fn._param is vars(fn).get("logits")
 
 
 def _site(kl: Tensor, method: str, site: Site, plates: list[Any], unit: str) -> SiteInformation:

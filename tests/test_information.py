@@ -252,3 +252,18 @@ def test_a_guide_without_a_density_for_each_latent_is_refused(guide):
     model = Global()
     with pytest.raises(ValueError, match=r"a density; w is a point there, or drawn together .* Use AutoNormal"):
         information_gain(model, guide(model), X)
+
+
+def test_a_prior_that_underflows_does_not_make_the_gain_infinite():
+    """Both addresses are all but certain: log p is -200 where q has e^-90."""
+
+    def program(other):
+        with pyro.plate("batch", 2):
+            pyro.sample("a", dist.Categorical(logits=torch.tensor([0.0, other])))
+
+    gain = information_gain(lambda: program(-200.0), lambda: program(-90.0), max_plate_nesting=1)
+    assert_close(gain["a"].kl, torch.zeros(2), atol=1e-30, rtol=0)
+    gain = information_gain(lambda: program(-200.0), lambda: program(0.0), max_plate_nesting=1)
+    assert_close(gain["a"].kl, torch.full((2,), 0.5 * 200 - torch.tensor(2.0).log().item()))
+    gain = information_gain(lambda: program(-float("inf")), lambda: program(0.0), max_plate_nesting=1)
+    assert gain["a"].kl.isinf().all()
