@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu bench bench-gpu lint format examples wheel clean
+.PHONY: help install demo test test-gpu results bench bench-gpu lint format examples wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: install ## run the tests
 test-gpu: ## run the kernels' tests on a GPU, at larger shapes and in all dtypes
 	$(GPU_PYTHON) benchmarks/kernels_gpu.py --check
 	$(GPU_PYTHON) benchmarks/bare.py tests/test_memory_triton.py tests/test_decay_scan.py
+
+results: install ## run the recipes of up to MINUTES (15) and rebuild the tables of docs from what they leave
+	$(RUN) examples/results.py --minutes $(or $(MINUTES),15)
 
 bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figures in out
 	$(RUN) benchmarks/step_cost.py
@@ -63,6 +66,7 @@ examples: install ## run every example at a few steps
 	$(RUN) examples/titans_recall.py --steps 4 --evaluate 8 --batch 8 --out out/examples/titans_recall
 	$(RUN) examples/titans_language.py --steps 4 --batch 4 --evaluate 2048 --out out/examples/titans_language
 	$(RUN) examples/titans_forecast.py --steps 4 --batch 8 --draws 5 --out out/examples/titans_forecast
+	$(RUN) examples/vma_templates.py --steps 20 --evaluate 20 --particles 10 --slots 8 64 --out out/examples/templates
 	$(RUN) examples/vma_large.py --steps 5 --slots 2000 --evaluate 8 --particles 10 --out out/examples/large
 	$(RUN) benchmarks/addressing.py --slots 1000 --mapped 2000 --repeats 1 --out out/examples/addressing
 

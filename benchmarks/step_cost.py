@@ -1,9 +1,10 @@
 """What Pyro costs: an SVI step of VMA against the same step written by hand in plain PyTorch.
 
-Same networks (the paper's MLPs), same samples, same VIMCO gradient, same fused Adam, validation off on both sides.
-First checks that both give one loss and one gradient from one seed; then times them in turn, in one run, at batches of
-64 and 256 and memories of 32 to 4,096 slots, and prints medians of pairs. Writes step_cost.json and step_cost.png to
---out.
+Same networks, same samples, same VIMCO gradient, same fused Adam, validation off on both sides. Networks are small
+convolutions, those of the Omniglot results, and the paper's MLPs, whose steps are so short that Pyro's share is at its
+largest. First checks that both give one loss and one gradient from one seed; then times them in turn, in one run, at
+batches of 64 and 256 and memories of 32 to 4,096 slots (convolutions: to 512), and prints medians of pairs. Writes
+step_cost.json and step_cost.png to --out.
 
     python benchmarks/step_cost.py
 """
@@ -30,16 +31,13 @@ K, SHAPE = 4, (1, 28, 28)
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=("conv", "mlp"), default=["conv", "mlp"])
     parser.add_argument("--batches", metavar="N", nargs="+", type=int, default=[64, 256])
     parser.add_argument("--slots", metavar="N", nargs="+", type=int, default=[32, 128, 512, 2048, 4096])
     parser.add_argument("--repeats", metavar="N", type=int, default=40, help="pairs of steps at each size (default 40)")
     parser.add_argument("--threads", metavar="N", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/step_cost"))
     return parser.parse_args()
-
-
-def features(net, images):
-    return torch.relu(net.net(images.flatten(-3)))
 
 
 def normal(head, hidden):
@@ -54,22 +52,19 @@ def log_normal(z, loc, scale):
 def by_hand(model, guide, x, slots):
     """The negative bound with VIMCO's surrogate, as one would write it for this model alone."""
     batch, count = len(x), len(slots)
-    embed = guide.address.query
-    query, key = (embed.project(features(embed.features, images)) for images in (x, slots))
+    query, key = guide.address.query(x), guide.address.query(slots)
     log_q = (query @ normalize(key, dim=-1).mT).log_softmax(-1)
     a = log_q.detach().exp().expand(K, batch, count).reshape(-1, count).multinomial(1).reshape(K, batch)
     log_q_a = log_q.expand(K, batch, count).gather(-1, a.unsqueeze(-1)).squeeze(-1)
     both = torch.cat([x.expand(K, *x.shape), slots[a]], -3)
-    loc, scale = normal(guide.encoder.head, features(guide.encoder.features, both))
+    loc, scale = normal(guide.encoder.head, guide.encoder.features(both)[-1].flatten(2))
     z = loc + scale * torch.randn_like(loc)
-    if count < K * batch:
-        content = features(model.content, slots)
-        prior_loc, prior_scale = (t[a] for t in normal(model.prior.head, content))
-        content = content[a]
-    else:
-        content = features(model.content, slots[a])
-        prior_loc, prior_scale = normal(model.prior.head, content)
-    logits = model.likelihood.decoder.net(torch.cat([z, content], -1))
+    once = count < K * batch  # each slot's features once, or each read's
+    content = model.content(slots if once else slots[a])
+    prior_loc, prior_scale = normal(model.prior.head, content[-1].flatten(-model.prior.event_dim))
+    if once:
+        content, prior_loc, prior_scale = tuple(t[a] for t in content), prior_loc[a], prior_scale[a]
+    logits = model.likelihood.decoder(z, content).flatten(2)
     target = x.flatten(1).expand(K, -1, -1)
     log_x = -binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
     log_w = log_x + log_normal(z, prior_loc, prior_scale) - math.log(count) - log_normal(z, loc, scale) - log_q_a
@@ -83,14 +78,16 @@ def by_hand(model, guide, x, slots):
     return -(bound + score - score.detach()).sum()
 
 
-def pair():
+def pair(networks):
     torch.manual_seed(0)
-    return VMA.mlp(SHAPE), VMAGuide.mlp(SHAPE)
+    if networks == "mlp":
+        return VMA.mlp(SHAPE), VMAGuide.mlp(SHAPE)
+    return tuple(c.convolutional(SHAPE, 64, (24, 48, 64)) for c in (VMA, VMAGuide))
 
 
-def check(x, slots):
+def check(networks, x, slots):
     """Both give one loss and one gradient from one seed."""
-    model, guide = pair()
+    model, guide = pair(networks)
     parameters = [*model.parameters(), *guide.parameters()]
     found = []
     for loss in (
@@ -104,11 +101,11 @@ def check(x, slots):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * other.abs().max().item())
 
 
-def steppers(x, slots):
+def steppers(networks, x, slots):
     """A step by Pyro and one by hand, each on a pair of its own."""
     steps = []
     for name in ("pyro", "hand"):
-        model, guide = pair()
+        model, guide = pair(networks)
         parameters = [*model.parameters(), *guide.parameters()]
         optimizer = torch.optim.Adam(parameters, 1e-4, fused=True)
         objective, memory = VIMCO(K, max_plate_nesting=1), SlotMemory(slots)
@@ -127,11 +124,11 @@ def steppers(x, slots):
     return steps
 
 
-def measure(batch, count, repeats):
+def measure(networks, batch, count, repeats):
     torch.manual_seed(0)
     x, slots = ((torch.rand(n, *SHAPE) < 0.1).float() for n in (batch, count))
-    check(x, slots)
-    steps = steppers(x, slots)
+    check(networks, x, slots)
+    steps = steppers(networks, x, slots)
     times = [[], []]
     for repeat in range(repeats + 3):
         for which in (0, 1) if repeat % 2 else (1, 0):
@@ -142,20 +139,20 @@ def measure(batch, count, repeats):
     ratios = sorted(a / b for a, b in zip(*times, strict=True))
     low, high = ratios[len(ratios) // 5], ratios[4 * len(ratios) // 5]
     return {
-        "batch": batch, "slots": count, "pyro_ms": 1e3 * statistics.median(times[0]),
+        "networks": networks, "batch": batch, "slots": count, "pyro_ms": 1e3 * statistics.median(times[0]),
         "hand_ms": 1e3 * statistics.median(times[1]), "ratio": statistics.median(ratios), "low": low, "high": high,
     }  # fmt: skip
 
 
 def draw(rows, path):
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for i, batch in enumerate(dict.fromkeys(row["batch"] for row in rows)):
-        own = [row for row in rows if row["batch"] == batch]
-        slots = [row["slots"] for row in own]
-        left.plot(slots, [row["pyro_ms"] for row in own], f"C{i}-o", label=f"Pyro, batch {batch}")
-        left.plot(slots, [row["hand_ms"] for row in own], f"C{i}--", label=f"by hand, batch {batch}")
+    for i, case in enumerate(dict.fromkeys((row["networks"], row["batch"]) for row in rows)):
+        own = [row for row in rows if (row["networks"], row["batch"]) == case]
+        slots, label = [row["slots"] for row in own], f"{case[0]}, batch {case[1]}"
+        left.plot(slots, [row["pyro_ms"] for row in own], f"C{i}-o", label=f"{label}: Pyro")
+        left.plot(slots, [row["hand_ms"] for row in own], f"C{i}--", label=f"{label}: by hand")
         bars = [[row["ratio"] - row["low"] for row in own], [row["high"] - row["ratio"] for row in own]]
-        right.errorbar(slots, [row["ratio"] for row in own], bars, fmt=f"C{i}-o", capsize=3, label=f"batch {batch}")
+        right.errorbar(slots, [row["ratio"] for row in own], bars, fmt=f"C{i}-o", capsize=3, label=label)
     right.axhline(1, color="0.6", linewidth=0.8)
     left.set(xscale="log", yscale="log", xlabel="slots in memory", ylabel="ms a step (median)", title="Time of a step")
     right.set(xscale="log", xlabel="slots in memory", ylabel="Pyro / by hand", title="Ratio (median, 20% to 80%)")
@@ -168,13 +165,14 @@ def main():
     args = arguments()
     torch.set_num_threads(args.threads)
     pyro.enable_validation(False)
-    sizes = [(batch, count) for batch in args.batches for count in args.slots]
-    rows = [measure(batch, count, args.repeats) for batch, count in tqdm(sizes, leave=False)]
-    print(f"{'batch':>6}{'slots':>7}{'Pyro, ms':>11}{'hand, ms':>11}{'ratio':>8}   20% to 80%")
+    sizes = [(n, b, s) for n in args.networks for b in args.batches for s in args.slots if n == "mlp" or s <= 512]
+    rows = [measure(*size, args.repeats) for size in tqdm(sizes, leave=False)]
+    head = f"{'networks':>9}{'batch':>6}{'slots':>7}{'Pyro, ms':>11}{'hand, ms':>11}{'ratio':>8}"
+    print(f"{head}   20% to 80%")
     for r in rows:
         print(
-            f"{r['batch']:>6}{r['slots']:>7}{r['pyro_ms']:>11.2f}{r['hand_ms']:>11.2f}{r['ratio']:>8.3f}   "
-            f"{r['low']:.3f} to {r['high']:.3f}"
+            f"{r['networks']:>9}{r['batch']:>6}{r['slots']:>7}{r['pyro_ms']:>11.2f}{r['hand_ms']:>11.2f}"
+            f"{r['ratio']:>8.3f}   {r['low']:.3f} to {r['high']:.3f}"
         )
     args.out.mkdir(parents=True, exist_ok=True)
     draw(rows, args.out / "step_cost.png")

@@ -6,12 +6,14 @@ it again to go on from there.
 
     python examples/vma_fewshot.py
     torchrun --nproc-per-node 2 examples/vma_fewshot.py
-    python examples/vma_fewshot.py --data omniglot --data-dir FOLDER --steps 20000 --channels 48 48 64
+    python examples/vma_fewshot.py --data omniglot --data-dir FOLDER --steps 20000 --channels 24 48 64 --latent-dim 64
+    python examples/vma_fewshot.py --data omniglot --data-dir FOLDER --pretrained omniglot28 --test-classes 1
 """
 
 import argparse
 import json
 import os
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -29,15 +31,14 @@ from pyro_memory import (
     fit,
     importance_bound,
     information_gain,
+    load_pretrained,
+    save_pretrained,
     warm_cosine,
 )
-from pyro_memory.data import NAMES, FewShotTasks, load_images
+from pyro_memory.data import LICENCES, NAMES, FewShotTasks, load_images
 from pyro_memory.guides import VAEGuide, VMAGuide
 from pyro_memory.models import VAE, VMA
 from pyro_memory.plotting import plot_images
-
-SHOTS = (1, 2, 4, 8)
-CLASSES = (1, 2, 4)
 
 
 def arguments():
@@ -51,22 +52,38 @@ def arguments():
     add("--classes", default=8, help="classes in memory while training (default 8)")
     add("--shots", default=4, help="examples a class while training (default 4)")
     add("--train-particles", default=4, help="K of VIMCO (default 4)")
+    parser.add_argument(
+        "--turned", metavar="X", type=float, default=0.0, help="share of training tasks turned or mirrored (default 0)"
+    )
+    add("--test-classes", nargs="+", default=[1, 2, 4], help="classes in memory in the table's rows (default 1 2 4)")
+    add("--test-shots", nargs="+", default=[1, 2, 4, 8], help="examples a class in its columns (default 1 2 4 8)")
+    add("--curve", default=4, help="bounds of unseen classes on the way, 20 particles (default 4 of them)")
     add("--evaluate", default=128, help="test targets, shared by all rows (default 128)")
     add("--particles", default=100, help="K of the test bounds (default 100)")
     add("--latent-dim", default=32)
-    add("--channels", nargs="+", default=[16, 24, 32], help="maps of the pyramids (the paper's size: 48 48 64)")
+    add("--channels", nargs="+", default=[16, 32, 48], help="maps at a half, a quarter, an eighth of the resolution")
     parser.add_argument("--learning-rate", metavar="X", type=float, default=2e-3)
     parser.add_argument(
         "--none-slot", action="store_true", help='give VMA a "none" slot and empty every eighth memory while training'
     )
     add("--seed", default=0)
+    parser.add_argument("--pretrained", metavar="NAME", help="measure the weights vae-NAME and vma-NAME; train nothing")
+    parser.add_argument("--name", help="of the weights that are left in --out/weights (default: the data's)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
     return parser.parse_args()
 
 
-def train(name, model, guide, tasks, args):
+def train(name, model, guide, tasks, evaluation, args):
     print(f"\ntraining the {name}: {args.steps} steps of {args.batch} images, {args.train_particles} particles")
+    unseen = test_tasks(evaluation, 1, 4, args)
+
+    def on_the_way(step):
+        parts = [
+            importance_bound(model, guide, *unseen[i], particles=20, max_plate_nesting=1) for i in range(len(unseen))
+        ]
+        return {"unseen": BoundEstimate.cat(parts).mean}
+
     return fit(
         model,
         guide,
@@ -80,7 +97,41 @@ def train(name, model, guide, tasks, args):
         resume=not args.fresh,
         seed=args.seed,
         device=args.device,
+        evaluate=on_the_way,
+        evaluate_every=max(1, args.steps // args.curve),
     )
+
+
+def untrained(background, args):
+    """The pairs, and how ``load_pretrained`` builds them again."""
+    size = {"shape": list(background.shape), "latent_dim": args.latent_dim, "channels": args.channels}
+    sizes = {"VAE": size, "VMA": size | {"none_slot": args.none_slot}}
+    classes = {"VAE": (VAE, VAEGuide), "VMA": (VMA, VMAGuide)}
+    build = {
+        name: {"model": (f"{name}.convolutional", sizes[name]), "guide": (f"{name}Guide.convolutional", sizes[name])}
+        for name in classes
+    }
+    torch.manual_seed(args.seed)
+    return {name: tuple(c.convolutional(**sizes[name]) for c in pair) for name, pair in classes.items()}, build
+
+
+def leave_weights(pairs, build, results, numbers, args):
+    """Weights in half precision with a card each, ready for ``load_pretrained``."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    for name, pair in pairs.items():
+        trained = f"{results[name].steps} steps of {args.batch} images, K = {args.train_particles}, seed {args.seed}"
+        facts = {
+            "about": f"{name} trained on {args.data}",
+            "data": f"{args.data}, background classes; measured on evaluation classes",
+            "licence": LICENCES[args.data],
+            "protocol": f"VMA's: the target is never in memory; {args.evaluate} targets, K = {args.particles}",
+            "numbers": numbers[name],
+            "training": trained,
+            "commit": commit.stdout.strip() or "unknown",
+        }
+        file = f"{name.lower()}-{args.name or args.data}"
+        card = save_pretrained(file, *pair, build=build[name], facts=facts, folder=args.out / "weights")
+        print(f"\n{card}")
 
 
 class SometimesEmpty:
@@ -99,46 +150,69 @@ def test_tasks(data, classes, shots, args):
     generator = torch.Generator().manual_seed(args.seed)
     targets = torch.randperm(len(data), generator=generator)[: args.evaluate]
     return FewShotTasks(
-        data, classes=classes, shots=shots, targets=32, per_target=True, seed=args.seed, target_indices=targets
+        data, classes=classes, shots=shots, targets=8, per_target=True, seed=args.seed, target_indices=targets
     )
 
 
 def bound(name, model, guide, tasks, args, wrong=False):
+    """The bound of each target; kept in --out, so that a long table goes on where it was cut off."""
+    cell = (
+        "-".join(map(str, (name, args.pretrained or args.steps, args.evaluate, args.particles, args.seed)))
+        .lower()
+        .replace(" ", "-")
+    )
+    path = args.out / "cells" / f"{cell}.pt"
+    if path.exists() and not args.fresh:
+        return BoundEstimate(**torch.load(path), particles=args.particles)
+    torch.manual_seed(args.seed)
     parts = []
     for i in tqdm(range(len(tasks)), desc=name, leave=False):
         x, memory = tasks[i]
         memory = tasks.wrong_classes(i) if wrong else memory
         x, memory = x.to(args.device), memory.to(args.device)
-        parts.append(importance_bound(model, guide, x, memory, particles=args.particles, max_plate_nesting=1))
-    return BoundEstimate.cat(parts)
+        parts.append(
+            importance_bound(model, guide, x, memory, particles=args.particles, chunk_size=250, max_plate_nesting=1)
+        )
+    estimate = BoundEstimate.cat(parts)
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"bound": estimate.bound, "effective_particles": estimate.effective_particles}, path)
+    return estimate
 
 
-def print_table(vae, table):
+def print_table(vae, table, args):
     print(f"\nlog p(x | memory) >=, nats per image, {len(vae.bound)} images of unseen classes (standard error)")
     print(f"  {'VAE, no memory':<24}{vae.mean:>9.2f} ({vae.se:.2f})")
-    print("  VMA, examples a class   " + "".join(f"{shots:>16}" for shots in SHOTS))
-    for classes in CLASSES:
-        row = "".join(f"{e.mean:>9.2f} ({e.se:.2f})" for e in (table[classes, shots] for shots in SHOTS))
+    print("  VMA, examples a class   " + "".join(f"{shots:>16}" for shots in args.test_shots))
+    for classes in args.test_classes:
+        row = "".join(f"{e.mean:>9.2f} ({e.se:.2f})" for e in (table[classes, shots] for shots in args.test_shots))
         print(f"    {classes} {'class  ' if classes == 1 else 'classes'} in memory   {row}")
 
 
 def draw_training(results, batch, ax):
     curves = {name: torch.tensor(result.history["bound"]) / batch for name, result in results.items()}
+    if not curves:
+        ax.set_axis_off()
+        return
     for name, curve in curves.items():
-        ax.plot(results[name].history["step"], curve, label=name, linewidth=0.8)
-    ax.set(xlabel="step", ylabel="training bound, nats per image", title="Training")
+        minutes = results[name].seconds / 60 / results[name].steps
+        (line,) = ax.plot([minutes * s for s in results[name].history["step"]], curve, label=name, linewidth=0.6)
+        rows = results[name].history["evaluation"]
+        ax.plot([minutes * r["step"] for r in rows], [r["unseen"] for r in rows], "o-", color=line.get_color())
+    ax.set(xlabel="minutes", ylabel="bound, nats per image", title="Training (line); unseen classes, 4 examples (dots)")
     ax.set_ylim(bottom=min(curve[len(curve) // 10 :].min().item() for curve in curves.values()) - 5)
     ax.legend(frameon=False)
 
 
-def draw_bounds(vae, table, ax):
-    for classes in CLASSES:
-        rows = [table[classes, shots] for shots in SHOTS]
+def draw_bounds(vae, table, args, ax):
+    for classes in args.test_classes:
+        rows = [table[classes, shots] for shots in args.test_shots]
         label = f"VMA, {classes} class{'es' * (classes > 1)} in memory"
-        ax.errorbar(SHOTS, [r.mean for r in rows], [2 * r.se for r in rows], marker="o", capsize=3, label=label)
+        ax.errorbar(
+            args.test_shots, [r.mean for r in rows], [2 * r.se for r in rows], marker="o", capsize=3, label=label
+        )
     ax.axhline(vae.mean, color="0.5", linestyle="--", label="VAE, no memory")
     ax.set_xscale("log", base=2)
-    ax.set_xticks(SHOTS, map(str, SHOTS))
+    ax.set_xticks(args.test_shots, map(str, args.test_shots))
     ax.minorticks_off()
     ax.set(xlabel="examples of each class in memory", ylabel="log p(x | memory) >=, nats per image")
     ax.set_title("Unseen classes (two standard errors over images)")
@@ -231,16 +305,18 @@ def main():
     print(f"loading {args.data}")
     background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", "evaluation"))
     print(f"  train on {background}\n  test on  {evaluation}")
-    size = {"latent_dim": args.latent_dim, "channels": args.channels}
-    tasks = FewShotTasks(background, classes=args.classes, shots=args.shots, targets=args.batch, seed=args.seed)
-    none = {"none_slot": args.none_slot}
-    torch.manual_seed(args.seed)
-    pairs = {
-        "VAE": (VAE.convolutional(background.shape, **size), VAEGuide.convolutional(background.shape, **size)),
-        "VMA": tuple(c.convolutional(background.shape, **none, **size) for c in (VMA, VMAGuide)),
-    }
+    tasks = FewShotTasks(
+        background, classes=args.classes, shots=args.shots, targets=args.batch, seed=args.seed, turned=args.turned
+    )
+    if args.pretrained:
+        pairs = {name: load_pretrained(f"{name.lower()}-{args.pretrained}") for name in ("VAE", "VMA")}
+        pairs = {name: tuple(part.to(args.device) for part in pair) for name, pair in pairs.items()}
+    else:
+        pairs, build = untrained(background, args)
     batches = SometimesEmpty(tasks) if args.none_slot else tasks
-    results = {name: train(name, *pair, batches, args) for name, pair in pairs.items()}
+    results = {
+        name: train(name, *pair, batches, evaluation, args) for name, pair in pairs.items() if not args.pretrained
+    }
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun the first process measures
         return
     for model, guide in pairs.values():
@@ -251,21 +327,27 @@ def main():
     vae = bound("VAE", *pairs["VAE"], test_tasks(evaluation, 1, 1, args), args)
     table = {
         (c, s): bound(f"VMA {c}x{s}", *pairs["VMA"], test_tasks(evaluation, c, s, args), args)
-        for c in CLASSES
-        for s in SHOTS
+        for c in args.test_classes
+        for s in args.test_shots
     }
-    print_table(vae, table)
-    wrong = bound("wrong classes", *pairs["VMA"], test_tasks(evaluation, 1, 4, args), args, wrong=True)
-    contribution = MemoryContribution(table[1, 4], {"VAE, no memory": vae, "wrong classes": wrong})
+    print_table(vae, table, args)
+    given = bound("VMA 1x4", *pairs["VMA"], test_tasks(evaluation, 1, 4, args), args)
+    wrong = bound("VMA 1x4 wrong", *pairs["VMA"], test_tasks(evaluation, 1, 4, args), args, wrong=True)
+    contribution = MemoryContribution(given, {"VAE, no memory": vae, "wrong classes": wrong})
     print(f"\nVMA with 4 examples of the target's class\n{contribution}")
     shared = FewShotTasks(evaluation, classes=8, shots=4, targets=128 if args.evaluate >= 128 else 32, seed=args.seed)
     x, memory = (t.to(args.device) for t in shared[0])
     gain = information_gain(*pairs["VMA"], x, memory)
     print(f"\none memory of 8 unseen classes, 4 examples each\n{gain}")
 
+    if not args.pretrained:
+        cells = {f"{c} class{'es' * (c > 1)}, {n} shots": f"{e.mean:.2f} ({e.se:.2f})" for (c, n), e in table.items()}
+        numbers = {"VAE": {"log p(x) >=": f"{vae.mean:.2f} ({vae.se:.2f})"}, "VMA": cells}
+        leave_weights(pairs, build, results, numbers, args)
+
     fig, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
     draw_training(results, args.batch, axes[0, 0])
-    draw_bounds(vae, table, axes[0, 1])
+    draw_bounds(vae, table, args, axes[0, 1])
     draw_address_histogram(*pairs["VMA"], evaluation, args, axes[1, 0])
     gain.plot(axes[1, 1]).set_title("Information gain per site")
     fig.savefig(args.out / "summary.png", dpi=120)
@@ -276,10 +358,11 @@ def main():
     draw_samples(pairs["VMA"][0], evaluation, args, args.out / "samples.png")
     draw_completion(*pairs["VMA"], evaluation, args, args.out / "completion.png")
     record = {
-        "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")},
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh", "name")},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "training_seconds": {name: r.seconds for name, r in results.items()},
+        "curves": {name: r.history["evaluation"] for name, r in results.items()},
         "vae": vae.to_dict(),
         "vma": [{"classes": c, "shots": s, **e.to_dict()} for (c, s), e in table.items()],
         "contribution": contribution.to_dict(),

@@ -1,10 +1,10 @@
 """A memory of a million drawings: how many nats does each further decade of slots give, and how many must be read?
 
-Trains a VAE without memory and a VMA that reads 1,024 drawings, for equal steps. Then puts all background drawings in
+Trains a VAE without memory and a VMA that reads 4,096 drawings, for equal steps. Then puts all background drawings in
 one memory in a file, and more of them, varied by small affine maps, up to 10^6; measures unseen drawings against 10^2
-to 10^6 of its slots; and compares the nearest k slots, k chosen on other drawings, with the exact address. Targets are
-letters that nobody has drawn in the memory, and with glyphs also new drawings of the letters that are. Writes
-results.json and summary.png to --out; run it again to go on from there.
+to 10^6 of its slots; and compares the nearest k slots with the exact address. How sharp the address is, and k, are
+chosen for each size on other drawings. Targets are letters that nobody has drawn in the memory, and with glyphs also
+new drawings of the letters that are. Writes results.json and summary.png to --out; run it again to go on from there.
 
     python examples/vma_large.py
     python examples/vma_large.py --data omniglot --data-dir FOLDER --steps 3000
@@ -33,12 +33,14 @@ from pyro_memory import (
     fit,
     importance_bound,
     information_gain,
+    warm_cosine,
 )
 from pyro_memory.data import NAMES, FewShotTasks, glyphs, load_images
 from pyro_memory.guides import VAEGuide, VMAGuide
 from pyro_memory.models import VAE, VMA
 
 NEAREST = (1, 4, 16, 64, 256)
+SHARPNESS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 TOLERANCE = 0.1  # nats
 
 
@@ -53,7 +55,8 @@ def arguments():
     add("--evaluate", default=128, help="targets of each kind (default 128)")
     add("--particles", default=200, help="K of the bounds (default 200)")
     add("--latent-dim", default=32)
-    add("--channels", nargs="+", default=[16, 24, 32])
+    add("--channels", nargs="+", default=[16, 32, 48])
+    add("--train-classes", default=512, help="classes in memory while training, 8 drawings of each (default 512)")
     add("--matching-dim", default=64)
     parser.add_argument("--index", choices=("auto", "brute", "flat", "ivf", "hnsw"), default="auto")
     parser.add_argument("--epsilon", metavar="X", type=float, default=1e-4, help="share of the slots past the nearest")
@@ -62,15 +65,11 @@ def arguments():
     return parser.parse_args()
 
 
-def warm_then_cosine(step, steps, warm=100):
-    return min(1.0, (step + 1) / warm) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
 def train(name, model, guide, tasks, args):
     print(f"\ntraining the {name}: {args.steps} steps of {tasks.targets} images", flush=True)
     result = fit(
         model, guide, tasks, VIMCO(4, max_plate_nesting=1), steps=args.steps, learning_rate=args.learning_rate,
-        schedule=partial(warm_then_cosine, steps=args.steps), clip_norm=5000.0, information_every=None,
+        schedule=warm_cosine(args.steps), clip_norm=5000.0, information_every=None,
         checkpoint=args.out / f"{name.lower()}.safetensors", seed=args.seed,
     )  # fmt: skip
     model.eval(), guide.eval()
@@ -113,26 +112,55 @@ def bound(model, guide, x, memory, args):
     return BoundEstimate.cat(parts)
 
 
-def by_size(pairs, targets, memory, sizes, address, args):
+def by_sharpness(model, guide, validation, memory, sizes, args):
+    """For each size of memory the sharpness of the address that gives other drawings the best bound."""
+    print(
+        f"\nbound of {args.particles} particles on validation drawings, nearest 256 slots, by the address's sharpness"
+    )
+    print(f"{'slots':>12}" + "".join(f"{s:>10}" for s in SHARPNESS))
+    rows, plain = [], guide.address
+    for slots in sizes:
+        part, index, bounds = memory.head(slots), SlotIndex(args.index), []
+        for sharpness in SHARPNESS:
+            exact = FrozenAddress(plain, sharpness=sharpness)
+            guide.address = NearestAddress(exact, min(256, slots), epsilon=args.epsilon, index=index)
+            guide.address.eval()
+            bounds.append(bound(model, guide, validation, part, args).mean)
+        rows.append({"slots": slots, "bounds": bounds, "chosen": SHARPNESS[bounds.index(max(bounds))]})
+        print(f"{slots:>12,}" + "".join(f"{b:>10.2f}" for b in bounds), flush=True)
+    guide.address = plain
+    return rows
+
+
+def by_size(pairs, targets, memory, addresses, args):
     """Bounds and information of each kind of targets for each size of memory, by the exact address."""
     model, guide = pairs["VMA"]
-    guide.address = address
     rows = {}
     for kind, x in targets.items():
         vae = bound(*pairs["VAE"], x, SlotMemory(memory.head(1).values.float()), args)
         print(f"\n{kind}: VAE, no memory {vae.mean:.2f} ({vae.se:.2f})")
-        print(f"{'slots':>12}{'log p(x|M) >=':>16}{'se':>7}{'over VAE':>11}{'se':>7}{'KL_a':>8}{'eff. slots':>12}")
-        for slots in sizes:
-            part = memory.head(slots)
+        print(
+            f"{'slots':>12}{'log p(x|M) >=':>16}{'se':>7}{'over VAE':>11}{'se':>7}{'KL_a':>8}{'eff. slots':>12}"
+            f"{'sharpness':>11}"
+        )
+        for slots, address in addresses.items():
+            guide.address, part = address, memory.head(slots)
             estimate = bound(model, guide, x, part, args)
             gain, se = MemoryContribution(estimate, {"VAE": vae}).gain("VAE")
             info = information_gain(model, guide, x, part, draws=2)
             effective = info.addresses["a"].effective_slots
-            row = {"slots": slots, **estimate.to_dict(), "gain": gain, "gain_se": se, "vae": vae.mean}
+            row = {
+                "slots": slots,
+                "sharpness": address.sharpness,
+                **estimate.to_dict(),
+                "gain": gain,
+                "gain_se": se,
+                "vae": vae.mean,
+            }
             rows.setdefault(kind, []).append(row | {"kl_a": info["a"].mean, "effective_slots": effective})
             print(
                 f"{slots:>12,}{estimate.mean:>16.2f}{estimate.se:>7.2f}{gain:>11.2f}{se:>7.2f}"
-                f"{info['a'].mean:>8.2f}{effective:>12.1f}", flush=True,
+                f"{info['a'].mean:>8.2f}{effective:>12.1f}{address.sharpness:>11}", flush=True,
             )  # fmt: skip
     return rows
 
@@ -173,13 +201,13 @@ def against_exact(model, guide, x, memory, exact, nearest, args):
         yield new.mean(0) + near.entropy() - elbo, (new - near.log_prob(own)).logsumexp(0) - bound
 
 
-def by_nearest(model, guide, validation, x, memory, sizes, exact, args):
+def by_nearest(model, guide, validation, x, memory, addresses, args):
     """The bound by the nearest k slots against the exact one: k chosen on validation, then measured on test."""
     print(
         f"\nnearest k minus exact address, nats (se): bound of {args.particles} particles, ELBO; * chosen on validation"
     )
     rows = []
-    for slots in sizes:
+    for slots, exact in addresses.items():
         part, index = memory.head(slots), SlotIndex(args.index)
         nearest = [NearestAddress(exact, k, epsilon=args.epsilon, index=index) for k in NEAREST]
         gaps = [
@@ -191,7 +219,15 @@ def by_nearest(model, guide, validation, x, memory, sizes, exact, args):
         test, k = tuple(map(summary, pair)), NEAREST[place]
         recall = index.recall(exact.query_for(x).detach(), k)
         rows.append(
-            {"slots": slots, "validation": gaps, "chosen": k, "test": test, "recall": recall, "index": repr(index)}
+            {
+                "slots": slots,
+                "validation": gaps,
+                "chosen": k,
+                "chosen_validation": gaps[place],
+                "test": test,
+                "recall": recall,
+                "index": repr(index),
+            }
         )
         print(f"{slots:>10,} slots, recall of the index {recall:.3f}")
         shown = [(n, gap, "validation") for n, gap in zip(NEAREST, gaps, strict=True)]
@@ -245,13 +281,13 @@ def main():
     }
     # A small network looks slots up, since it embeds all of them; the large ones see only what was read.
     pairs["VMA"][1].address = VMAGuide.mlp(shape, matching_dim=args.matching_dim).address
-    tasks = FewShotTasks(background, classes=128, shots=8, targets=32, seed=args.seed)
+    classes = min(args.train_classes, background.classes)
+    tasks = FewShotTasks(background, classes=classes, shots=8, targets=32, seed=args.seed)
     seconds = {name: train(name, *pair, tasks, args) for name, pair in pairs.items()}
 
     model, guide = pairs["VMA"]
     memory = drawings_in_a_file(background, guide.address, args)
     print(f"\n{memory}, of them {min(len(background), args.slots)} drawings as they are, in {memory.folder}")
-    address = FrozenAddress(guide.address)
     pick = torch.randperm(len(evaluation), generator=torch.Generator().manual_seed(args.seed + 1))[: 2 * args.evaluate]
     unseen, validation = evaluation[pick].chunk(2)
     targets = {"letters not in memory": unseen}
@@ -260,12 +296,20 @@ def main():
         pick = torch.randperm(len(fresh), generator=torch.Generator().manual_seed(args.seed + 2))[: args.evaluate]
         targets["new drawings of letters in memory"] = fresh[pick]
     sizes = sorted({n for n in (*(10**e for e in range(2, 7)), len(background), args.slots) if n <= args.slots})
-    rows = by_size(pairs, targets, memory, sizes, address, args)
+    sharp = by_sharpness(model, guide, validation, memory, sizes, args)
+    addresses = {row["slots"]: FrozenAddress(guide.address, sharpness=row["chosen"]) for row in sharp}
+    rows = by_size(pairs, targets, memory, addresses, args)
     large = [n for n in sizes if n >= 10**4 and math.log10(n) % 1 == 0] or sizes[-1:]
-    nearest = by_nearest(model, guide, validation, unseen, memory, large, address, args)
+    nearest = by_nearest(model, guide, validation, unseen, memory, {n: addresses[n] for n in large}, args)
     draw(rows, nearest, len(background), args.out / "summary.png")
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    record = {"settings": settings, "training_seconds": seconds, "by_size": rows, "by_nearest": nearest}
+    record = {
+        "settings": settings,
+        "training_seconds": seconds,
+        "by_sharpness": sharp,
+        "by_size": rows,
+        "by_nearest": nearest,
+    }
     record |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "seconds": time.perf_counter() - start}
     (args.out / "results.json").write_text(json.dumps(record, indent=1))
     print(f"\nsummary.png and results.json are in {args.out} ({record['seconds']:.0f} s)")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -88,4 +89,16 @@ class VMAGuide(PyroModule):
         memory = resolve_memory(self, x, memory)
         with pyro.plate("batch", len(x)):
             a = pyro.sample("a", self.a_dist(x, memory), infer={"enumerate": "parallel"})
-            pyro.sample("z", self.z_dist(x, memory[a]))
+            pyro.sample("z", self._z_given(x, memory, a))
+
+    def _z_given(self, x: Tensor, memory: SlotMemory, a: Int[Tensor, "*address"]) -> dist.Distribution:
+        """q(z | m_a, x), encoded once for each pair of datum and slot where these are fewer than the reads."""
+        shape = torch.broadcast_shapes(a.shape, x.shape[:1])
+        if memory.divided or memory.batch_dim not in (None, -1) or memory.slots * len(x) >= shape.numel():
+            return self.z_dist(x, memory[a])
+        slots = memory.values.unsqueeze(1) if memory.batch_dim is None else memory.values.transpose(0, 1)
+        q = self.z_dist(x, slots)
+        if not (isinstance(q, dist.Independent) and isinstance(q.base_dist, dist.Normal)):
+            return self.z_dist(x, memory[a])
+        read = a.expand(shape), torch.arange(len(x), device=a.device)
+        return dist.Normal(q.base_dist.loc[read], q.base_dist.scale[read]).to_event(1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_memory.checks import check_images
 from pyro_memory.context import Context, with_code
 from pyro_memory.naming import unique_name
-from pyro_memory.nets import BernoulliImage, ConvDecoder, GaussianHead, ImagePyramid
+from pyro_memory.nets import BernoulliImage, ConvDecoder, GaussianHead, SkipPyramid
 from pyro_memory.slots import SlotMemory
 
 
@@ -77,10 +77,9 @@ class VAEBase(BaseModel):
     ) -> None:  # fmt: skip
         super().__init__(name)
         self.latent_dim = latent_dim
-        self.content = ImagePyramid(shape, channels) if reads and code_dim else None
+        self.content = SkipPyramid(shape, channels) if reads and code_dim else None
         self.prior = GaussianHead(code_dim, latent_dim) if code_dim else None
-        content_shapes = () if self.content is None else self.content.shapes
-        self.likelihood = likelihood(ConvDecoder(shape, latent_dim + code_dim, content_shapes, channels))
+        self.likelihood = likelihood(ConvDecoder(shape, latent_dim + code_dim, channels))
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
 
     def z_dist(self, context: Context) -> dist.Distribution:

@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 from pyro_memory.context import Context, with_code
 from pyro_memory.diffusion import CosineSchedule, DenoisingPath, spread
 from pyro_memory.models.base import BaseModel
-from pyro_memory.nets import ConvDecoder, Features, ImagePyramid
+from pyro_memory.nets import ConvDecoder, Features, SkipPyramid
 
 TIME_DIM = 32
 PREDICTS = ("ink", "v", "epsilon")
@@ -75,11 +75,9 @@ class DiffusionBase(BaseModel):
             raise ValueError(f"`predicts` must be one of {', '.join(PREDICTS)}; got {predicts!r}")
         self.shape, self.predicts = tuple(shape), predicts
         self.schedule = CosineSchedule(steps, first)
-        self.content = ImagePyramid(shape, channels) if reads and code_dim else None
-        self.encoder = ImagePyramid((shape[0] + 1, *shape[1:]), channels)  # the image, and how noisy it is
-        maps = 2 if self.content is not None else 1
-        skips = [(maps * s[0], *s[1:]) for s in self.encoder.shapes]
-        self.decoder = ConvDecoder(shape, TIME_DIM + code_dim, skips, channels)
+        self.content = SkipPyramid(shape, channels) if reads and code_dim else None
+        self.encoder = SkipPyramid((shape[0] + 1, *shape[1:]), channels)  # the image, and how noisy it is
+        self.decoder = ConvDecoder(shape, TIME_DIM + code_dim, channels)
 
     @property
     def likelihood(self) -> DiffusionBase:
@@ -201,11 +199,7 @@ def _time_embedding(t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
 
 
 def _beside(features: Features, context: Context) -> Features:
-    """The features of the noisy image, and those of what was read."""
+    """What the noisy image adds to the decoder, and what was read from memory."""
     if not context.content:
         return features
-    both = []
-    for own, read in zip(features, context.content, strict=True):
-        lead = torch.broadcast_shapes(own.shape[:-3], read.shape[:-3])
-        both.append(torch.cat([own.expand(lead + own.shape[-3:]), read.expand(lead + read.shape[-3:])], -3))
-    return tuple(both)
+    return tuple(own + read for own, read in zip(features, context.content, strict=True))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_memory.context import Context, with_code
 from pyro_memory.models.base import BaseModel
-from pyro_memory.nets import BernoulliImage, ConvDecoder, GaussianMLP, ImagePyramid
+from pyro_memory.nets import BernoulliImage, ConvDecoder, GaussianMLP, SkipPyramid
 
 
 class HierarchicalBase(BaseModel):
@@ -50,9 +50,8 @@ class HierarchicalBase(BaseModel):
             GaussianMLP(up + code_dim, hidden, dim) if up + code_dim else nn.Identity()
             for dim, up in zip(self.latent_dims, above, strict=True)
         )
-        self.content = ImagePyramid(shape, channels) if reads and code_dim else None
-        content_shapes = () if self.content is None else self.content.shapes
-        self.likelihood = likelihood(ConvDecoder(shape, sum(latent_dims) + code_dim, content_shapes, channels))
+        self.content = SkipPyramid(shape, channels) if reads and code_dim else None
+        self.likelihood = likelihood(ConvDecoder(shape, sum(latent_dims) + code_dim, channels))
         self.register_buffer("zero", torch.zeros(self.latent_dims[-1]), persistent=False)
 
     @property

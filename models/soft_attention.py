@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_memory.addressing import ContentAddress
 from pyro_memory.checks import check_images, resolve_memory
 from pyro_memory.naming import unique_name
-from pyro_memory.nets import BernoulliImage, ConvDecoder, Embedding, Features, ImagePyramid, mlp
+from pyro_memory.nets import BernoulliImage, ConvDecoder, Embedding, Features, ImagePyramid, SkipPyramid, mlp
 from pyro_memory.slots import SlotMemory
 
 
@@ -67,8 +67,8 @@ class SoftAttentionVAE(PyroModule):
         """Builds it with convolutional pyramids, skip connections from the blend to the decoder."""
         key = Embedding(ImagePyramid(shape, channels), matching_dim)
         attention = ContentAddress(mlp([latent_dim, matching_dim, matching_dim]), key)
-        content = ImagePyramid(shape, channels)
-        decoder = ConvDecoder(shape, latent_dim, content.shapes, channels)
+        content = SkipPyramid(shape, channels)
+        decoder = ConvDecoder(shape, latent_dim, channels)
         return cls(attention, content, likelihood(decoder), latent_dim, name=name)
 
     def z_dist(self) -> dist.Distribution:

@@ -46,7 +46,7 @@ class VAE(PyroModule):
         likelihood: type[nn.Module] = BernoulliImage, name: str | None = None,
     ) -> VAE:  # fmt: skip
         """Builds it with a transposed-convolutional decoder."""
-        return cls(latent_dim, likelihood(ConvDecoder(shape, latent_dim, channels=channels)), name=name)
+        return cls(latent_dim, likelihood(ConvDecoder(shape, latent_dim, channels)), name=name)
 
     @classmethod
     def mlp(

@@ -21,6 +21,7 @@ from pyro_memory.nets import (
     ImageMLP,
     ImagePyramid,
     MLPDecoder,
+    SkipPyramid,
 )
 from pyro_memory.slots import SlotMemory
 from pyro_memory.templates import TemplateMemory
@@ -78,8 +79,8 @@ class VMA(PyroModule):
         tied: bool = True, likelihood: type[nn.Module] = BernoulliImage, **options: object,
     ) -> VMA:  # fmt: skip
         """Builds it with convolutional pyramids, skip connections from the slot to the decoder."""
-        content = ImagePyramid(shape, channels) if tied else TwoPyramids(shape, channels)
-        decoder = ConvDecoder(shape, latent_dim, content.shapes, channels)
+        content = SkipPyramid(shape, channels) if tied else TwoPyramids(shape, channels)
+        decoder = ConvDecoder(shape, latent_dim, channels)
         return cls(content, ContentPrior(content.shapes[-1], latent_dim), likelihood(decoder), **options)
 
     @classmethod
@@ -119,7 +120,7 @@ class TwoPyramids(nn.Module):
 
     def __init__(self, shape: Sequence[int], channels: Sequence[int]) -> None:
         super().__init__()
-        self.skips, self.top = ImagePyramid(shape, channels), ImagePyramid(shape, channels)
+        self.skips, self.top = SkipPyramid(shape, channels), ImagePyramid(shape, channels)
         self.shapes = self.skips.shapes
 
     def forward(self, m: Float[Tensor, "*batch channel height width"]) -> Features:

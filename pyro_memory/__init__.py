@@ -49,12 +49,14 @@ from pyro_memory.streamed import StreamedCategorical
 from pyro_memory.structured import StructuredMemory
 from pyro_memory.templates import TemplateMemory
 from pyro_memory.training import FitResult, fit
+from pyro_memory.zoo import Card, load_pretrained, pretrained, save_pretrained
 
 __all__ = [
     "VIMCO",
     "AddressInformation",
     "AddressedBernoulli",
     "BoundEstimate",
+    "Card",
     "ConceptMemory",
     "Consolidation",
     "ContentAddress",
@@ -90,10 +92,13 @@ __all__ = [
     "fit",
     "importance_bound",
     "information_gain",
+    "load_pretrained",
     "load_weights",
     "memory_contribution",
+    "pretrained",
     "remember",
     "replay",
+    "save_pretrained",
     "to_arviz",
     "token_surprise",
     "warm_cosine",

@@ -142,16 +142,20 @@ class FrozenAddress(nn.Module):
 
     Args:
         address: the ``ContentAddress`` that made the keys; it embeds the queries.
+        sharpness: what scores are multiplied by. An address trained among few slots spreads over too many of a larger
+            memory; a sharpness chosen on held-out data gathers it again. Bounds stay bounds.
 
     Raises:
-        ValueError: if the memory has no keys ``[slot, dim]`` of the queries' dimension.
+        ValueError: if ``sharpness`` is not positive, or the memory has no keys ``[slot, dim]`` of the queries' size.
 
     Cost: O(batch x slots x dim) for the scores, in one pass over the keys.
     """
 
-    def __init__(self, address: ContentAddress) -> None:
+    def __init__(self, address: ContentAddress, *, sharpness: float = 1.0) -> None:
         super().__init__()
-        self.address = address
+        if not sharpness > 0:
+            raise ValueError(f"`sharpness` must be positive; got {sharpness}")
+        self.address, self.sharpness = address, sharpness
 
     def forward(self, x: Float[Tensor, "*batch *event"], memory: SlotMemory) -> StreamedCategorical:
         memory.check_filled()
@@ -165,7 +169,7 @@ class FrozenAddress(nn.Module):
 
     def query_for(self, x: Float[Tensor, "*batch *event"]) -> Float[Tensor, "*batch dim"]:
         """Gives what the score multiplies with a key of the memory."""
-        return self.address.query_for(x)
+        return self.sharpness * self.address.query_for(x)
 
     def keys_for(self, memory: SlotMemory, slots: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
         """Gives the keys of some slots."""

@@ -500,8 +500,9 @@ def test_a_random_step_has_the_path_s_mean_and_gradient(predicts):
     noisy = torch.stack([slope(model.noisy_bound(many, Context()).mean(0).sum()) for _ in range(60)])
     path = torch.stack([path_slope() for _ in range(30)])
     se = (noisy.var(0) / 60 + path.var(0) / 30).sqrt()
-    assert ((noisy.mean(0) - path.mean(0)) / se).abs().max() < 5
-    assert (path.mean(0) / se).abs().max() > 5
+    used = se > 0  # a filter's corner may see only padding
+    assert ((noisy.mean(0) - path.mean(0)) / se)[used].abs().max() < 5
+    assert (path.mean(0) / se)[used].abs().max() > 5
 
 
 def test_a_random_step_s_times_are_uniform_and_spread_over_the_images():

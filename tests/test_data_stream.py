@@ -6,7 +6,7 @@ import torch
 from test_data_digits import write
 
 from pyro_memory.data import ClassStream, LabelledImages, digit_pairs, load_images
-from pyro_memory.nets import ConvDecoder, ImagePyramid
+from pyro_memory.nets import ConvDecoder, SkipPyramid
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def test_pairs_are_the_same_for_the_same_seed(folder):
 
 def test_networks_take_images_that_are_not_square(folder):
     data = digit_pairs("validation", per_class=1, root=folder)
-    pyramid = ImagePyramid(data.shape, (4, 5))
-    decoder = ConvDecoder(data.shape, 3, pyramid.shapes, (4, 5))
+    pyramid = SkipPyramid(data.shape, (4, 5))
+    decoder = ConvDecoder(data.shape, 3, (4, 5))
     assert decoder(torch.randn(2, 3), pyramid(data[torch.arange(2)])).shape == (2, 1, 28, 56)
 
 

@@ -113,3 +113,24 @@ def test_targets_that_use_a_class_up_are_refused():
         FewShotTasks(DATA, classes=1, shots=18, targets=100)[0]
     with pytest.raises(ValueError, match="leave other classes"):
         FewShotTasks(DATA, classes=12, shots=2, targets=12).wrong_classes(0)
+
+
+def test_turned_tasks_show_the_same_letters_otherwise():
+    images = torch.randint(2, (80, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    letters = LabelledImages(images, torch.arange(80) // 20, tuple("abcd"))
+    make = lambda turned: FewShotTasks(letters, classes=2, shots=3, targets=4, turned=turned)  # noqa: E731
+    plain, half, turned = make(0.0), make(0.5), make(1.0)
+    symmetries = lambda x: [(x.mT if mirror else x).rot90(k, (-2, -1)) for mirror in (0, 1) for k in range(4)]  # noqa: E731
+    met = set()
+    for i in range(60):
+        (x, memory), (y, other) = plain[i], turned[i]
+        (which,) = {n for n, s in enumerate(symmetries(x)) if torch.equal(s, y)}
+        assert torch.equal(symmetries(memory.values)[which], other.values)
+        met.add(which)
+    assert met == set(range(8))
+    same = sum(torch.equal(half[i][0], plain[i][0]) for i in range(60))
+    assert 60 * (0.5 + 0.5 / 8) - 20 < same < 60 * (0.5 + 0.5 / 8) + 20
+    with pytest.raises(ValueError, match="`turned` must lie in"):
+        make(1.5)
+    with pytest.raises(ValueError, match="square"):
+        FewShotTasks(DATA, classes=2, shots=3, targets=4, turned=0.5)

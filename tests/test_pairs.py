@@ -119,6 +119,21 @@ def test_a_memory_per_datum_equal_for_all_gives_the_shared_memory_s_distribution
     assert_close(VIMCO(3, max_plate_nesting=1).loss(model, guide, x, own), one)
 
 
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("reads", [(4,), (40, 4), (40, 1), (40, 1, 4)])
+def test_a_code_encoded_once_a_slot_is_the_one_of_each_read(own, reads):
+    _, guide = conv(VMA, VMAGuide)
+    x, encodings = ink(4, *SHAPE), []
+    memory = SlotMemory(ink(4, 5, *SHAPE), batch_dim=-1) if own else SlotMemory(ink(5, *SHAPE))
+    guide.encoder.features.register_forward_hook(lambda net, args, out: encodings.append(len(out[0].flatten(0, -4))))
+    a = torch.randint(5, reads)
+    found = pyro.poutine.trace(pyro.condition(guide, data={"a": a})).get_trace(x, memory).nodes["z"]["fn"]
+    direct = guide.z_dist(x, memory[a])
+    assert_close(found.mean, direct.mean.expand(found.mean.shape))
+    assert_close(found.stddev, direct.stddev.expand(found.mean.shape))
+    assert encodings[0] == min(5 * 4, found.batch_shape.numel())
+
+
 def test_the_order_of_slots_does_not_matter():
     _, guide = conv(VMA, VMAGuide)
     x, values, order = ink(4, *SHAPE), ink(5, *SHAPE), torch.randperm(5)

@@ -154,6 +154,16 @@ def test_frozen_keys_give_the_same_address():
         FrozenAddress(address)(x, SlotMemory(memory.values, keys=torch.randn(9, 5)))
 
 
+def test_a_sharpness_multiplies_the_scores():
+    x, memory, address = torch.randn(6, 3), SlotMemory(torch.randn(9, 3)), ContentAddress(nn.Linear(3, 4))
+    keyed = SlotMemory(memory.values, keys=address.embed(memory))
+    sharp = FrozenAddress(address, sharpness=3.0)
+    assert_close(sharp(x, keyed).dense().logits, (3 * address(x, memory).logits).log_softmax(-1))
+    assert_close(sharp(x, keyed).entropy(), sharp(x, keyed).dense().entropy())
+    with pytest.raises(ValueError, match="`sharpness` must be positive; got 0"):
+        FrozenAddress(address, sharpness=0)
+
+
 # --- inside Pyro
 
 

@@ -4,7 +4,7 @@ from pyro_memory.data.digit_pairs import digit_pairs
 from pyro_memory.data.digits import mnist
 from pyro_memory.data.glyphs import glyphs
 from pyro_memory.data.images import LabelledImages
-from pyro_memory.data.named import NAMES, load_images
+from pyro_memory.data.named import LICENCES, NAMES, load_images
 from pyro_memory.data.needle import CHARACTERS, NeedleTasks
 from pyro_memory.data.omniglot import omniglot
 from pyro_memory.data.recall import RecallTasks
@@ -16,6 +16,7 @@ from pyro_memory.data.text import CharacterText, TextBatches, load_text
 
 __all__ = [
     "CHARACTERS",
+    "LICENCES",
     "NAMES",
     "SERIES",
     "CharacterText",

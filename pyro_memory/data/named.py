@@ -10,6 +10,13 @@ from pyro_memory.data.glyphs import glyphs
 from pyro_memory.data.images import LabelledImages
 from pyro_memory.data.omniglot import omniglot
 
+LICENCES = {
+    "glyphs": "drawn from matplotlib's fonts: Bitstream Vera, DejaVu and STIX licences",
+    "omniglot": "Omniglot: MIT, (c) 2015 Brenden Lake",
+    "omniglot26": "Omniglot: MIT, (c) 2015 Brenden Lake",
+    "mnist": "MNIST: CC BY-SA 3.0, Yann LeCun and Corinna Cortes",
+    "digit-pairs": "MNIST: CC BY-SA 3.0, Yann LeCun and Corinna Cortes",
+}
 NAMES = ("glyphs", "omniglot", "omniglot26", "mnist", "digit-pairs")
 
 

@@ -33,6 +33,9 @@ class FewShotTasks:
         seed: of the tasks.
         target_indices: fixed targets in order, ``targets`` of them a task; the tasks then have a length, and a target's
             memory depends on the seed and the target only. Needs ``per_target``.
+        turned: the share of tasks whose images, targets and memory alike, are turned by a random symmetry of the square
+            (a quarter turn, a mirror image, ...): more letters to learn from, as in Towards a Neural Statistician
+            (Edwards & Storkey, 2017), https://arxiv.org/abs/1606.02185.
 
     Raises:
         ValueError: if the data have too few classes or images, or an argument is unusable.
@@ -49,6 +52,7 @@ class FewShotTasks:
         per_target: bool = False,
         seed: int = 0,
         target_indices: Int[Tensor, " target"] | None = None,
+        turned: float = 0.0,
     ) -> None:
         for name, value in (("classes", classes), ("shots", shots), ("targets", targets)):
             if value < 1:
@@ -64,6 +68,8 @@ class FewShotTasks:
             raise ValueError(
                 f"`shots` must leave an image of each class for the target; got {shots} where a class has {fewest}"
             )
+        if not 0 <= turned <= 1 or (turned and data.shape[1] != data.shape[2]):
+            raise ValueError(f"`turned` must lie in [0, 1], and be 0 unless images are square; got {turned}")
         if target_indices is not None and not per_target:
             raise ValueError("`target_indices` need per_target=True: targets of many classes cannot share one memory")
         self.data = data
@@ -74,6 +80,7 @@ class FewShotTasks:
         self.per_target = per_target
         self.seed = seed
         self.target_indices = target_indices
+        self.turned = turned
         if target_indices is not None:
             self.__class__ = _FixedTasks
 
@@ -90,14 +97,23 @@ class FewShotTasks:
             slots = [
                 self._slots_for(int(t), generator_for(self.seed, 1, index, i), wrong) for i, t in enumerate(targets)
             ]
-            return self.data[targets], SlotMemory(self.data[torch.stack(slots)], batch_dim=-1)
+            return self._show(index, targets), SlotMemory(self._show(index, torch.stack(slots)), batch_dim=-1)
         generator = generator_for(self.seed, 0, index)
         chosen = torch.randperm(self.data.classes, generator=generator)[: self.classes]
         labels = chosen[torch.arange(self.targets) % self.classes]
         targets = torch.stack([self._member(int(c), generator) for c in labels])
         if wrong:
             chosen = self._other_classes(chosen, self.classes, generator)
-        return self.data[targets], SlotMemory(self.data[self._slots(chosen, targets, generator)])
+        slots = self._slots(chosen, targets, generator)
+        return self._show(index, targets), SlotMemory(self._show(index, slots))
+
+    def _show(self, index: int, images: Int[Tensor, "*image"]) -> Float[Tensor, "*image 1 height width"]:
+        x = self.data[images]
+        generator = generator_for(self.seed, 4, index)
+        if not self.turned or torch.rand((), generator=generator) >= self.turned:
+            return x
+        symmetry = int(torch.randint(8, (), generator=generator))
+        return (x.mT if symmetry >= 4 else x).rot90(symmetry % 4, (-2, -1))
 
     def _targets(self, index: int) -> Int[Tensor, " target"]:
         if self.target_indices is not None:

@@ -1,0 +1,224 @@
+"""Runs the recipes of examples/recipes and rebuilds the tables of docs from what they leave.
+
+A recipe names a script, its arguments, the data that it needs and the minutes that it took. Each runs in
+--out/RECIPE, goes on from there if it was cut off, and is left alone if it is done with the same arguments. Its
+results.json and figures go to docs, and the tables between `<!-- table RECIPE -->` and `<!-- end -->` are written anew
+from them: no number in them is typed by hand.
+
+    python examples/results.py
+    python examples/results.py --only vma_fewshot_omniglot --minutes 200
+    python examples/results.py --tables
+
+Recipes on real data need PYRO_MEMORY_DATA, a folder with a folder for each data set (omniglot, mnist) in it.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES, DOCS = ROOT / "examples" / "recipes", ROOT / "docs"
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="RECIPE", nargs="+", help="these and no others")
+    parser.add_argument(
+        "--minutes", metavar="X", type=float, default=15, help="leave out what takes longer (default 15)"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, default=ROOT / "out" / "results", help="where recipes run")
+    parser.add_argument("--tables", action="store_true", help="run nothing: rebuild the tables from docs/data")
+    return parser.parse_args()
+
+
+def load_recipes():
+    return {path.stem: tomllib.loads(path.read_text()) for path in sorted(RECIPES.glob("*.toml"))}
+
+
+def command(recipe):
+    words = ["examples/" + recipe["script"]]
+    for name, value in recipe.get("arguments", {}).items():
+        if value is True:
+            words.append(f"--{name}")
+        else:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def why_not(recipe, minutes):
+    """Why a recipe is left out, or None."""
+    if recipe["minutes"] > minutes:
+        return f"it takes about {recipe['minutes']} minutes; --minutes {recipe['minutes']} runs it"
+    if "data" in recipe:
+        folder = os.environ.get("PYRO_MEMORY_DATA")
+        if folder is None or not (Path(folder) / recipe["data"]).is_dir():
+            return f"it needs {recipe['data']} in the folder that PYRO_MEMORY_DATA names"
+    return None
+
+
+def run(name, recipe, out):
+    """Runs a recipe, or finds it done, and copies what it left to docs."""
+    out = out.resolve() / name
+    words, stamp, left = command(recipe), out / "command.json", out / "results.json"
+    if not (left.exists() and stamp.exists() and json.loads(stamp.read_text())["command"] == words):
+        out.mkdir(parents=True, exist_ok=True)
+        print(f"\n{name}: {recipe['about']}\n    python {' '.join(words)} --out {out}", flush=True)
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *words, "--out", str(out)], cwd=ROOT, check=True)
+        facts = {
+            "command": words, "date": date.today().isoformat(), "minutes": (time.perf_counter() - start) / 60,
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}", "python": platform.python_version(),
+        }  # fmt: skip
+        stamp.write_text(json.dumps(facts, indent=1))
+    else:
+        print(f"{name}: done before")
+    record = json.loads(left.read_text()) | {"run": json.loads(stamp.read_text())}
+    (DOCS / "data" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    for figure, kept in recipe.get("figures", {}).items():
+        shutil.copy(out / figure, DOCS / "figures" / kept)
+
+
+# --- tables
+
+
+def table(rows):
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def estimate(row):
+    return f"{row['mean']:.2f} ({row['se']:.2f})"
+
+
+def few_shot(record, recipe):
+    shots = sorted({row["shots"] for row in record["vma"]})
+    rows = [["", *(f"{n} example{'s' * (n > 1)}" if n == 1 else str(n) for n in shots)]]
+    blank = [""] * (len(shots) - 1)
+    rows.append(["VAE, no memory", estimate(record["vae"]), *blank])
+    for classes in sorted({row["classes"] for row in record["vma"]}):
+        own = {row["shots"]: row for row in record["vma"] if row["classes"] == classes}
+        rows.append([f"VMA, {classes} class{'es' * (classes > 1)}", *(estimate(own[n]) for n in shots)])
+    for name, values in recipe.get("published", {}).items():
+        rows.append([f"*{name}*", *values, *[""] * (len(shots) - len(values))])
+    return table(rows)
+
+
+def few_shot_curve(record, recipe):
+    """The bound of unseen classes with 20 particles on the way, by minutes of training."""
+    minutes = {name: seconds / 60 for name, seconds in record["training_seconds"].items()}
+    rows = [["model", *(str(row["step"]) for row in record["curves"]["VMA"])]]
+    for name, points in record["curves"].items():
+        last = points[-1]["step"]
+        rows.append([name, *(f"{p['unseen']:.1f} ({minutes[name] * p['step'] / last:.0f} min)" for p in points)])
+    return table(rows)
+
+
+def recall(record, recipe):
+    names = list(record["history"])
+    sites = {name: [key for key in record["history"][name][-1] if key.startswith("KL_")] for name in names}
+    rows = [["step", *(f"{name}: {key.replace('KL_', 'KL of ')}" for name in names for key in ["bound", *sites[name]])]]
+    history = record["history"][names[0]]
+    for i in sorted({round(x * (len(history) - 1)) for x in (0.02, 0.1, 0.3, 0.5, 1.0)}):
+        values = [record["history"][name][i][key] for name in names for key in ["bound", *sites[name]]]
+        rows.append([history[i]["step"], *(f"{v:.3f}" for v in values)])
+    return table(rows)
+
+
+def templates(record, recipe):
+    rows = [["templates", "log p(x) >=", "over the VAE", "KL of the address", "log M", "KL of z", "unused"]]
+    for r in record["rows"]:
+        if not r["slots"]:
+            rows.append(["none (VAE)", estimate(r), "", "", "", f"{r['kl_z']:.2f}", ""])
+            continue
+        gain = f"{r['gain']:.2f} ({r['gain_se']:.2f})"
+        address = [f"{r['kl_a']:.2f}", f"{math.log(r['slots']):.2f}", f"{r['kl_z']:.2f}", r["unused"]]
+        rows.append([f"{r['slots']:,}", estimate(r), gain, *address])
+    return table(rows)
+
+
+def step_cost(record, recipe):
+    rows = [["networks", "batch", "slots", "Pyro, ms", "by hand, ms", "ratio (20% to 80%)"]]
+    for r in record["rows"]:
+        ratio = f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
+        rows.append([r["networks"], r["batch"], f"{r['slots']:,}", f"{r['pyro_ms']:.1f}", f"{r['hand_ms']:.1f}", ratio])
+    return table(rows)
+
+
+def large_sizes(record, recipe):
+    (rows,) = record["by_size"].values()
+    lines = [["slots", "sharpness", "log p(x given M) >=", "over the VAE", "KL of the address", "effective slots"]]
+    for r in rows:
+        gain, effective = f"{r['gain']:.2f} ({r['gain_se']:.2f})", f"{r['effective_slots']:,.1f}"
+        lines.append([f"{r['slots']:,}", r["sharpness"], estimate(r), gain, f"{r['kl_a']:.2f}", effective])
+    return table(lines)
+
+
+def large_nearest(record, recipe):
+    gap = lambda pair: f"{pair[0]:+.3f} ({pair[1]:.3f})"  # noqa: E731
+    lines = [
+        ["slots", "k", "bound, validation", "bound, test", "ELBO, validation", "ELBO, test", "recall of the index"]
+    ]
+    for r in record["by_nearest"]:
+        (elbo, bound), (test_elbo, test_bound) = r["chosen_validation"], r["test"]
+        gaps = map(gap, (bound, test_bound, elbo, test_elbo))
+        lines.append([f"{r['slots']:,}", r["chosen"], *gaps, f"{r['recall']:.3f}"])
+    return table(lines)
+
+
+TABLES = {
+    "vma_fewshot_glyphs": (few_shot,),
+    "vma_fewshot_omniglot": (few_shot, few_shot_curve),
+    "vma_recall_glyphs": (recall,),
+    "vma_templates_mnist": (templates,),
+    "vma_large_omniglot": (large_sizes, large_nearest),
+    "step_cost": (step_cost,),
+}
+BLOCK = re.compile(r"<!-- (\w+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def with_tables(text):
+    """The text of a document with its tables written anew."""
+    recipes = load_recipes()
+
+    def write(found):
+        kind, name = found.groups()
+        record = json.loads((DOCS / "data" / f"{name}.json").read_text())
+        (render,) = (f for f in TABLES[name] if f.__name__ == kind)
+        return f"<!-- {kind} {name} -->\n\n{render(record, recipes.get(name, {}))}\n\n<!-- end -->"
+
+    return BLOCK.sub(write, text)
+
+
+def main():
+    args = arguments()
+    recipes = load_recipes()
+    unknown = set(args.only or []) - set(recipes)
+    if unknown:
+        raise SystemExit(f"--only must name recipes of {', '.join(recipes)}; got {', '.join(sorted(unknown))}")
+    for name in [] if args.tables else args.only or recipes:
+        reason = why_not(recipes[name], args.minutes)
+        if reason:
+            print(f"{name}: left out, {reason}")
+        else:
+            run(name, recipes[name], args.out)
+    for path in sorted(DOCS.glob("*.md")):
+        text = path.read_text()
+        new = with_tables(text)
+        if new != text:
+            path.write_text(new)
+            print(f"{path.relative_to(ROOT)}: tables rebuilt")
+
+
+if __name__ == "__main__":
+    main()

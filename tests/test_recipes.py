@@ -1,0 +1,77 @@
+"""The recipes run what exists, and the tables in docs are what the records say."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / "examples" / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+results = script("results.py")
+RECIPES = results.load_recipes()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_s_script_takes_its_arguments(name, monkeypatch):
+    recipe = RECIPES[name]
+    monkeypatch.setattr(sys, "argv", results.command(recipe))
+    args = vars(script(recipe["script"]).arguments())
+    for key, value in recipe.get("arguments", {}).items():
+        assert args[key.replace("-", "_")] == value
+    assert {"about", "minutes"} <= set(recipe)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_tables_are_what_the_records_say(path):
+    text = path.read_text()
+    assert results.with_tables(text) == text, "run python examples/results.py --tables"
+
+
+def test_a_recipe_runs_once_and_leaves_its_record(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "DOCS", tmp_path / "docs")
+    for folder in ("data", "figures"):
+        (tmp_path / "docs" / folder).mkdir(parents=True)
+    recipe = {
+        "about": "tiny", "script": "compose.py", "minutes": 1, "arguments": {"steps": 2},
+        "figures": {"compose.png": "kept.png"},
+    }  # fmt: skip
+    ran = []
+
+    def pretend(words, **kwargs):
+        ran.append(words)
+        out = Path(words[-1])
+        (out / "results.json").write_text(json.dumps({"rows": []}))
+        (out / "compose.png").write_bytes(b"picture")
+
+    monkeypatch.setattr(results.subprocess, "run", pretend)
+    results.run("tiny", recipe, tmp_path)
+    results.run("tiny", recipe, tmp_path)
+    assert len(ran) == 1
+    assert ran[0][1:4] == ["examples/compose.py", "--steps", "2"]
+    assert "done before" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "docs" / "data" / "tiny.json").read_text())
+    assert kept["rows"] == []
+    assert kept["run"]["command"] == ["examples/compose.py", "--steps", "2"]
+    assert (tmp_path / "docs" / "figures" / "kept.png").read_bytes() == b"picture"
+    results.run("tiny", recipe | {"arguments": {"steps": 3}}, tmp_path)
+    assert len(ran) == 2
+
+
+def test_what_does_not_fit_is_left_out_and_said(monkeypatch):
+    monkeypatch.delenv("PYRO_MEMORY_DATA", raising=False)
+    assert results.why_not({"minutes": 5}, 15) is None
+    assert "--minutes 30 runs it" in results.why_not({"minutes": 30}, 15)
+    assert "PYRO_MEMORY_DATA" in results.why_not({"minutes": 5, "data": "omniglot"}, 15)
+    monkeypatch.setattr(sys, "argv", ["results.py", "--only", "nothing"])
+    with pytest.raises(SystemExit, match="--only must name recipes of"):
+        results.main()

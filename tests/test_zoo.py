@@ -1,0 +1,93 @@
+"""Weights that come with the package, and their cards."""
+
+import json
+import os
+
+import pytest
+import torch
+from conftest import ink
+from torch.testing import assert_close
+
+from pyro_memory import SlotMemory, importance_bound, load_pretrained, pretrained
+from pyro_memory.data import FewShotTasks, glyphs, load_images
+from pyro_memory.guides import VMAGuide
+from pyro_memory.models import VMA
+from pyro_memory.zoo import FACTS, FOLDER, save_pretrained
+
+SIZES = {"shape": [1, 8, 8], "latent_dim": 3, "channels": [4, 5]}
+BUILD = {"model": ("VMA.convolutional", SIZES), "guide": ("VMAGuide.convolutional", SIZES)}
+FACT = dict.fromkeys(FACTS, "x") | {"numbers": {"bound": "-1.0 (0.1)"}}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    pair = VMA.convolutional(**SIZES), VMAGuide.convolutional(**SIZES)
+    card = save_pretrained("small", *pair, build=BUILD, facts=FACT, folder=tmp_path)
+    return pair, card, tmp_path
+
+
+def test_saved_weights_load_as_they_were_but_for_half_precision(saved):
+    pair, card, folder = saved
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    again = load_pretrained("small", folder)
+    assert torch.equal(torch.get_rng_state(), before)
+    for old, new in zip(pair, again, strict=True):
+        assert not new.training
+        for (name, one), (other, two) in zip(old.state_dict().items(), new.state_dict().items(), strict=True):
+            assert name == other
+            assert two.dtype == torch.float32
+            assert_close(two, one.half().float(), rtol=0, atol=0)
+    x, memory = ink(4, 1, 8, 8), SlotMemory(ink(5, 1, 8, 8))
+    bounds = []
+    for model, guide in (pair, again):
+        torch.manual_seed(1)
+        bounds.append(importance_bound(model, guide, x, memory, particles=20, max_plate_nesting=1).mean)
+    assert bounds[0] == pytest.approx(bounds[1], abs=0.5)
+    assert pretrained(folder)["small"] == card
+    assert "bound -1.0 (0.1)" in repr(card)
+
+
+def test_what_does_not_fit_is_refused(saved):
+    _, _, folder = saved
+    with pytest.raises(ValueError, match="`name` must be one of small; got 'large'"):
+        load_pretrained("large", folder)
+    facts = {key: value for key, value in FACT.items() if key != "commit"}
+    with pytest.raises(ValueError, match="missing: commit"):
+        save_pretrained("other", *saved[0], build=BUILD, facts=facts, folder=folder)
+    wider = {role: (name, SIZES | {"latent_dim": 4}) for role, (name, _) in BUILD.items()}
+    with pytest.raises(ValueError, match="was saved from other modules"):
+        save_pretrained("wider", *saved[0], build=wider, facts=FACT, folder=folder)
+    card = json.loads((folder / "small.json").read_text())
+    card["build"]["model"][0] = "os.system"
+    (folder / "small.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"`build` must name a class of pyro_memory\.models; got 'os\.system'"):
+        load_pretrained("small", folder)
+    file = folder / "small.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is not the file that its card describes"):
+        load_pretrained("small", folder)
+
+
+@pytest.mark.parametrize("name", pretrained())
+def test_shipped_weights_are_whole_and_explain_letters(name):
+    """Glyphs are not what they were trained on: drawn letters all the same, better explained than by a fair coin."""
+    model, guide = load_pretrained(name)
+    x, memory = FewShotTasks(glyphs("evaluation"), classes=1, shots=5, targets=16, per_target=True)[0]
+    bound = importance_bound(model, guide, x, memory, particles=20, max_plate_nesting=1)
+    assert bound.mean > -0.5 * 28 * 28 * 0.693
+    assert torch.isfinite(bound.bound).all()
+
+
+def test_shipped_weights_are_small():
+    assert sum(path.stat().st_size for path in FOLDER.glob("*")) < 8e6
+
+
+@pytest.mark.skipif("PYRO_MEMORY_DATA" not in os.environ, reason="PYRO_MEMORY_DATA names no folder with the real files")
+@pytest.mark.parametrize("name", [n for n in pretrained() if n.startswith("vma-omniglot28")])
+def test_shipped_weights_reproduce_the_table(name):
+    mean, se = pretrained()[name].facts["numbers"]["1 class, 5 shots"].split()
+    model, guide = load_pretrained(name)
+    tasks = FewShotTasks(load_images("omniglot", "evaluation"), classes=1, shots=5, targets=64, per_target=True, seed=1)
+    bound = importance_bound(model, guide, *tasks[0], particles=300, max_plate_nesting=1)
+    assert abs(bound.mean - float(mean)) < 4 * bound.se + float(se.strip("()"))
