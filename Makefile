@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu results bench bench-gpu lint format examples wheel clean
+.PHONY: help install demo test test-gpu results gallery docs bench bench-gpu lint format examples wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,14 @@ test-gpu: ## run the kernels' tests on a GPU, at larger shapes and in all dtypes
 
 results: install ## run the recipes of up to MINUTES (15) and rebuild the tables of docs from what they leave
 	$(RUN) examples/results.py --minutes $(or $(MINUTES),15)
+
+gallery: install ## draw docs/gallery.md anew from the shipped weights
+	$(RUN) examples/results.py --only gallery_letters --fresh
+
+docs: install ## build the site, tutorials and reference, in out/site
+	$(BIN)/mkdocs build -q
+	PYTHONWARNINGS=ignore $(BIN)/pdoc -d google --math --no-show-source -o out/site/api pyro_memory pyro_memory.models pyro_memory.guides pyro_memory.kernels pyro_memory.data pyro_memory.metrics pyro_memory.plotting
+	@echo "open out/site/index.html"
 
 bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figures in out
 	$(RUN) benchmarks/step_cost.py

@@ -149,15 +149,22 @@ def draw(rows, path):
     for i, case in enumerate(dict.fromkeys((row["networks"], row["batch"]) for row in rows)):
         own = [row for row in rows if (row["networks"], row["batch"]) == case]
         slots, label = [row["slots"] for row in own], f"{case[0]}, batch {case[1]}"
-        left.plot(slots, [row["pyro_ms"] for row in own], f"C{i}-o", label=f"{label}: Pyro")
-        left.plot(slots, [row["hand_ms"] for row in own], f"C{i}--", label=f"{label}: by hand")
+        left.plot(slots, [row["pyro_ms"] for row in own], f"C{i}-o", label=label)
+        left.plot(slots, [row["hand_ms"] for row in own], f"C{i}--")
         bars = [[row["ratio"] - row["low"] for row in own], [row["high"] - row["ratio"] for row in own]]
         right.errorbar(slots, [row["ratio"] for row in own], bars, fmt=f"C{i}-o", capsize=3, label=label)
     right.axhline(1, color="0.6", linewidth=0.8)
-    left.set(xscale="log", yscale="log", xlabel="slots in memory", ylabel="ms a step (median)", title="Time of a step")
+    left.set(
+        xscale="log",
+        yscale="log",
+        xlabel="slots in memory",
+        ylabel="ms a step (median)",
+        title="Time of a step (dashed: by hand)",
+    )
     right.set(xscale="log", xlabel="slots in memory", ylabel="Pyro / by hand", title="Ratio (median, 20% to 80%)")
-    for ax in (left, right):
-        ax.legend(frameon=False)
+    left.set_ylim(top=4 * max(row["pyro_ms"] for row in rows))  # room for the legend
+    left.legend(frameon=False, loc="upper left", ncols=2)
+    right.legend(frameon=False)
     fig.savefig(path, dpi=120)
 
 

@@ -2,8 +2,8 @@
 
 A recipe names a script, its arguments, the data that it needs and the minutes that it took. Each runs in
 --out/RECIPE, goes on from there if it was cut off, and is left alone if it is done with the same arguments. Its
-results.json and figures go to docs, and the tables between `<!-- table RECIPE -->` and `<!-- end -->` are written anew
-from them: no number in them is typed by hand.
+results.json and figures go to docs, its weights, where it ships them, to the package. Tables of docs and README between
+`<!-- TABLE RECIPE -->` and `<!-- end -->` are written anew from the records: no number in them is typed by hand.
 
     python examples/results.py
     python examples/results.py --only vma_fewshot_omniglot --minutes 200
@@ -37,6 +37,7 @@ def arguments():
         "--minutes", metavar="X", type=float, default=15, help="leave out what takes longer (default 15)"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, default=ROOT / "out" / "results", help="where recipes run")
+    parser.add_argument("--fresh", action="store_true", help="run again what is done")
     parser.add_argument("--tables", action="store_true", help="run nothing: rebuild the tables from docs/data")
     return parser.parse_args()
 
@@ -66,17 +67,20 @@ def why_not(recipe, minutes):
     return None
 
 
-def run(name, recipe, out):
+def run(name, recipe, out, fresh=False):
     """Runs a recipe, or finds it done, and copies what it left to docs."""
     out = out.resolve() / name
     words, stamp, left = command(recipe), out / "command.json", out / "results.json"
+    if fresh:
+        shutil.rmtree(out, ignore_errors=True)
     if not (left.exists() and stamp.exists() and json.loads(stamp.read_text())["command"] == words):
         out.mkdir(parents=True, exist_ok=True)
         print(f"\n{name}: {recipe['about']}\n    python {' '.join(words)} --out {out}", flush=True)
         start = time.perf_counter()
         subprocess.run([sys.executable, *words, "--out", str(out)], cwd=ROOT, check=True)
+        minutes = (time.perf_counter() - start) / 60
         facts = {
-            "command": words, "date": date.today().isoformat(), "minutes": (time.perf_counter() - start) / 60,
+            "command": words, "date": date.today().isoformat(), "minutes_of_last_run": minutes,
             "machine": f"{os.cpu_count()} cores, {platform.machine()}", "python": platform.python_version(),
         }  # fmt: skip
         stamp.write_text(json.dumps(facts, indent=1))
@@ -86,6 +90,8 @@ def run(name, recipe, out):
     (DOCS / "data" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     for figure, kept in recipe.get("figures", {}).items():
         shutil.copy(out / figure, DOCS / "figures" / kept)
+    for file in (out / "weights").glob("*") if recipe.get("weights") else ():
+        shutil.copy(file, ROOT / "pyro_memory" / "shipped" / file.name)
 
 
 # --- tables
@@ -178,6 +184,7 @@ def large_nearest(record, recipe):
 
 TABLES = {
     "vma_fewshot_glyphs": (few_shot,),
+    "gallery_letters": (few_shot,),
     "vma_fewshot_omniglot": (few_shot, few_shot_curve),
     "vma_recall_glyphs": (recall,),
     "vma_templates_mnist": (templates,),
@@ -211,8 +218,8 @@ def main():
         if reason:
             print(f"{name}: left out, {reason}")
         else:
-            run(name, recipes[name], args.out)
-    for path in sorted(DOCS.glob("*.md")):
+            run(name, recipes[name], args.out, args.fresh)
+    for path in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]:
         text = path.read_text()
         new = with_tables(text)
         if new != text:

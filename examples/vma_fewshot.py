@@ -120,6 +120,8 @@ def leave_weights(pairs, build, results, numbers, args):
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     for name, pair in pairs.items():
         trained = f"{results[name].steps} steps of {args.batch} images, K = {args.train_particles}, seed {args.seed}"
+        if args.turned:
+            trained += f", {args.turned:.0%} of the tasks turned or mirrored"
         facts = {
             "about": f"{name} trained on {args.data}",
             "data": f"{args.data}, background classes; measured on evaluation classes",
@@ -131,7 +133,7 @@ def leave_weights(pairs, build, results, numbers, args):
         }
         file = f"{name.lower()}-{args.name or args.data}"
         card = save_pretrained(file, *pair, build=build[name], facts=facts, folder=args.out / "weights")
-        print(f"\n{card}")
+        print(f"\n{card}" if args.name else f"weights of the {name}: {args.out / 'weights' / file}.safetensors")
 
 
 class SometimesEmpty:
@@ -171,7 +173,7 @@ def bound(name, model, guide, tasks, args, wrong=False):
         memory = tasks.wrong_classes(i) if wrong else memory
         x, memory = x.to(args.device), memory.to(args.device)
         parts.append(
-            importance_bound(model, guide, x, memory, particles=args.particles, chunk_size=250, max_plate_nesting=1)
+            importance_bound(model, guide, x, memory, particles=args.particles, chunk_size=125, max_plate_nesting=1)
         )
     estimate = BoundEstimate.cat(parts)
     path.parent.mkdir(exist_ok=True)
@@ -189,18 +191,22 @@ def print_table(vae, table, args):
 
 
 def draw_training(results, batch, ax):
-    curves = {name: torch.tensor(result.history["bound"]) / batch for name, result in results.items()}
-    if not curves:
+    if not results:
         ax.set_axis_off()
         return
-    for name, curve in curves.items():
-        minutes = results[name].seconds / 60 / results[name].steps
-        (line,) = ax.plot([minutes * s for s in results[name].history["step"]], curve, label=name, linewidth=0.6)
-        rows = results[name].history["evaluation"]
-        ax.plot([minutes * r["step"] for r in rows], [r["unseen"] for r in rows], "o-", color=line.get_color())
+    lowest = []
+    for name, result in results.items():
+        width = max(1, len(result.history["step"]) // 100)  # a running mean of a hundredth of the run
+        curve = torch.tensor(result.history["bound"]).unfold(0, width, 1).mean(-1) / batch
+        minutes = result.seconds / 60 / result.steps
+        (line,) = ax.plot([minutes * s for s in result.history["step"][width - 1 :]], curve, linewidth=0.8)
+        rows = result.history["evaluation"]
+        style = {"marker": "o", "color": line.get_color(), "markeredgecolor": "black", "linestyle": "none"}
+        ax.plot([minutes * r["step"] for r in rows], [r["unseen"] for r in rows], label=name, **style)
+        lowest.append(curve[len(curve) // 10 :].min().item())
     ax.set(xlabel="minutes", ylabel="bound, nats per image", title="Training (line); unseen classes, 4 examples (dots)")
-    ax.set_ylim(bottom=min(curve[len(curve) // 10 :].min().item() for curve in curves.values()) - 5)
-    ax.legend(frameon=False)
+    ax.set_ylim(bottom=min(lowest) - 5)
+    ax.legend(frameon=False, loc="lower right")
 
 
 def draw_bounds(vae, table, args, ax):
@@ -211,6 +217,7 @@ def draw_bounds(vae, table, args, ax):
             args.test_shots, [r.mean for r in rows], [2 * r.se for r in rows], marker="o", capsize=3, label=label
         )
     ax.axhline(vae.mean, color="0.5", linestyle="--", label="VAE, no memory")
+    ax.margins(y=0.08)
     ax.set_xscale("log", base=2)
     ax.set_xticks(args.test_shots, map(str, args.test_shots))
     ax.minorticks_off()
@@ -341,7 +348,10 @@ def main():
     print(f"\none memory of 8 unseen classes, 4 examples each\n{gain}")
 
     if not args.pretrained:
-        cells = {f"{c} class{'es' * (c > 1)}, {n} shots": f"{e.mean:.2f} ({e.se:.2f})" for (c, n), e in table.items()}
+        cells = {
+            f"{c} class{'es' * (c > 1)}, {n} shot{'s' * (n > 1)}": f"{e.mean:.2f} ({e.se:.2f})"
+            for (c, n), e in table.items()
+        }
         numbers = {"VAE": {"log p(x) >=": f"{vae.mean:.2f} ({vae.se:.2f})"}, "VMA": cells}
         leave_weights(pairs, build, results, numbers, args)
 

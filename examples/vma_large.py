@@ -1,13 +1,14 @@
 """A memory of a million drawings: how many nats does each further decade of slots give, and how many must be read?
 
-Trains a VAE without memory and a VMA that reads 4,096 drawings, for equal steps. Then puts all background drawings in
-one memory in a file, and more of them, varied by small affine maps, up to 10^6; measures unseen drawings against 10^2
-to 10^6 of its slots; and compares the nearest k slots with the exact address. How sharp the address is, and k, are
-chosen for each size on other drawings. Targets are letters that nobody has drawn in the memory, and with glyphs also
-new drawings of the letters that are. Writes results.json and summary.png to --out; run it again to go on from there.
+Trains a VAE without memory and a VMA that reads 4,096 drawings, for equal steps, or takes the weights that come with
+the package. Then puts all background drawings in one memory in a file, and more of them, varied by small affine maps,
+up to 10^6; measures unseen drawings against 10^2 to 10^6 of its slots; and compares the nearest k slots with the exact
+address. How sharp the address is, and k, are chosen for each size on other drawings. Targets are letters that nobody
+has drawn in the memory, and with glyphs also new drawings of the letters that are. Writes results.json and summary.png
+to --out; run it again to go on from there.
 
     python examples/vma_large.py
-    python examples/vma_large.py --data omniglot --data-dir FOLDER --steps 3000
+    python examples/vma_large.py --data omniglot --data-dir FOLDER --pretrained omniglot28
 """
 
 import argparse
@@ -33,6 +34,7 @@ from pyro_memory import (
     fit,
     importance_bound,
     information_gain,
+    load_pretrained,
     warm_cosine,
 )
 from pyro_memory.data import NAMES, FewShotTasks, glyphs, load_images
@@ -51,6 +53,7 @@ def arguments():
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the official files (glyphs need none)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/large"))
     add("--slots", default=10**6, help="slots of the largest memory (default 10^6)")
+    parser.add_argument("--pretrained", metavar="NAME", help="take the weights vae-NAME and vma-NAME; train nothing")
     add("--steps", default=800, help="training steps of each model (default 800)")
     add("--evaluate", default=128, help="targets of each kind (default 128)")
     add("--particles", default=200, help="K of the bounds (default 200)")
@@ -74,6 +77,23 @@ def train(name, model, guide, tasks, args):
     )  # fmt: skip
     model.eval(), guide.eval()
     return result.seconds
+
+
+def trained(background, args):
+    """The pairs, and how long their training took."""
+    if args.pretrained:
+        return {name: load_pretrained(f"{name.lower()}-{args.pretrained}") for name in ("VAE", "VMA")}, {}
+    size, shape = {"latent_dim": args.latent_dim, "channels": args.channels}, background.shape
+    torch.manual_seed(args.seed)
+    pairs = {
+        "VAE": (VAE.convolutional(shape, **size), VAEGuide.convolutional(shape, **size)),
+        "VMA": (VMA.convolutional(shape, **size), VMAGuide.convolutional(shape, **size)),
+    }
+    # A small network looks slots up, since it embeds all of them; the large ones see only what was read.
+    pairs["VMA"][1].address = VMAGuide.mlp(shape, matching_dim=args.matching_dim).address
+    classes = min(args.train_classes, background.classes)
+    tasks = FewShotTasks(background, classes=classes, shots=8, targets=32, seed=args.seed)
+    return pairs, {name: train(name, *pair, tasks, args) for name, pair in pairs.items()}
 
 
 def vary(images, generator):
@@ -183,7 +203,7 @@ def against_exact(model, guide, x, memory, exact, nearest, args):
     """
     torch.manual_seed(args.seed)
     q, shape = exact(x, memory), (args.particles, len(x))
-    a, noise = q.sample((args.particles,)), torch.randn(*shape, args.latent_dim)
+    a, noise = q.sample((args.particles,)), torch.randn(shape + guide.z_dist(x, x).event_shape)
     chunks = zip(a.split(20), noise.split(20), strict=True)
     value = torch.cat([given_address(model, guide, x, memory, part, eps) for part, eps in chunks])
     elbo, bound = value.mean(0) + q.entropy(), (value - q.log_prob(a)).logsumexp(0)
@@ -272,19 +292,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", "evaluation"))
     print(f"  memory and training: {background}\n  unseen letters: {evaluation}")
-    size = {"latent_dim": args.latent_dim, "channels": args.channels}
-    shape = background.shape
-    torch.manual_seed(args.seed)
-    pairs = {
-        "VAE": (VAE.convolutional(shape, **size), VAEGuide.convolutional(shape, **size)),
-        "VMA": (VMA.convolutional(shape, **size), VMAGuide.convolutional(shape, **size)),
-    }
-    # A small network looks slots up, since it embeds all of them; the large ones see only what was read.
-    pairs["VMA"][1].address = VMAGuide.mlp(shape, matching_dim=args.matching_dim).address
-    classes = min(args.train_classes, background.classes)
-    tasks = FewShotTasks(background, classes=classes, shots=8, targets=32, seed=args.seed)
-    seconds = {name: train(name, *pair, tasks, args) for name, pair in pairs.items()}
-
+    pairs, seconds = trained(background, args)
     model, guide = pairs["VMA"]
     memory = drawings_in_a_file(background, guide.address, args)
     print(f"\n{memory}, of them {min(len(background), args.slots)} drawings as they are, in {memory.folder}")

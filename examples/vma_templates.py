@@ -1,10 +1,10 @@
 """Learned templates: how much is an image's nearest template worth, by the number of templates?
 
-No examples are given here: the memory's contents are parameters, trained with the rest, and the address turns the
-prior over z into a mixture of as many components as there are slots (Bornschein et al., 2017, section 4.2,
-https://arxiv.org/abs/1709.07116). Trains a VAE without memory and a VMA for each number of slots, for equal steps;
-measures other images; draws the bounds, what the address carries, and the most used templates, decoded. Writes
-results.json and templates.png to --out; run it again to go on from there.
+No examples are given here: the memory's contents are parameters, trained with the rest from random training images on,
+and the address turns the prior over z into a mixture of as many components as there are slots (Bornschein et al., 2017,
+section 4.2, https://arxiv.org/abs/1709.07116). Trains a VAE without memory and a VMA for each number of slots, for
+equal steps; measures other images; draws the bounds, what the address carries, and the most used templates, decoded.
+Writes results.json and templates.png to --out; run it again to go on from there.
 
     python examples/vma_templates.py
     python examples/vma_templates.py --data mnist --data-dir FOLDER --slots 32 256 2048 --steps 4000
@@ -47,6 +47,7 @@ def arguments():
     )
     add("--steps", default=1000)
     add("--batch", default=64)
+    parser.add_argument("--start", choices=("images", "noise"), default="images", help="what templates are at first")
     add("--evaluate", default=500, help="images kept from training and measured (default 500)")
     add("--particles", default=100, help="K of the bounds (default 100)")
     add("--latent-dim", default=16)
@@ -57,13 +58,14 @@ def arguments():
     return parser.parse_args()
 
 
-def pair(slots, shape, args):
+def pair(slots, images, args):
     """A VMA with so many templates, or a VAE for none."""
+    shape = images.shape[1:]
     size = {"latent_dim": args.latent_dim, "channels": args.channels}
     torch.manual_seed(args.seed)
     if not slots:
         return VAE.convolutional(shape, **size), VAEGuide.convolutional(shape, **size)
-    templates = TemplateMemory(slots, shape)
+    templates = TemplateMemory(slots, shape, init=images[:slots] if args.start == "images" else None)
     model = VMA.convolutional(shape, templates=templates, **size)
     guide = VMAGuide.convolutional(shape, templates=templates, **size)
     guide.address = VMAGuide.mlp(shape, matching_dim=32).address  # small: it embeds every template at each step
@@ -119,7 +121,7 @@ def draw(rows, pictures, path):
         ax.set_xticks(slots, map(str, slots))
         ax.minorticks_off()
         ax.set_xlabel("templates")
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, loc="upper left" if ax is axes[0] else "center left")
     plot_images(list(pictures.values()), [f"{n} slots" for n in pictures], ax=axes[2])
     axes[2].set_title("The most used templates, decoded")
     fig.savefig(path, dpi=120)
@@ -135,7 +137,7 @@ def main():
     rows, pictures, vae = [], {}, None
     for slots in (0, *args.slots):
         name = f"{slots} templates" if slots else "no memory"
-        model, guide = pair(slots, data.shape, args)
+        model, guide = pair(slots, images, args)
         seconds = train(name, model, guide, images, args)
         bound, info = measure(model, guide, x, args)
         vae = bound if vae is None else vae

@@ -79,7 +79,7 @@ def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[nn.Module, 
     pair = []
     for role in ("model", "guide"):
         module = _built(role, *card.build[role])
-        own = {k.removeprefix(f"{role}."): t.float() for k, t in tensors.items() if k.startswith(f"{role}.")}
+        own = {k.removeprefix(f"{role}."): t for k, t in tensors.items() if k.startswith(f"{role}.")}
         try:
             module.load_state_dict(own)
         except RuntimeError as error:
@@ -113,7 +113,7 @@ def save_pretrained(
     if missing:
         raise ValueError(f"`facts` must tell {', '.join(FACTS)}; missing: {', '.join(missing)}")
     tensors = {
-        f"{role}.{key}": tensor.detach().half().cpu().contiguous()
+        f"{role}.{key}": (tensor.half() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
         for role, module in (("model", model), ("guide", guide))
         for key, tensor in module.state_dict().items()
     }

@@ -31,7 +31,7 @@ def test_a_recipe_s_script_takes_its_arguments(name, monkeypatch):
     assert {"about", "minutes"} <= set(recipe)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
 def test_tables_are_what_the_records_say(path):
     text = path.read_text()
     assert results.with_tables(text) == text, "run python examples/results.py --tables"

@@ -1,0 +1,27 @@
+"""The tutorials run, block after block, as a reader would."""
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pyro
+import pytest
+
+from pyro_memory import pretrained
+
+TUTORIALS = sorted((Path(__file__).parent.parent / "docs" / "tutorials").glob("*.md"))
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
+def test_a_tutorial_runs(path, tmp_path, monkeypatch, capsys):
+    text = path.read_text()
+    missing = [n for n in re.findall(r'load_pretrained\("([^"]+)"\)', text) if n not in pretrained()]
+    assert not missing
+    monkeypatch.chdir(tmp_path)
+    pyro.clear_param_store()
+    names = {"__name__": "__main__"}
+    for block in BLOCK.findall(text):
+        exec(compile(block, str(path), "exec"), names)
+    plt.close("all")
+    assert capsys.readouterr().out
