@@ -188,7 +188,7 @@ TABLES = {
     "vma_fewshot_omniglot": (few_shot, few_shot_curve),
     "vma_recall_glyphs": (recall,),
     "vma_templates_mnist": (templates,),
-    "vma_large_omniglot": (large_sizes, large_nearest),
+    "vma_large_pretrained": (large_sizes, large_nearest),
     "step_cost": (step_cost,),
 }
 BLOCK = re.compile(r"<!-- (\w+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
