@@ -79,9 +79,10 @@ def train(name, model, guide, tasks, evaluation, args):
     unseen = test_tasks(evaluation, 1, 4, args)
 
     def on_the_way(step):
-        parts = [
-            importance_bound(model, guide, *unseen[i], particles=20, max_plate_nesting=1) for i in range(len(unseen))
-        ]
+        parts = []
+        for i in range(len(unseen)):
+            x, memory = (t.to(args.device) for t in unseen[i])
+            parts.append(importance_bound(model, guide, x, memory, particles=20, max_plate_nesting=1))
         return {"unseen": BoundEstimate.cat(parts).mean}
 
     return fit(
@@ -98,7 +99,7 @@ def train(name, model, guide, tasks, evaluation, args):
         seed=args.seed,
         device=args.device,
         evaluate=on_the_way,
-        evaluate_every=max(1, args.steps // args.curve),
+        evaluate_every=max(1, args.steps // max(1, args.curve)),
     )
 
 
@@ -315,6 +316,9 @@ def main():
     tasks = FewShotTasks(
         background, classes=args.classes, shots=args.shots, targets=args.batch, seed=args.seed, turned=args.turned
     )
+    for classes in args.test_classes:  # what cannot be measured is refused before training
+        for shots in args.test_shots:
+            test_tasks(evaluation, classes, shots, args)
     if args.pretrained:
         pairs = {name: load_pretrained(f"{name.lower()}-{args.pretrained}") for name in ("VAE", "VMA")}
         pairs = {name: tuple(part.to(args.device) for part in pair) for name, pair in pairs.items()}
