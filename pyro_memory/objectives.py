@@ -52,7 +52,9 @@ class VIMCO(Objective):
     Weights belong to a datum: a cell of the plates that hold all sites. A subsample's scale stays outside the
     logarithm. Sites that can be reparameterised get pathwise gradients; every other one gets the score function
     with the signal ``L_K - L_{-k}``, where in ``L_{-k}`` the other particles stand in for the k-th weight, by their
-    geometric or arithmetic mean. The gradient is unbiased for either. All particles run in one pass.
+    geometric or arithmetic mean. Where a plate inside a datum ends both programs, its cells are independent given what
+    came before, and a site in one is scored by its own cell's share of the weight: only that share is replaced. The
+    gradient is unbiased in every case. All particles run in one pass.
 
     Args:
         num_particles: K, at least 2.
@@ -87,8 +89,8 @@ class VIMCO(Objective):
                 f"`num_particles` must be at least 2, since each particle's baseline is made of the others; got "
                 f"{num_particles}. For one particle use pyro.infer.TraceGraph_ELBO"
             )
-        if baseline not in _STAND_IN:
-            raise ValueError(f"`baseline` must be one of {sorted(_STAND_IN)}; got {baseline!r}")
+        if baseline not in _MEAN_OF_OTHERS:
+            raise ValueError(f"`baseline` must be one of {sorted(_MEAN_OF_OTHERS)}; got {baseline!r}")
         self.baseline = baseline
         super().__init__(num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=vectorize_particles)
 
@@ -98,15 +100,14 @@ class VIMCO(Objective):
         with torch.no_grad():
             signal = bound - leave_one_out_bound(weights.log_weight, self.baseline)
         score = (signal * weights.log_score).sum(0)
+        for own in weights.local:
+            with torch.no_grad():
+                without = leave_one_out_bound(weights.log_weight, self.baseline, part=own.log_weight)
+            score = score + ((bound.detach().unsqueeze(-1) - without) * own.log_score).sum((0, -1))
         return -(weights.scale * (bound + score - score.detach())).sum()
 
     def _weights(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Weights:
-        parts = [weigh(*traces) for traces in self.traces(model, guide, args, kwargs)]
-        if len(parts) == 1:
-            return parts[0]
-        return Weights(
-            torch.cat([p.log_weight for p in parts]), torch.cat([p.log_score for p in parts]), parts[0].scale
-        )
+        return Weights.cat([weigh(*traces) for traces in self.traces(model, guide, args, kwargs)])
 
 
 class LeaveOneOutELBO(Objective):
@@ -147,32 +148,50 @@ class LeaveOneOutELBO(Objective):
         ((model_trace, guide_trace),) = self.traces(model, guide, args, kwargs)
         weights = weigh(model_trace, guide_trace, noisy=True)
         bound = weights.log_weight.mean(0)
-        with torch.no_grad():
-            k = self.num_particles
-            signal = (weights.log_weight - bound) * (k / (k - 1))  # less the mean of the others
-        score = (signal * weights.log_score).mean(0)
+        score = (self._signal(weights.log_weight) * weights.log_score).mean(0)
+        for own in weights.local:
+            score = score + (self._signal(own.log_weight) * own.log_score).mean(0).sum(-1)
         return -(weights.scale * (bound + score - score.detach())).sum()
+
+    @torch.no_grad()
+    def _signal(self, log_weight: Float[Tensor, "particle *cells"]) -> Float[Tensor, "particle *cells"]:
+        """Each log weight less the mean of the others."""
+        return (log_weight - log_weight.mean(0)) * (self.num_particles / (self.num_particles - 1))
 
 
 def _bound(log_weight: Float[Tensor, "particle *cells"]) -> Float[Tensor, "*cells"]:
     return log_weight.logsumexp(0) - math.log(len(log_weight))
 
 
-_STAND_IN = {
+_MEAN_OF_OTHERS = {
     "geometric": lambda w, own: w.masked_fill(own, 0.0).sum(1) / (len(w) - 1),
     "arithmetic": lambda w, own: w.masked_fill(own, -math.inf).logsumexp(1) - math.log(len(w) - 1),
 }
 
 
 def leave_one_out_bound(
-    log_weight: Float[Tensor, "particle *cells"], baseline: str = "geometric"
+    log_weight: Float[Tensor, "particle *cells"],
+    baseline: str = "geometric",
+    *,
+    part: Float[Tensor, "particle *cells inner"] | None = None,
 ) -> Float[Tensor, "particle *cells"]:
-    r"""Computes ``L_{-k}``: the bound with the k-th weight replaced by a mean of the others.
+    r"""Computes ``L_{-k}``: the bound with the k-th weight, or a part of it, replaced by a mean of the others'.
+
+    Args:
+        part: a share of each log weight; the rest of the k-th weight then stays, and the result has its shape.
 
     It is exact where one weight outweighs the others by any factor: nothing is subtracted inside the logarithm.
     """
     k = len(log_weight)
-    rows = log_weight.expand(k, *log_weight.shape)
-    own = torch.eye(k, dtype=torch.bool, device=rows.device).reshape(k, k, *[1] * (rows.dim() - 2))
-    stand_in = _STAND_IN[baseline](rows, own)
-    return torch.where(own, stand_in.unsqueeze(1), rows).logsumexp(1) - math.log(k)
+
+    def rows(weights: Tensor) -> tuple[Tensor, Tensor]:
+        own = torch.eye(k, dtype=torch.bool, device=weights.device).reshape(k, k, *[1] * (weights.dim() - 1))
+        return weights.expand(k, *weights.shape), own
+
+    all_of_them, own = rows(log_weight)
+    if part is None:
+        stand_in = _MEAN_OF_OTHERS[baseline](all_of_them, own)
+        return torch.where(own, stand_in.unsqueeze(1), all_of_them).logsumexp(1) - math.log(k)
+    others = all_of_them.masked_fill(own, -math.inf).logsumexp(1).unsqueeze(-1)
+    rest = torch.where(part > -math.inf, log_weight.unsqueeze(-1) - part, -math.inf)
+    return torch.logaddexp(others, rest + _MEAN_OF_OTHERS[baseline](*rows(part))) - math.log(k)

@@ -28,11 +28,42 @@ class Weights:
         log_weight: ``log p(x, latents) - log q(latents)``, ``[particle, *cells]``, without the plates' scale.
         log_score: the part of log q that belongs to sites without a pathwise gradient, same shape.
         scale: what a cell counts for: data set size over subsample size, times a scale common to all sites.
+        local: of the sites without a pathwise gradient, those in a plate inside a datum that ends both programs; they
+            are not in ``log_score``.
     """
 
     log_weight: Float[Tensor, "particle *cells"]
     log_score: Float[Tensor, "particle *cells"]
     scale: float | Tensor
+    local: tuple[Local, ...] = ()
+
+    @classmethod
+    def cat(cls, parts: list[Weights]) -> Weights:
+        """Lays particles of several passes behind one another."""
+        if len(parts) == 1:
+            return parts[0]
+        both = [torch.cat([getattr(p, name) for p in parts]) for name in ("log_weight", "log_score")]
+        local = tuple(
+            Local(torch.cat([t.log_weight for t in group]), torch.cat([t.log_score for t in group]))
+            for group in zip(*(p.local for p in parts), strict=True)
+        )
+        return cls(*both, parts[0].scale, local)
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a plate inside a datum adds to the datum's weight, cell by cell.
+
+    Given what was sampled before the plate its cells are independent: what is sampled in one has no say in the rest of
+    the datum's weight, and need not be scored by it.
+
+    Attributes:
+        log_weight: the part of the datum's log weight that lies in each cell, ``[particle, *cells, inner]``.
+        log_score: the part of log q of the cell's sites without a pathwise gradient, same shape.
+    """
+
+    log_weight: Float[Tensor, "particle *cells inner"]
+    log_score: Float[Tensor, "particle *cells inner"]
 
 
 def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False) -> Weights:
@@ -53,19 +84,49 @@ def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False) -> Wei
     scales = [_divide(site["scale"], plates_scale) for site in sites]
     # Outside the logarithm where all sites agree; a scale of single sites (annealing) tempers their factor inside.
     common = scales[0] if all(_same(scale, scales[0]) for scale in scales) else None
-    shape, cells = _shapes(particles, outer)
     terms = [
-        _sum_to(scale_and_mask(s["unscaled_log_prob"], 1.0 if common is not None else scale, s["mask"]), shape)
+        scale_and_mask(s["unscaled_log_prob"], 1.0 if common is not None else scale, s["mask"])
         for s, scale in zip(sites, scales, strict=True)
     ]
-    log_p, log_q = terms[: len(model_sites)], terms[len(model_sites) :]
-    zero = torch.zeros_like(log_p[0])
-    scores = [t for t, site in zip(log_q, guide_sites.values(), strict=True) if not site["fn"].has_rsample]
-    return Weights(
-        log_weight=(sum(log_p, zero) - sum(log_q, zero)).reshape(cells),
-        log_score=sum(scores, zero).reshape(cells),
-        scale=plates_scale if common is None else plates_scale * common,
+    signed = [(1, t, s) for t, s in zip(terms, model_sites.values(), strict=False)]
+    signed += [(-1, t, s) for t, s in zip(terms[len(model_sites) :], guide_sites.values(), strict=True)]
+    scored = [(t, s) for sign, t, s in signed if sign < 0 and not s["fn"].has_rsample]
+
+    def added(chosen: list[tuple[int, Tensor]], inner: tuple[Any, ...] = ()) -> Tensor:
+        shape, cells = _shapes(particles, [*outer, *inner])
+        total = sum((sign * _sum_to(term, shape) for sign, term in chosen), terms[0].new_zeros(shape)).reshape(cells)
+        frames = sorted([*outer, *inner], key=lambda f: f.dim)
+        total = total.permute(0, *(1 + frames.index(f) for f in [*outer, *inner]))
+        return total.flatten(1 + len(outer)) if inner else total
+
+    inside = _inner_plates(model_sites, guide_sites, particles, outer, [s for _, s in scored])
+    local = tuple(
+        Local(
+            added([(sign, t) for sign, t, s in signed if frames <= _frames(s)], tuple(frames)),
+            added([(1, t) for t, s in scored if frames <= _frames(s)], tuple(frames)),
+        )
+        for frames in inside
     )
+    return Weights(
+        log_weight=added([(sign, t) for sign, t, _ in signed]),
+        log_score=added([(1, t) for t, s in scored if not any(frames <= _frames(s) for frames in inside)]),
+        scale=plates_scale if common is None else plates_scale * common,
+        local=local,
+    )
+
+
+def _inner_plates(
+    model_sites: dict[str, Any], guide_sites: dict[str, Any], particles: list[Any], outer: list[Any], scored: list[Any]
+) -> list[frozenset[Any]]:
+    """Plates inside a datum, of scored sites, that end both programs: nothing outside them is sampled after them."""
+    shared = {*particles, *outer}
+    candidates = {frozenset(_frames(site) - shared) for site in scored} - {frozenset()}
+
+    def ends(sites: dict[str, Any], frames: frozenset[Any]) -> bool:
+        within = [frames <= _frames(site) for site in sites.values()]
+        return within == sorted(within)
+
+    return [f for f in candidates if ends(model_sites, f) and ends(guide_sites, f)]
 
 
 def stochastic_sites(trace: Trace) -> dict[str, dict[str, Any]]:
@@ -121,13 +182,13 @@ def _kept_frames(sites: list[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
     return particles, sorted(outer, key=lambda f: f.dim)
 
 
-def _shapes(particles: list[Any], outer: list[Any]) -> tuple[list[int], list[int]]:
-    """The shape that keeps particle and outer dimensions in place, and the same without the others."""
-    shape = [1] * max((-f.dim for f in particles + outer), default=0)
-    for frame in particles + outer:
+def _shapes(particles: list[Any], plates: list[Any]) -> tuple[list[int], list[int]]:
+    """The shape that keeps particle and plate dimensions in place, and the same without the others."""
+    shape = [1] * max((-f.dim for f in particles + plates), default=0)
+    for frame in particles + plates:
         shape[frame.dim] = int(frame.size)
     lead = int(particles[0].size) if particles else 1
-    return shape, [lead, *(int(f.size) for f in outer)]
+    return shape, [lead, *(int(f.size) for f in sorted(plates, key=lambda f: f.dim))]
 
 
 def _sum_to(log_prob: Tensor, shape: list[int]) -> Tensor:

@@ -89,3 +89,27 @@ def test_the_control_s_supports_are_of_another_class():
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         SetTasks(data(), **{"tasks": 2, "shots": 2} | options)
+
+
+def test_turned_tasks_show_queries_and_support_in_one_symmetry():
+    plain, turned = (SetTasks(data(), tasks=4, queries=2, shots=3, seed=1, turned=t) for t in (0.0, 1.0))
+    symmetries = set()
+    for index in range(20):
+        (x, support), (y, given) = plain[index], turned[index]
+        for t in range(4):
+            before, after = torch.cat([x[t], support.values[t]]), torch.cat([y[t], given.values[t]])
+            ways = [(m, k) for m in (0, 1) for k in range(4)]
+            fits = [w for w in ways if torch.equal((before.mT if w[0] else before).rot90(w[1], (-2, -1)), after)]
+            assert fits
+            symmetries |= set(fits[:1])
+    assert len(symmetries) == 8
+    some = SetTasks(data(), tasks=4, queries=2, shots=3, seed=1, turned=0.5)
+    same = [torch.equal(some[i][0][t], plain[i][0][t]) for i in range(20) for t in range(4)]
+    assert 0.3 < sum(same) / 80 < 0.8
+
+
+def test_only_square_images_can_be_turned():
+    wide = data()
+    wide = LabelledImages(torch.zeros(len(wide.labels), 1, 2, 4, dtype=torch.uint8), wide.labels, wide.class_names)
+    with pytest.raises(ValueError, match=r"`turned` must lie in \[0, 1\], and be 0 unless images are square"):
+        SetTasks(wide, tasks=2, turned=0.5)

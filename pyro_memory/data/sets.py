@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_memory.data.images import LabelledImages
 from pyro_memory.data.seeds import generator_for
+from pyro_memory.data.turns import check_turned, turn
 from pyro_memory.slots import SlotMemory
 
 
@@ -26,6 +27,8 @@ class SetTasks:
         shots: images of a support, or several numbers of which each task draws one; 0 is an empty support.
         items: the width of a support, by default the most shots.
         seed: of the tasks.
+        turned: the share of tasks that are shown turned by a quarter, a half or three quarters, or mirrored, queries
+            and support alike, which keep letters letters: eight times as many classes to learn from.
         targets: fixed queries, one a task, ``tasks`` of them an index; the sets then have a length. A target's support
             depends on seed and target only, and one of few shots is the beginning of one of more: rows are paired.
 
@@ -42,6 +45,7 @@ class SetTasks:
         shots: int | Sequence[int] = 5,
         items: int | None = None,
         seed: int = 0,
+        turned: float = 0.0,
         targets: Int[Tensor, " target"] | None = None,
     ) -> None:
         self.shots = torch.tensor([shots] if isinstance(shots, int) else list(shots))
@@ -63,7 +67,9 @@ class SetTasks:
             raise ValueError(f"`tasks` must be at most the data's {data.classes} classes; got {tasks}")
         if targets is not None and queries != 1:
             raise ValueError(f"`queries` must be 1 with fixed `targets`, each a task of its own; got {queries}")
+        check_turned(turned, data)
         self.data, self.tasks, self.queries, self.seed, self.targets = data, tasks, queries, seed, targets
+        self.turned = turned
         if targets is not None:
             self.__class__ = _FixedSets
 
@@ -73,7 +79,10 @@ class SetTasks:
         wanted = self.queries + self.items
         drawn = torch.stack([self._draw(int(label), wanted, generator) for label in labels])
         counts = self.shots[torch.randint(len(self.shots), (self.tasks,), generator=generator)]
-        return self.data[drawn[:, : self.queries]], self._support(drawn[:, self.queries :], counts)
+        images = self.data[drawn]
+        for task in (torch.rand(self.tasks, generator=generator) < self.turned).nonzero().flatten().tolist():
+            images[task] = turn(images[task], generator)
+        return images[:, : self.queries], self._support(images[:, self.queries :], counts)
 
     def _draw(self, label: int, wanted: int, generator: torch.Generator) -> Int[Tensor, " item"]:
         members = self.data.members[label]
@@ -81,10 +90,9 @@ class SetTasks:
         chosen = members[order]  # padding repeats an image; it is masked
         return torch.cat([chosen, chosen[-1:].expand(wanted - len(chosen))])
 
-    def _support(self, chosen: Int[Tensor, "task item"], counts: Int[Tensor, " task"]) -> SlotMemory:
+    def _support(self, images: Float[Tensor, "task item 1 height width"], counts: Int[Tensor, " task"]) -> SlotMemory:
         mask = torch.arange(self.items) < counts.unsqueeze(-1)
-        images = self.data[chosen] * mask.reshape(*mask.shape, 1, 1, 1)
-        return SlotMemory(images, mask=mask, batch_dim=-2)
+        return SlotMemory(images * mask.reshape(*mask.shape, 1, 1, 1), mask=mask, batch_dim=-2)
 
 
 class _FixedSets(SetTasks):
@@ -106,7 +114,7 @@ class _FixedSets(SetTasks):
         targets = self.targets[index * self.tasks : (index + 1) * self.tasks]
         rows = torch.stack([self._others(int(t), other) for t in targets])
         counts = torch.stack([self._count(int(t)) for t in targets])
-        return self.data[targets].unsqueeze(1), self._support(rows, counts)
+        return self.data[targets].unsqueeze(1), self._support(self.data[rows], counts)
 
     def _others(self, target: int, other: bool) -> Int[Tensor, " item"]:
         """Images of the target's class without the target, in a fixed random order; or of another class."""

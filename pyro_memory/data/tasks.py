@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_memory.data.images import LabelledImages
 from pyro_memory.data.seeds import generator_for
+from pyro_memory.data.turns import check_turned, turn
 from pyro_memory.slots import SlotMemory
 
 Task = tuple[Float[Tensor, "target 1 height width"], SlotMemory]
@@ -68,8 +69,7 @@ class FewShotTasks:
             raise ValueError(
                 f"`shots` must leave an image of each class for the target; got {shots} where a class has {fewest}"
             )
-        if not 0 <= turned <= 1 or (turned and data.shape[1] != data.shape[2]):
-            raise ValueError(f"`turned` must lie in [0, 1], and be 0 unless images are square; got {turned}")
+        check_turned(turned, data)
         if target_indices is not None and not per_target:
             raise ValueError("`target_indices` need per_target=True: targets of many classes cannot share one memory")
         self.data = data
@@ -112,8 +112,7 @@ class FewShotTasks:
         generator = generator_for(self.seed, 4, index)
         if not self.turned or torch.rand((), generator=generator) >= self.turned:
             return x
-        symmetry = int(torch.randint(8, (), generator=generator))
-        return (x.mT if symmetry >= 4 else x).rot90(symmetry % 4, (-2, -1))
+        return turn(x, generator)
 
     def _targets(self, index: int) -> Int[Tensor, " target"]:
         if self.target_indices is not None:
