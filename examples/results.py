@@ -1,7 +1,8 @@
 """Runs the recipes of examples/recipes and rebuilds the tables of docs from what they leave.
 
 A recipe names a script, its arguments, the data that it needs and the minutes that it took. Each runs in
---out/RECIPE, goes on from there if it was cut off, and is left alone if it is done with the same arguments. Its
+--out/RECIPE, goes on from there if it was cut off, and is left alone if it is done with the same arguments. One with
+variants runs each of them for each of its seeds, --jobs at a time. Its
 results.json and figures go to docs, its weights, where it ships them, to the package. Tables of docs and README between
 `<!-- TABLE RECIPE -->` and `<!-- end -->` are written anew from the records: no number in them is typed by hand.
 
@@ -23,8 +24,10 @@ import subprocess
 import sys
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
+from statistics import fmean, stdev
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES, DOCS = ROOT / "examples" / "recipes", ROOT / "docs"
@@ -37,6 +40,7 @@ def arguments():
         "--minutes", metavar="X", type=float, default=15, help="leave out what takes longer (default 15)"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, default=ROOT / "out" / "results", help="where recipes run")
+    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="variants to run at once, a thread each")
     parser.add_argument("--fresh", action="store_true", help="run again what is done")
     parser.add_argument("--tables", action="store_true", help="run nothing: rebuild the tables from docs/data")
     return parser.parse_args()
@@ -46,9 +50,9 @@ def load_recipes():
     return {path.stem: tomllib.loads(path.read_text()) for path in sorted(RECIPES.glob("*.toml"))}
 
 
-def command(recipe):
+def command(recipe, **more):
     words = ["examples/" + recipe["script"]]
-    for name, value in recipe.get("arguments", {}).items():
+    for name, value in {**recipe.get("arguments", {}), **more}.items():
         if value is True:
             words.append(f"--{name}")
         else:
@@ -67,17 +71,49 @@ def why_not(recipe, minutes):
     return None
 
 
-def run(name, recipe, out, fresh=False):
+def run(name, recipe, out, fresh=False, jobs=1):
     """Runs a recipe, or finds it done, and copies what it left to docs."""
     out = out.resolve() / name
-    words, stamp, left = command(recipe), out / "command.json", out / "results.json"
     if fresh:
         shutil.rmtree(out, ignore_errors=True)
+    if "variants" in recipe:
+        record = run_variants(name, recipe, out, jobs)
+    else:
+        record = run_one(name, command(recipe), out, recipe["about"])
+    (DOCS / "data" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    for figure, kept in recipe.get("figures", {}).items():
+        shutil.copy(out / figure, DOCS / "figures" / kept)
+    for file in (out / "weights").glob("*") if recipe.get("weights") else ():
+        shutil.copy(file, ROOT / "pyro_memory" / "shipped" / file.name)
+
+
+def run_variants(name, recipe, out, jobs):
+    """Runs every variant for every seed; the record of each keeps what the recipe names under ``keep``."""
+
+    def one(job):
+        (variant, extra), seed = job
+        place = out / f"{variant}_{seed}"
+        left = run_one(
+            f"{name}, {variant}, seed {seed}", command(recipe, **extra, seed=seed), place, recipe["about"], jobs
+        )
+        return variant, seed, {key: left[key] for key in (*recipe["keep"], "run") if key in left}
+
+    runs = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        listed = ((v, s) for s in range(recipe["seeds"]) for v in recipe["variants"].items())
+        for variant, seed, left in pool.map(one, listed):
+            runs.setdefault(variant, {})[str(seed)] = left
+    return {"runs": {variant: runs[variant] for variant in recipe["variants"]}}
+
+
+def run_one(name, words, out, about, jobs=1):
+    stamp, left = out / "command.json", out / "results.json"
     if not (left.exists() and stamp.exists() and json.loads(stamp.read_text())["command"] == words):
         out.mkdir(parents=True, exist_ok=True)
-        print(f"\n{name}: {recipe['about']}\n    python {' '.join(words)} --out {out}", flush=True)
+        print(f"\n{name}: {about}\n    python {' '.join(words)} --out {out}", flush=True)
         start = time.perf_counter()
-        subprocess.run([sys.executable, *words, "--out", str(out)], cwd=ROOT, check=True)
+        several = {"env": os.environ | {"OMP_NUM_THREADS": "1"}} if jobs > 1 else {}
+        subprocess.run([sys.executable, *words, "--out", str(out)], cwd=ROOT, check=True, **several)
         minutes = (time.perf_counter() - start) / 60
         facts = {
             "command": words, "date": date.today().isoformat(), "minutes_of_last_run": minutes,
@@ -86,12 +122,7 @@ def run(name, recipe, out, fresh=False):
         stamp.write_text(json.dumps(facts, indent=1))
     else:
         print(f"{name}: done before")
-    record = json.loads(left.read_text()) | {"run": json.loads(stamp.read_text())}
-    (DOCS / "data" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    for figure, kept in recipe.get("figures", {}).items():
-        shutil.copy(out / figure, DOCS / "figures" / kept)
-    for file in (out / "weights").glob("*") if recipe.get("weights") else ():
-        shutil.copy(file, ROOT / "pyro_memory" / "shipped" / file.name)
+    return json.loads(left.read_text()) | {"run": json.loads(stamp.read_text())}
 
 
 # --- tables
@@ -170,6 +201,26 @@ def large_sizes(record, recipe):
     return table(lines)
 
 
+def large_sharpness(record, recipe):
+    sizes = record["by_sharpness"]
+    lines = [["slots", *(str(s) for s in sizes[0]["sharpness"]), "chosen"]]
+    for r in sizes:
+        cells = [f"{b:.2f} ({g[1][0]:+.2f})" for b, g in zip(r["bounds"], r["gaps"], strict=True)]
+        lines.append([f"{r['slots']:,}", *cells, r["chosen"]])
+    return table(lines)
+
+
+def lookup_cost(record, recipe):
+    names = {"dense": "dense Categorical", "fused": "streamed, keys in RAM", "mapped": "streamed, float16 file",
+             "nearest": f"nearest {record['settings']['nearest']}, hnsw"}  # fmt: skip
+    lines = [["", "slots", "forward", "memory", "with gradient", "memory"]]
+    for r in sorted(record["rows"], key=lambda r: list(names).index(r["method"])):
+        times = [f"{1000 * r[key]:,.1f} ms" for key in ("forward_s", "backward_s")]
+        memory = [f"{r[key]:,.0f} MB" for key in ("forward_mb", "backward_mb")]
+        lines.append([names[r["method"]], f"{r['slots']:,}", times[0], memory[0], times[1], memory[1]])
+    return table(lines)
+
+
 def large_nearest(record, recipe):
     gap = lambda pair: f"{pair[0]:+.3f} ({pair[1]:.3f})"  # noqa: E731
     lines = [
@@ -182,13 +233,113 @@ def large_nearest(record, recipe):
     return table(lines)
 
 
+def shots_of(runs):
+    return list(next(iter(next(iter(runs.values())).values()))["bounds"])
+
+
+def each(seeds, shots):
+    """The bound of each image, mean over seeds, and that of each seed over images."""
+    rows = [run["bounds"][shots]["each"] for run in seeds.values()]
+    return [fmean(column) for column in zip(*rows, strict=True)], [fmean(row) for row in rows]
+
+
+def mean_se(values):
+    return fmean(values), stdev(values) / math.sqrt(len(values))
+
+
+def named(variant):
+    return variant.replace("_", ", ")
+
+
+def set_bounds(record, recipe):
+    """Bounds of variants by shots; the error is over images."""
+    runs = record["runs"]
+    shots = shots_of(runs)
+    lines = [["", "seeds", "steps", "processor s", *(f"{n} shot{'s' * (n != '1')}" for n in shots)]]
+    for variant, seeds in runs.items():
+        first = next(iter(seeds.values()))
+        cpu = fmean(run["training_cpu_seconds_this_call"] for run in seeds.values())
+        cells = ["{:.2f} ({:.2f})".format(*mean_se(each(seeds, n)[0])) for n in shots]
+        lines.append([named(variant), len(seeds), f"{first['arguments']['steps']:,}", f"{cpu:.0f}", *cells])
+    return table(lines)
+
+
+def set_gains(record, recipe):
+    """Gains on the base alone, paired by image; in brackets the error over images, then the error over seeds."""
+    runs = record["runs"]
+    shots = shots_of(runs)
+    lines = [["less the base alone", *(f"{n} shot{'s' * (n != '1')}" for n in shots)]]
+    for variant, seeds in runs.items():
+        prefix = variant[: variant.rfind("_") + 1]
+        base = runs[prefix + "none" if prefix + "none" in runs else "none"]
+        if base is seeds:
+            continue
+        cells = []
+        for n in shots:
+            (own, by_seed), (other, base_by_seed) = each(seeds, n), each(base, n)
+            mean, se = mean_se([a - b for a, b in zip(own, other, strict=True)])
+            _, spread = mean_se([a - b for a, b in zip(by_seed, base_by_seed, strict=False)])
+            cells.append(f"{mean:+.2f} ({se:.2f}, {spread:.2f})")
+        lines.append([named(variant), *cells])
+    return table(lines)
+
+
+def set_stores(record, recipe):
+    """What a trained model loses at five shots without what its memory held, paired by image, mean over seeds."""
+    runs = {v: [r["contribution"] for r in seeds.values()] for v, seeds in record["runs"].items()}
+    runs = {variant: rows for variant, rows in runs.items() if rows[0] is not None}
+    names = list(dict.fromkeys(name for rows in runs.values() for name in rows[0] if name != "given"))
+    lines = [["nats lost", *map(named, runs)]]
+    for name in names:
+        cells = [
+            f"{fmean(r[name]['lost'] for r in rows):.2f} ({fmean(r[name]['lost_se'] for r in rows):.2f})"
+            if name in rows[0]
+            else ""
+            for rows in runs.values()
+        ]
+        lines.append([name, *cells])
+    return table(lines)
+
+
+def set_levels(record, recipe):
+    """Nats of each level of recall by shots, first seed of the last variant that has them."""
+    run = [seeds["0"] for seeds in record["runs"].values() if seeds["0"].get("told")][-1]
+    lines = [["", *(f"{n} shot{'s' * (n != '1')}" for n in run["told"])]]
+    for name, kind in (("the support told", "told"), ("the query added", "added")):
+        for site in next(iter(run[kind].values())):
+            lines.append([f"{name}: {site}", *(f"{row[site]:.2f}" for row in run[kind].values())])
+    return table(lines)
+
+
+def stream(record, recipe):
+    rows = [["nats per held-out image", "mean (standard error)", "by seed"]]
+    seeds = record["forgetting_by_seed"]
+    for name, key in (("forgetting with replay", "replay"), ("forgetting without", "none")):
+        mean, se = record["summary"][name]
+        rows.append([name, f"{mean:.2f} ({se:.2f})", ", ".join(f"{row[key]:.1f}" for row in seeds)])
+    mean, se = record["summary"]["saved by replay"]
+    rows.append(
+        ["saved by replay", f"{mean:.2f} ({se:.2f})", ", ".join(f"{row['none'] - row['replay']:.1f}" for row in seeds)]
+    )
+    mean, se = record["summary"]["difference at the end"]
+    rows.append(["bound at the end, with replay less without", f"{mean:.2f} ({se:.2f})", ""])
+    return table(rows)
+
+
+SETS = (set_bounds, set_gains, set_stores, set_levels)
 TABLES = {
     "vma_fewshot_glyphs": (few_shot,),
     "gallery_letters": (few_shot,),
     "vma_fewshot_omniglot": (few_shot, few_shot_curve),
     "vma_recall_glyphs": (recall,),
     "vma_templates_mnist": (templates,),
-    "vma_large_pretrained": (large_sizes, large_nearest),
+    "vma_large_pretrained": (large_sharpness, large_sizes, large_nearest),
+    "addressing": (lookup_cost,),
+    "vsm_omniglot": SETS,
+    "vsm_bases": SETS,
+    "vsm_digit_pairs": SETS,
+    "vsm_stream_mnist": (stream,),
+    "vsm_stream_omniglot": (stream,),
     "step_cost": (step_cost,),
 }
 BLOCK = re.compile(r"<!-- (\w+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -218,7 +369,7 @@ def main():
         if reason:
             print(f"{name}: left out, {reason}")
         else:
-            run(name, recipes[name], args.out, args.fresh)
+            run(name, recipes[name], args.out, args.fresh, args.jobs)
     for path in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]:
         text = path.read_text()
         new = with_tables(text)

@@ -1,8 +1,9 @@
 """Few-shot generation with episodic and semantic memory over a base generative model.
 
 Trains one model on few-shot sets of background classes: a VAE, a hierarchical or a diffusion model, alone or as the
-base of a variational structured memory whose stores live through the tasks (episodes are written, converted to concepts
-and replayed as training goes on). Then measures log p(x | support) on classes that it has not seen, by shots; the nats
+base of a variational structured memory. There, recall first learns to recognise which set an image belongs to; then the
+model is trained while its stores live through the tasks (episodes are written, converted to concepts and replayed as
+training goes on). Then measures log p(x | support) on classes that it has not seen, by shots; the nats
 that each level of memory carried; what each store was worth; and draws new images beside their support. Writes
 results.json, a checkpoint (with the stores) and figures to --out; run it again to go on from there.
 
@@ -23,7 +24,6 @@ from pyro.infer import Trace_ELBO
 from tqdm import tqdm
 
 from pyro_memory import (
-    VIMCO,
     BoundEstimate,
     ConceptMemory,
     Context,
@@ -32,6 +32,7 @@ from pyro_memory import (
     Lifetime,
     MemoryContribution,
     Recall,
+    Recognition,
     SlotMemory,
     StructuredMemory,
     fit,
@@ -72,18 +73,23 @@ def arguments():
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the official files (glyphs need none)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/vsm_fewshot"))
     add("--steps", default=1500, help="training steps (default 1500)")
+    add("--recognition", default=800, help="steps in which recall learns to recognise sets, first of all (default 800)")
     add("--tasks", default=8, help="tasks a step (default 8)")
-    add("--queries", default=4, help="images that a task asks for (default 4)")
-    add("--train-particles", default=2, help="K of VIMCO (default 2; a diffusion model has its own)")
+    add("--queries", default=8, help="images that a task asks for (default 8)")
+    parser.add_argument(
+        "--turned", metavar="X", type=float, default=0.0, help="share of training tasks that are turned or mirrored"
+    )
     add("--slots", default=24, help="episodes in memory (default 24)")
     add("--concepts", default=64)
     add("--consolidate-every", default=25, help="steps between consolidations (default 25)")
     add("--dim", default=16, help="dimensions of an embedding (default 16)")
-    add("--channels", nargs="+", default=[8, 16, 32], help="maps of the pyramids")
+    add("--channels", nargs="+", default=[16, 32, 48], help="maps of the base model's pyramids")
+    add("--recall-channels", nargs="+", default=[8, 16, 32], help="maps of the pyramid that recalls")
     add("--evaluate", default=200, help="test images, shared by all rows (default 200)")
     add("--particles", default=100, help="K of the test bounds (default 100; diffusion: 8 paths at most)")
     add("--classifier-steps", default=0, help="train a classifier so long, to judge generated images in its features")
-    parser.add_argument("--learning-rate", metavar="X", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", metavar="X", type=float, default=4e-3)
+    parser.add_argument("--prior-alpha", metavar="X", type=float, default=100.0, help="how firm widths of concepts are")
     add("--seed", default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
@@ -99,15 +105,20 @@ def build(background, args):
     base = model_class(background.shape, **sizes)
     base_guide = guide_class() if args.base == "diffusion" else guide_class(background.shape, **sizes)
     most = min(10, min(len(m) for m in background.members) - args.queries)
-    tasks = SetTasks(background, tasks=args.tasks, queries=args.queries, shots=range(most + 1), seed=args.seed)
+    tasks = SetTasks(
+        background, tasks=args.tasks, queries=args.queries, shots=range(most + 1), seed=args.seed,
+        turned=args.turned,
+    )  # fmt: skip
     if args.memory == "none":
         return base, base_guide, lambda step: (tasks[step][0].flatten(0, 1),), None
     some = torch.randperm(len(background), generator=torch.Generator().manual_seed(args.seed))[:500]
-    recall = Recall(background.shape, dim=args.dim, code_dim=CODE_DIM, channels=args.channels)
+    recall = Recall(background.shape, dim=args.dim, code_dim=CODE_DIM, channels=args.recall_channels)
     recall.calibrate(background[some])
     model, guide = VSM(base, recall), VSMGuide(base_guide, recall)
     memory = StructuredMemory(
-        ConceptMemory.reserve(args.concepts, args.dim, prior_alpha=10.0, prior_beta=0.9),
+        ConceptMemory.reserve(
+            args.concepts, args.dim, prior_alpha=args.prior_alpha, prior_beta=0.09 * args.prior_alpha
+        ),
         EpisodicMemory.reserve(args.slots, max(SHOTS), background.shape, args.dim, args.concepts),
     )
     imagine = None if args.no_replay else lambda s, items, memory: model.decode_concepts(s, memory, items)
@@ -116,6 +127,39 @@ def build(background, args):
         consolidate_every=None if args.memory in ("episodic", "support") else args.consolidate_every,
     )  # fmt: skip
     return model, guide, Seen(life, args.memory), life
+
+
+def teach(recall, background, evaluation, args):
+    """Teaches the recall to tell which set an image belongs to; what it finds is then worth reading."""
+    tasks, others = min(40, background.classes), min(20, evaluation.classes)
+    print(f"\nteaching recall to recognise: {args.recognition} steps of {tasks} sets")
+    sets = SetTasks(background, tasks=tasks, queries=2, shots=range(1, 6), seed=args.seed + 1, turned=args.turned)
+    recognition = Recognition(recall)
+    fit(
+        recognition, lambda x, support: None, sets, Trace_ELBO(max_plate_nesting=2), steps=args.recognition,
+        learning_rate=2e-3, schedule=warm_cosine(args.recognition), information_every=None,
+        checkpoint=args.out / "recognition.safetensors", resume=not args.fresh, seed=args.seed, device=args.device,
+    )  # fmt: skip
+    recall.fixed = True
+    unseen = SetTasks(evaluation, tasks=others, queries=10, shots=5, seed=1)
+    found = sum(recognition.accuracy(*(t.to(args.device) for t in unseen[i])) for i in range(20)) / 20
+    print(f"  an image of one of {others} unseen classes finds its own set of five: {found:.1%}")
+    return found
+
+
+def train(model, guide, batches, args):
+    nesting = 2 if isinstance(model, VSM) else 1
+    # Alone, a diffusion model's one noisy step an image is enough; beside addresses, particles share the noise.
+    one = args.base == "diffusion" and nesting == 1
+    objective = Trace_ELBO(max_plate_nesting=1) if one else LeaveOneOutELBO(2, max_plate_nesting=nesting)
+    print(
+        f"\ntraining {args.steps} steps of {args.tasks} x {args.queries} images: base {args.base}, memory {args.memory}"
+    )
+    return fit(
+        model, guide, batches, objective, steps=args.steps, learning_rate=args.learning_rate,
+        schedule=warm_cosine(args.steps), clip_norm=5000.0, information_every=None,
+        checkpoint=args.out / "model.safetensors", resume=not args.fresh, seed=args.seed, device=args.device,
+    )  # fmt: skip
 
 
 def view(memory, stores):
@@ -277,20 +321,10 @@ def main():
     background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", "evaluation"))
     print(f"  train on {background}\n  test on  {evaluation}")
     model, guide, batches, life = build(background, args)
-    one = args.base == "diffusion"
-    nesting = 1 if life is None else 2
-    # A diffusion model trains on noisy factors: one particle alone, else particles that share the noise.
-    single = Trace_ELBO if life is None else LeaveOneOutELBO
-    objective = single(max_plate_nesting=nesting) if one else VIMCO(args.train_particles, max_plate_nesting=nesting)
-    print(
-        f"\ntraining {args.steps} steps of {args.tasks} x {args.queries} images: base {args.base}, memory {args.memory}"
-    )
     cpu = time.process_time()
-    result = fit(
-        model, guide, batches, objective, steps=args.steps, learning_rate=args.learning_rate,
-        schedule=warm_cosine(args.steps), clip_norm=5000.0, information_every=None,
-        checkpoint=args.out / "model.safetensors", resume=not args.fresh, seed=args.seed, device=args.device,
-    )  # fmt: skip
+    if life is not None:
+        found = teach(model.recall, background, evaluation, args)
+    result = train(model, guide, batches, args)
     cpu = time.process_time() - cpu
     model.eval(), guide.eval()
     if life is not None:
@@ -325,7 +359,7 @@ def main():
         record |= {
             "contribution": gained.to_dict(), "told": told, "added": added,
             "consolidation": life.consolidation.to_dict() if life.consolidation else None,
-            "concepts_in_use": int((life.memory.concepts.counts > 0).sum()),
+            "recognised": found, "concepts_in_use": int((life.memory.concepts.counts > 0).sum()),
         }  # fmt: skip
     (args.out / "results.json").write_text(json.dumps(record))
     print(f"\nfigures and results.json are in {args.out} ({time.perf_counter() - begun:.0f} s)")

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
-import torch
 from jaxtyping import Float
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_memory.checks import check_images
-from pyro_memory.context import Context
+from pyro_memory.context import Context, with_code
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import GaussianHead, ImagePyramid
 from pyro_memory.slots import SlotMemory
@@ -22,7 +21,12 @@ class BaseGuide(PyroModule):
     """Infers a base model's own latents; a memory model's guide calls it inside its plates.
 
     Built with ``code_dim=0`` it is the guide of the model without memory.
+
+    Attributes:
+        encodes: whether it looks at the context.
     """
+
+    encodes = True
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__(name or unique_name(self))
@@ -42,25 +46,19 @@ class VAEBaseGuide(BaseGuide):
 
     Args:
         shape, latent_dim, code_dim, channels: as the model's.
-        hidden: width of the layer in which image and context meet.
     """
 
     def __init__(
         self, shape: Sequence[int], *, latent_dim: int = 32, code_dim: int = 0,
-        channels: Sequence[int] = (16, 24, 32), hidden: int = 128, name: str | None = None,
+        channels: Sequence[int] = (16, 24, 32), name: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(name)
         self.features = ImagePyramid(shape, channels)
-        self.from_image = nn.Linear(self.features.out_features, hidden)
-        self.from_code = nn.Linear(code_dim, hidden, bias=False) if code_dim else None
-        self.head = GaussianHead(hidden, latent_dim)
+        self.head = GaussianHead(self.features.out_features + code_dim, latent_dim)
 
     def z_dist(self, x: Float[Tensor, "*batch channel height width"], context: Context) -> dist.Distribution:
         """q(z | x, c); images are encoded once, whatever the number of particles of c."""
-        hidden = self.from_image(self.features(x)[-1].flatten(-3))
-        if self.from_code is not None:
-            hidden = hidden + self.from_code(context.code)
-        return self.head(torch.relu(hidden))
+        return self.head(with_code(self.features(x)[-1].flatten(-3), context))
 
     def infer(self, x: Float[Tensor, "*batch channel height width"], context: Context) -> None:
         pyro.sample("z", self.z_dist(x, context))

@@ -20,6 +20,8 @@ class DiffusionBaseGuide(BaseGuide):
     References: Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
     """
 
+    encodes = False
+
     def __init__(self, steps: int = 32, *, first: float = 0.4, name: str | None = None) -> None:
         super().__init__(name)
         self.schedule = CosineSchedule(steps, first)

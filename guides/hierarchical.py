@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_memory.context import Context
+from pyro_memory.context import Context, with_code
 from pyro_memory.guides.base import BaseGuide
 from pyro_memory.nets import GaussianHead, ImagePyramid
 
@@ -20,7 +20,7 @@ class HierarchicalBaseGuide(BaseGuide):
 
     Args:
         shape, latent_dims, code_dim, channels: as the model's.
-        hidden: width of the layer in which image, layer above and context meet.
+        hidden: width of the layer in which image, layer above and context meet; the head sees the image beside it.
 
     References: Towards a Neural Statistician (Edwards & Storkey, 2017), https://arxiv.org/abs/1606.02185
     """
@@ -34,19 +34,15 @@ class HierarchicalBaseGuide(BaseGuide):
             raise ValueError("`latent_dims` must name at least one layer; got none")
         self.layers = len(latent_dims)
         self.features = ImagePyramid(shape, channels)
-        self.from_image = nn.ModuleList(nn.Linear(self.features.out_features, hidden) for _ in latent_dims)
-        self.from_above = nn.ModuleList(nn.Linear(dim, hidden, bias=False) for dim in latent_dims[1:])
-        self.from_code = nn.ModuleList(nn.Linear(code_dim, hidden, bias=False) for _ in latent_dims if code_dim)
-        self.heads = nn.ModuleList(GaussianHead(hidden, dim) for dim in latent_dims)
+        seen, above = self.features.out_features, [*latent_dims[1:], 0]
+        self.hidden = nn.ModuleList(nn.Linear(seen + up + code_dim, hidden) for up in above)
+        self.heads = nn.ModuleList(GaussianHead(hidden + seen, dim) for dim in latent_dims)
 
     def z_dist(self, layer: int, features: Tensor, above: Tensor | None, context: Context) -> dist.Distribution:
         """q(z_layer | x, z_(layer+1), c), from the coarsest features of x."""
-        hidden = self.from_image[layer - 1](features)
-        if above is not None:
-            hidden = hidden + self.from_above[layer - 1](above)
-        if context.code is not None:
-            hidden = hidden + self.from_code[layer - 1](context.code)
-        return self.heads[layer - 1](torch.relu(hidden))
+        met = with_code(features if above is None else with_code(features, Context(above)), context)
+        hidden = torch.relu(self.hidden[layer - 1](met))
+        return self.heads[layer - 1](with_code(hidden, Context(features)))
 
     def infer(self, x: Float[Tensor, "*batch channel height width"], context: Context) -> None:
         features = self.features(x)[-1].flatten(-3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyro
 from jaxtyping import Float
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_memory.checks import check_task
 from pyro_memory.context import Context
@@ -17,7 +17,8 @@ from pyro_memory.structured import StructuredMemory
 
 
 class VSMGuide(PyroModule):
-    """Recalls from support and queries together, then encodes each query: ``q(h | S and Q) q(z | x, c)``.
+    """Recalls from support and queries together, then looks each query up among the images of the episode recalled,
+    and encodes it beside the one found: ``q(h | S and Q) q(i | x, j) q(z | x, c, m_ji)``.
 
     Args:
         base: the guide of the base model, built with the same ``code_dim``.
@@ -31,12 +32,16 @@ class VSMGuide(PyroModule):
         super().__init__(name or unique_name(self))
         self.base = base
         self.recall = recall
+        self.beside = nn.Linear(recall.key.out_features, recall.code_dim, bias=False) if base.encodes else None
 
     def forward(
         self, x: Float[Tensor, "task query channel height width"], support: SlotMemory, memory: StructuredMemory
     ) -> None:
         check_task(x, support, memory, self.recall)
         with pyro.plate("task", len(x), dim=-2):
-            _, c = self.recall(memory, self.recall.gather_all(support, x))
+            seen = self.recall.look(x)
+            j, c = self.recall(memory, self.recall.gather_all(support, seen))
             with pyro.plate("item", x.shape[1], dim=-1):
-                self.base.infer(x, Context(c))
+                like, key = self.recall.matches(seen, j, memory)
+                i = pyro.sample("i", like, infer={"enumerate": "parallel"})
+                self.base.infer(x, Context(c if self.beside is None else c + self.beside(key(i))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pyro
@@ -57,7 +58,7 @@ class VAEBase(BaseModel):
 
     .. code-block:: text
 
-        z ~ p(z | c)          a normal distribution; standard without context
+        z ~ p(z | c, m)       a normal distribution; standard without context
         x ~ p(x | z, c, m)    m: what was read from an episode
 
     Args:
@@ -78,15 +79,17 @@ class VAEBase(BaseModel):
         super().__init__(name)
         self.latent_dim = latent_dim
         self.content = SkipPyramid(shape, channels) if reads and code_dim else None
-        self.prior = GaussianHead(code_dim, latent_dim) if code_dim else None
+        self.read_dim = math.prod(self.content.shapes[-1]) if self.content else 0
+        self.prior = GaussianHead(self.read_dim + code_dim, latent_dim) if code_dim else None
         self.likelihood = likelihood(ConvDecoder(shape, latent_dim + code_dim, channels))
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
 
     def z_dist(self, context: Context) -> dist.Distribution:
-        """p(z | c)."""
+        """p(z | c, m)."""
         if self.prior is None:
             return dist.Normal(self.zero, torch.ones_like(self.zero)).to_event(1)
-        return self.prior(context.code)
+        read = context.content[-1].flatten(-3) if context.content else context.code.new_zeros(self.read_dim)
+        return self.prior(with_code(read, context))
 
     def x_dist(self, z: Float[Tensor, "*batch latent"], context: Context) -> dist.Distribution:
         """p(x | z, c, m)."""

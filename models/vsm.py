@@ -14,7 +14,6 @@ from pyro_memory.checks import check_task
 from pyro_memory.context import Context
 from pyro_memory.models.base import BaseModel
 from pyro_memory.naming import unique_name
-from pyro_memory.nets import Features
 from pyro_memory.recall import Recall
 from pyro_memory.slots import SlotMemory
 from pyro_memory.structured import StructuredMemory
@@ -29,7 +28,8 @@ class VSM(PyroModule):
         s ~ r(s | k, S)         what the concept says
         j ~ r(j | k, S)         episodic recall: which episode, or none
         c ~ r(c | s, j, S)      the task's context
-        x ~ base(x | c, m_j)    each image, with latents of its own; m_j is what episode j shows
+        i ~ images of j         each image: which of the episode's it is like, or none of them
+        x ~ base(x | c, m_ji)   each image, with latents of its own; m_ji is image i of episode j
 
     S is the task's support, possibly empty: ``r(. | {})`` is the generative prior. Trained with ``VSMGuide``, the bound
     is on ``log p(Q | S)``, and the KL of each of the first four sites says what the queries had to add to the support.
@@ -39,8 +39,8 @@ class VSM(PyroModule):
         recall: a ``Recall``; the guide takes the same instance.
 
     ``forward(x, support, memory)``: x ``[task, query, channel, height, width]``; support a ``SlotMemory`` of one set a
-    task with ``batch_dim=-2``; memory a ``StructuredMemory``. Sites ``k s j c`` in plate ``task``; ``x`` and the base
-    model's in plate ``item`` inside it. Where tasks have one query each, the bound is per image.
+    task with ``batch_dim=-2``; memory a ``StructuredMemory``. Sites ``k s j c`` in plate ``task``; ``i``, ``x`` and the
+    base model's in plate ``item`` inside it. Where tasks have one query each, the bound is per image.
 
     After: Few-shot Generation via Recalling Brain-Inspired Episodic-Semantic Memory (Duan et al., 2023,
     https://openreview.net/forum?id=dxPcdEeQk9); of it only the abstract was at hand: the equations are this
@@ -52,16 +52,12 @@ class VSM(PyroModule):
         self.base = base
         self.recall = recall
 
-    def context(self, j: Int[Tensor, "*batch"], c: Float[Tensor, "*batch code"], memory: StructuredMemory) -> Context:
-        """What the base model is told: c, and features of the mean image of episode j (nothing for "none")."""
-        return Context(c, self._content(j, memory))
-
-    def _content(self, j: Tensor, memory: StructuredMemory) -> Features:
-        if self.base.content is None:
-            return ()
-        shown = memory.episodes.mean_item()
-        shown = torch.cat([shown, torch.zeros(1, *self.recall.shape, device=shown.device, dtype=shown.dtype)])
-        return SlotMemory(shown).read(j, self.base.content)
+    def context(
+        self, j: Int[Tensor, "*batch"], i: Int[Tensor, "*batch"], c: Float[Tensor, "*batch code"],
+        memory: StructuredMemory,
+    ) -> Context:  # fmt: skip
+        """What the base model is told: c, and features of image i of episode j (of zeros for "none")."""
+        return Context(c, memory.episodes.read(j, i, self.base.content) if self.base.content else ())
 
     def forward(
         self, x: Float[Tensor, "task query channel height width"], support: SlotMemory, memory: StructuredMemory
@@ -70,7 +66,8 @@ class VSM(PyroModule):
         with pyro.plate("task", len(x), dim=-2):
             j, c = self.recall(memory, self.recall.gather(support))
             with pyro.plate("item", x.shape[1], dim=-1):
-                self.base.explain(x, self.context(j, c, memory))
+                i = pyro.sample("i", memory.episodes.which(j))
+                self.base.explain(x, self.context(j, i, c, memory))
 
     def recalled(self, support: SlotMemory, memory: StructuredMemory) -> tuple[Tensor, Tensor]:
         """Samples ``r(h | S)``: as a guide of ``imagined`` it says what each level of recall took from the support."""
@@ -90,17 +87,20 @@ class VSM(PyroModule):
         evidence = self.recall.gather(support)
         with pyro.plate("task", tasks, dim=-2), pyro.plate("item", images, dim=-1):
             j, c = self.recall(memory, evidence)
-        return self.base.generate(self.context(j, c, memory), (tasks, images))
+            i = pyro.sample("i", memory.episodes.which(j))
+        return self.base.generate(self.context(j, i, c, memory), (tasks, images))
 
     @torch.no_grad()
     def decode_concepts(
         self, s: Float[Tensor, "concept dim"], memory: StructuredMemory, images: int
     ) -> Float[Tensor, "concept image channel height width"]:
-        """Draws images from what a concept says, no episode recalled: for replay, and to look at prototypes."""
+        """Draws images of an episode that a concept might have led to, embedded at s: for replay, and to look at
+        prototypes. There is no image to read."""
+        evidence = self.recall.gather(nothing_for(len(s), s, self.recall.shape))[2]
+        s = s.unsqueeze(1)
+        c = self.recall.c_dist(s, torch.cat([s, torch.ones_like(s[..., :1])], -1), evidence).sample()
         none = torch.full((len(s), 1), memory.episodes.slots, device=s.device)
-        evidence = self.recall.gather(nothing_for(len(s), s, self.recall.shape))[1]
-        c = self.recall.c_dist(s.unsqueeze(1), none, memory, evidence).sample()
-        return self.base.generate(self.context(none, c, memory), (len(s), images))
+        return self.base.generate(self.context(none, torch.zeros_like(none), c, memory), (len(s), images))
 
 
 def nothing_for(tasks: int, like: Tensor, shape: Sequence[int]) -> SlotMemory:

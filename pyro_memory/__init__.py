@@ -34,6 +34,7 @@ from pyro_memory.nearest import NearestAddress, NearestCategorical
 from pyro_memory.objectives import VIMCO, LeaveOneOutELBO
 from pyro_memory.rao_blackwell import RaoBlackwellELBO
 from pyro_memory.recall import Recall
+from pyro_memory.recognition import Recognition
 from pyro_memory.results import (
     AddressInformation,
     BoundEstimate,
@@ -77,6 +78,7 @@ __all__ = [
     "NormalizedKey",
     "RaoBlackwellELBO",
     "Recall",
+    "Recognition",
     "ShardedMemory",
     "SiteInformation",
     "SlotIndex",

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from pyro_memory.consolidation import Consolidation
     from pyro_memory.results import BoundEstimate, InformationGain, MemoryContribution, TokenSurprise
 
-LEVELS = {"k": "concept address", "s": "concept", "j": "episode address", "c": "context", "z": "item"}
+LEVELS = {
+    "k": "concept address",
+    "s": "concept",
+    "j": "episode address",
+    "c": "context",
+    "i": "image read",
+    "z": "item",
+}
 BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8a8a"
 
 

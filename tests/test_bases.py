@@ -28,7 +28,7 @@ CODE = 3
 def vae(shape=SHAPE, **options):
     sizes = {"latent_dim": 3, "channels": (4, 5)}
     given = {"code_dim": options.get("code_dim", 0)}
-    return VAEBase(shape, **sizes, **options), VAEBaseGuide(shape, hidden=8, **sizes, **given)
+    return VAEBase(shape, **sizes, **options), VAEBaseGuide(shape, **sizes, **given)
 
 
 def hierarchical(shape=SHAPE, **options):

@@ -173,7 +173,7 @@ def test_replayed_episodes_come_from_concepts_and_do_not_go_back():
 
     filled = replay(concepts, episodes, draw)
     assert bool(filled.replayed.all())
-    assert_close(filled.mean_item()[:, 0, 0, 0], (filled.loc[:, 0] > 0).double())
+    assert_close(filled.items[:, 0, 0, 0, 0], (filled.loc[:, 0] > 0).double())
     assert 0.2 < (filled.loc[:, 0] > 0).double().mean() < 0.8
     likeliest = filled.responsibilities.argmax(-1)
     assert set(likeliest.tolist()) <= {0, 1}

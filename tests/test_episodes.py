@@ -40,16 +40,25 @@ def test_free_slots_are_filled_first():
     assert sorted(store.write(*episode(5)).loc[:, 0].tolist()) == [1, 2, 5]
 
 
-def test_the_mean_image_leaves_padding_out():
+def test_reading_gives_the_image_addressed_and_nothing_for_none():
+    store = written(3, [1, 2])
+    j, i = torch.tensor([[0, 1], [3, 1]]), torch.tensor([[1, 0], [0, 3]])
+    shown = store.read(j, i, lambda images: (images, 2 * images))
+    assert_close(shown[0][0, 0], store.items[0, 1])
+    assert_close(shown[1][0, 1], 2 * store.items[1, 0])
+    assert_close(shown[0][1], torch.zeros(2, *EVENT))  # of no episode, and no image of one
+    sizes = []
+    store.read(j.expand(5, 2, 2), i, lambda images: sizes.append(len(images)) or images)
+    assert sizes == [3]  # an image is computed once, however often it is read
+
+
+def test_the_images_that_are_there_are_alike_and_none_of_them_is_rare():
     store = EpisodicMemory.reserve(2, 3, EVENT, DIM, K)
     loc, variance, _, _, rho = episode(1)
-    images = ink(1, 2, *EVENT)
-    store = store.write(loc, variance, images, torch.tensor([2]), rho)
-    assert_close(store.mean_item()[0], images[0].mean(0))
-    assert_close(store.mean_item()[1], torch.zeros(EVENT))
-    one = store.write(loc, variance, images, torch.tensor([1]), rho)
-    assert_close(one.mean_item()[1], images[0, 0])
-    assert one.counts.tolist() == [2, 1]
+    store = store.write(loc, variance, ink(1, 2, *EVENT), torch.tensor([2]), rho)
+    assert store.counts.tolist() == [2, 0]
+    assert_close(store.which(torch.tensor([0])).probs, torch.tensor([[1.0, 1.0, 0.0, 0.05]]) / 2.05)
+    assert_close(store.which(torch.tensor([2])).probs, torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
 
 
 def test_several_at_once_are_as_one_after_another():
@@ -64,7 +73,7 @@ def test_shuffled_items_leave_the_addresses():
     store = written(4, [1, 2, 3])
     other = store.shuffle_items()
     assert_close(other.loc, store.loc)
-    shown, before = other.mean_item()[:, 0, 0, 0], store.mean_item()[:, 0, 0, 0]
+    shown, before = other.items[:, 0, 0, 0, 0], store.items[:, 0, 0, 0, 0]
     assert sorted(shown.tolist()) == sorted(before.tolist())
     assert bool((shown != before)[store.filled].all())
 

@@ -24,10 +24,11 @@ RECIPES = results.load_recipes()
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_s_script_takes_its_arguments(name, monkeypatch):
     recipe = RECIPES[name]
-    monkeypatch.setattr(sys, "argv", results.command(recipe))
-    args = vars(script(recipe["script"]).arguments())
-    for key, value in recipe.get("arguments", {}).items():
-        assert args[key.replace("-", "_")] == value
+    for extra in recipe.get("variants", {"": {}}).values():
+        monkeypatch.setattr(sys, "argv", results.command(recipe, **extra))
+        args = vars(script(recipe["script"]).arguments())
+        for key, value in {**recipe.get("arguments", {}), **extra}.items():
+            assert args[key.replace("-", "_")] == value
     assert {"about", "minutes"} <= set(recipe)
 
 
@@ -65,6 +66,36 @@ def test_a_recipe_runs_once_and_leaves_its_record(tmp_path, monkeypatch, capsys)
     assert (tmp_path / "docs" / "figures" / "kept.png").read_bytes() == b"picture"
     results.run("tiny", recipe | {"arguments": {"steps": 3}}, tmp_path)
     assert len(ran) == 2
+
+
+def test_variants_run_for_every_seed_and_are_gathered(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "DOCS", tmp_path / "docs")
+    for folder in ("data", "figures"):
+        (tmp_path / "docs" / folder).mkdir(parents=True)
+    recipe = {
+        "about": "tiny", "script": "vsm_fewshot.py", "minutes": 1, "seeds": 2, "keep": ["bounds"],
+        "arguments": {"steps": 2}, "variants": {"none": {"memory": "none"}, "both": {"no-replay": True}},
+        "figures": {"both_0/summary.png": "kept.png"},
+    }  # fmt: skip
+
+    def pretend(words, env, **kwargs):
+        assert env["OMP_NUM_THREADS"] == "1"
+        out, seed = Path(words[-1]), int(words[words.index("--seed") + 1])
+        value = seed + 10 * ("none" not in words)
+        each = {"each": [value, value + 2 + seed]}
+        record = {"bounds": {"5": each}, "arguments": {"steps": 2}, "training_cpu_seconds_this_call": 3, "left out": 1}
+        (out / "results.json").write_text(json.dumps(record))
+        (out / "summary.png").write_bytes(b"picture")
+
+    monkeypatch.setattr(results.subprocess, "run", pretend)
+    results.run("tiny", recipe, tmp_path, jobs=2)
+    kept = json.loads((tmp_path / "docs" / "data" / "tiny.json").read_text())
+    assert list(kept["runs"]) == ["none", "both"]
+    assert set(kept["runs"]["both"]) == {"0", "1"}
+    assert set(kept["runs"]["both"]["1"]) == {"bounds", "run"}
+    assert kept["runs"]["both"]["1"]["run"]["command"][-3:] == ["--no-replay", "--seed", "1"]
+    assert (tmp_path / "docs" / "figures" / "kept.png").exists()
+    assert "| both | +10.00 (0.00, 0.00) |" in results.set_gains(kept, recipe)
 
 
 def test_what_does_not_fit_is_left_out_and_said(monkeypatch):
