@@ -10,6 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+sys.path.insert(0, str(ROOT / "examples"))  # as for a script that lies there
+
+
 def script(name):
     spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / "examples" / name)
     module = importlib.util.module_from_spec(spec)
@@ -18,6 +21,7 @@ def script(name):
 
 
 results = script("results.py")
+tables = script("tables.py")
 RECIPES = results.load_recipes()
 
 
@@ -95,7 +99,7 @@ def test_variants_run_for_every_seed_and_are_gathered(tmp_path, monkeypatch):
     assert set(kept["runs"]["both"]["1"]) == {"bounds", "run"}
     assert kept["runs"]["both"]["1"]["run"]["command"][-3:] == ["--no-replay", "--seed", "1"]
     assert (tmp_path / "docs" / "figures" / "kept.png").exists()
-    assert "| both | +10.00 (0.00, 0.00) |" in results.set_gains(kept, recipe)
+    assert "| both | +10.00 (0.00, 0.00) |" in tables.set_gains(kept, recipe)
 
 
 def test_what_does_not_fit_is_left_out_and_said(monkeypatch):
