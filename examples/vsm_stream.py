@@ -2,11 +2,12 @@
 
 Alphabets (of MNIST, pairs of digits) arrive in stages. Recall has learned to recognise letters beforehand and is held,
 so that embeddings stay where they are. A structured memory lives through the stages: each task is written as an
-episode, episodes are converted to concepts, and converted slots are refilled with episodes imagined from concepts.
-With replay, imagined episodes make up half of the tasks that the model trains on; without it, all tasks are new. After
-each stage the bound is measured on held-out images of every stage. Forgetting is the bound on a stage right after it
-minus the bound at the end. Runs both for each seed; writes results.json, checkpoints and figures to --out; run it again
-to go on from there.
+episode, episodes are converted to concepts, and from the second stage on converted slots are refilled with episodes
+imagined from concepts, drawn by the model as it was when the stage began (deep generative replay; Shin et al., 2017,
+https://arxiv.org/abs/1705.08690). With replay, imagined episodes make up half of the tasks that the model trains on;
+without it, all tasks are new. After each stage the bound is measured on held-out images of every stage. Forgetting is
+the bound on a stage right after it minus the bound at the end. Runs both for each seed; writes results.json,
+checkpoints and figures to --out; run it again to go on from there.
 
     python examples/vsm_stream.py
     python examples/vsm_stream.py --data omniglot --data-dir FOLDER --seeds 3
@@ -99,13 +100,17 @@ def taught(stream, args, seed):
     return recall
 
 
+def new_model(data, recall, args):
+    sizes = {"channels": args.channels, "code_dim": CODE_DIM}
+    return VSM(VAEBase(data.shape, **sizes), recall), VSMGuide(VAEBaseGuide(data.shape, **sizes), recall)
+
+
 def build(data, stream, args, seed, replay):
     recall = taught(stream, args, seed)
     torch.manual_seed(seed)
-    sizes = {"channels": args.channels, "code_dim": CODE_DIM}
-    model, guide = VSM(VAEBase(data.shape, **sizes), recall), VSMGuide(VAEBaseGuide(data.shape, **sizes), recall)
+    model, guide = new_model(data, recall, args)
     memory = StructuredMemory(
-        ConceptMemory.reserve(args.concepts, DIM, prior_alpha=100.0, prior_beta=9.0),
+        ConceptMemory.reserve(args.concepts, DIM, prior_alpha=10.0, prior_beta=0.9),
         EpisodicMemory.reserve(args.slots, args.queries + 4, data.shape, DIM, args.concepts),
     )
     life = Lifetime(
@@ -115,10 +120,17 @@ def build(data, stream, args, seed, replay):
         consolidate_every=5,
         timescale=args.slots / 4,
         forgetting=1.0,  # embeddings stay, and so may what is known of them
-        replay=(lambda s, items, memory: model.decode_concepts(s, memory, items)) if replay else None,
         rehearse=args.tasks // 2 if replay else 0,
     )
     return model, guide, life
+
+
+def imagine_as_of(path, data, args):
+    """What replay draws with: the model as it was at the end of a stage."""
+    recall = Recall(data.shape, dim=DIM, code_dim=CODE_DIM, channels=args.recall_channels)
+    before, _ = new_model(data, recall, args)
+    before.load_state_dict(torch.load(path)["model"])
+    return lambda s, items, memory: before.eval().decode_concepts(s, memory, items)
 
 
 def held_out_sets(stream, stage, args):
@@ -144,6 +156,10 @@ def live(data, stream, args, seed, replay):
     sets = [held_out_sets(stream, s, args) for s in range(args.stages)]
     folder = args.out / name
     folder.mkdir(parents=True, exist_ok=True)
+    stage_file = lambda stage: folder / f"stage_{stage}.pt"  # noqa: E731
+    done = [stage for stage in range(1, args.stages + 1) if stage_file(stage).exists() and not args.fresh]
+    if replay and done:
+        life.replay = imagine_as_of(stage_file(done[-1]), data, args)
 
     def evaluate(step):
         bounds = torch.stack([measure(model, guide, life.memory, s, args) for s in sets])
@@ -153,8 +169,11 @@ def live(data, stream, args, seed, replay):
             "bounds": bounds, "prototypes": drawn, "counts": life.memory.concepts.counts[shown],
             "widths": life.memory.concepts.widths()[shown], "assigned": life.memory.episodes.responsibilities[:, shown],
             "filled": life.memory.episodes.filled, "replayed": life.memory.episodes.replayed,
+            "model": model.state_dict(),
         }  # fmt: skip
-        torch.save(snapshot, folder / f"stage_{step // args.steps}.pt")
+        torch.save(snapshot, stage_file(step // args.steps))
+        if replay:
+            life.replay = imagine_as_of(stage_file(step // args.steps), data, args)
         return {f"stage_{s + 1}": b.mean().item() for s, b in enumerate(bounds)}
 
     fit(
@@ -162,7 +181,7 @@ def live(data, stream, args, seed, replay):
         learning_rate=args.learning_rate, clip_norm=5000.0, evaluate=evaluate, evaluate_every=args.steps,
         information_every=None, checkpoint=folder / "model.safetensors", resume=not args.fresh, seed=seed,
     )  # fmt: skip
-    return [torch.load(folder / f"stage_{s + 1}.pt") for s in range(args.stages)]
+    return [torch.load(stage_file(s + 1)) for s in range(args.stages)]
 
 
 def forgetting(bounds):

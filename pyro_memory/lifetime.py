@@ -85,7 +85,7 @@ class Lifetime:
 
     def _rehearsed(self, x: Tensor, support: SlotMemory, imagined: Tensor) -> tuple[Tensor, SlotMemory]:
         chosen = imagined[torch.randint(len(imagined), (self.rehearse,))]
-        images, counts = torch.bernoulli(self.memory.episodes.items[chosen]), self.memory.episodes.counts[chosen]
+        images, counts = self.memory.episodes.items[chosen].round(), self.memory.episodes.counts[chosen]
         real, queries, width = len(x) - self.rehearse, x.shape[1], support.slots
         left = images[:, queries : queries + width]
         again = left.new_zeros(self.rehearse, width, *left.shape[2:])
