@@ -4,9 +4,9 @@ Alphabets (of MNIST, pairs of digits) arrive in stages. Recall has learned to re
 so that embeddings stay where they are. A structured memory lives through the stages: each task is written as an
 episode, episodes are converted to concepts, and from the second stage on converted slots are refilled with episodes
 imagined from concepts, drawn by the model as it was when the stage began (deep generative replay; Shin et al., 2017,
-https://arxiv.org/abs/1705.08690). With replay, imagined episodes make up half of the tasks that the model trains on;
-without it, all tasks are new. After each stage the bound is measured on held-out images of every stage. Forgetting is
-the bound on a stage right after it minus the bound at the end. Runs both for each seed; writes results.json,
+https://arxiv.org/abs/1705.08690). With replay a step has as many imagined episodes beside its new tasks; the new tasks
+are the same without it. After each stage the bound is measured on held-out images of every stage. Forgetting is the
+bound on a stage right after it minus the bound at the end. Runs both for each seed; writes results.json,
 checkpoints and figures to --out; run it again to go on from there.
 
     python examples/vsm_stream.py
@@ -53,7 +53,7 @@ def arguments():
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/vsm_stream"))
     add("--stages", default=5)
     add("--steps", default=200, help="training steps a stage (default 200)")
-    add("--tasks", default=8, help="tasks a step, replayed ones included (default 8)")
+    add("--tasks", default=8, help="new tasks a step (default 8); with replay as many imagined ones beside them")
     add("--queries", default=8, help="images that a task asks for (default 8)")
     add("--recognition", default=600, help="steps in which recall learns to recognise letters (default 600)")
     add("--slots", default=40)
@@ -120,7 +120,7 @@ def build(data, stream, args, seed, replay):
         consolidate_every=5,
         timescale=args.slots / 4,
         forgetting=1.0,  # embeddings stay, and so may what is known of them
-        rehearse=args.tasks // 2 if replay else 0,
+        rehearse=args.tasks if replay else 0,
     )
     return model, guide, life
 

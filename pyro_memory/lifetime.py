@@ -32,9 +32,8 @@ class Lifetime:
         replay: ``replay(s, items, memory)`` draws images from a concept's content, such as ``VSM.decode_concepts`` with
             its arguments in that order; None leaves converted slots free.
         replayed: how many slots to refill at a consolidation; by default half of those that are free.
-        rehearse: how many of a step's tasks, the last ones, give way to replayed episodes, where memory holds some:
-            their images, drawn from the means that replay kept, divided into support and queries. What is rehearsed is
-            not written again.
+        rehearse: how many replayed episodes a step adds to its tasks, where memory holds some: their images, each pixel
+            the likelier of 0 and 1, divided into support and queries. What is rehearsed is not written again.
 
     Attributes:
         memory: the stores after the newest step.
@@ -76,24 +75,21 @@ class Lifetime:
             if self.consolidate_every and step and step % self.consolidate_every == 0:
                 self.memory = self._settle(self.memory)
             imagined = (self.memory.episodes.filled & self.memory.episodes.replayed).nonzero().flatten()
-            if self.rehearse and len(imagined):
-                x, support = self._rehearsed(x, support, imagined)
-            real = len(x) - self.rehearse if self.rehearse and len(imagined) else len(x)
-            self.memory = remember(self.recall, self.memory, support.select(torch.arange(real)))
-            self.newest, self._task = step, (x, support)
+            more = self._rehearsed(x, support, imagined) if self.rehearse and len(imagined) else (x, support)
+            self.memory = remember(self.recall, self.memory, support)
+            self.newest, self._task = step, more
         return *self._task, self.memory
 
     def _rehearsed(self, x: Tensor, support: SlotMemory, imagined: Tensor) -> tuple[Tensor, SlotMemory]:
         chosen = imagined[torch.randint(len(imagined), (self.rehearse,))]
         images, counts = self.memory.episodes.items[chosen].round(), self.memory.episodes.counts[chosen]
-        real, queries, width = len(x) - self.rehearse, x.shape[1], support.slots
+        queries, width = x.shape[1], support.slots
         left = images[:, queries : queries + width]
         again = left.new_zeros(self.rehearse, width, *left.shape[2:])
         again[:, : left.shape[1]] = left
-        mask = torch.arange(width) < (counts - queries).clamp(max=left.shape[1]).unsqueeze(-1)
-        values = torch.cat([support.values[:real], again])
-        masks = torch.cat([support.filled[:real], mask])
-        return torch.cat([x[:real], images[:, :queries]]), SlotMemory(values, mask=masks, batch_dim=-2)
+        there = torch.arange(width, device=x.device) < (counts - queries).clamp(max=left.shape[1]).unsqueeze(-1)
+        values, mask = torch.cat([support.values, again]), torch.cat([support.filled, there])
+        return torch.cat([x, images[:, :queries]]), SlotMemory(values, mask=mask, batch_dim=-2)
 
     def _settle(self, memory: StructuredMemory) -> StructuredMemory:
         concepts, episodes, self.consolidation = consolidate(memory.concepts, memory.episodes, **self.options)

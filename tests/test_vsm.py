@@ -358,13 +358,13 @@ def test_rehearsed_tasks_are_replayed_episodes_and_are_not_written_again():
     assert bool((before.replayed & before.filled).any())
     x, support, memory = one[4]
     plain, own = one.tasks[4]
-    assert torch.equal(x[:2], plain[:2])
-    assert torch.equal(support.values[:2], own.values[:2])
-    assert not torch.equal(x[2:], plain[2:])
-    assert x.shape == plain.shape
-    assert set(x[2:].unique().tolist()) <= {0.0, 1.0}
-    assert int((support.filled[2:]).sum()) == 2  # episodes of three images: two asked for, one left
-    assert int((memory.episodes.ages == 0).sum() + (memory.episodes.ages == 1).sum()) == 2
+    assert torch.equal(x[:4], plain)
+    assert torch.equal(support.values[:4], own.values)
+    assert x.shape == (6, *plain.shape[1:])
+    assert set(x[4:].unique().tolist()) <= {0.0, 1.0}
+    assert int((support.filled[4:]).sum()) == 2  # episodes of three images: two asked for, one left
+    assert int((memory.episodes.ages < 4).sum()) == 4
+    assert not bool(memory.episodes.replayed[memory.episodes.ages < 4].any())
     again = one[4]
     assert torch.equal(again[0], x)
 
