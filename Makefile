@@ -65,10 +65,10 @@ examples: install ## run every example at a few steps
 	$(RUN) examples/diagnose.py out/examples/fewshot/vma.safetensors --targets 16 --particles 10 --many 16
 	$(RUN) examples/vma_recall.py --steps 20 --soft-attention --out out/examples/recall
 	$(RUN) examples/compose.py --steps 50 --out out/examples/compose
-	$(RUN) examples/vsm_fewshot.py --steps 20 --evaluate 20 --particles 4 --classifier-steps 20 --out out/examples/vsm
-	$(RUN) examples/vsm_fewshot.py --base diffusion --steps 10 --evaluate 20 --particles 2 --out out/examples/vsm_diffusion
+	$(RUN) examples/vsm_fewshot.py --steps 20 --recognition 10 --evaluate 20 --particles 4 --classifier-steps 20 --out out/examples/vsm
+	$(RUN) examples/vsm_fewshot.py --base diffusion --steps 10 --recognition 10 --evaluate 20 --particles 2 --out out/examples/vsm_diffusion
 	$(RUN) examples/vsm_fewshot.py --base hierarchical --memory none --steps 10 --evaluate 20 --out out/examples/vsm_none
-	$(RUN) examples/vsm_stream.py --steps 10 --stages 3 --evaluate 10 --particles 4 --out out/examples/vsm_stream
+	$(RUN) examples/vsm_stream.py --steps 10 --recognition 10 --stages 3 --evaluate 10 --particles 4 --out out/examples/vsm_stream
 	$(RUN) benchmarks/conversion.py --simulations 2 --steps 20 --out out/examples/conversion
 	$(RUN) examples/titans_addressing.py --steps 20 --evaluate 16 --out out/examples/addressing
 	$(RUN) examples/titans_recall.py --steps 4 --evaluate 8 --batch 8 --out out/examples/titans_recall

@@ -154,16 +154,19 @@ def set_gains(record, recipe):
         for n in shots:
             (own, by_seed), (other, base_by_seed) = each(seeds, n), each(base, n)
             mean, se = mean_se([a - b for a, b in zip(own, other, strict=True)])
-            _, spread = mean_se([a - b for a, b in zip(by_seed, base_by_seed, strict=False)])
-            cells.append(f"{mean:+.2f} ({se:.2f}, {spread:.2f})")
+            gaps = [a - b for a, b in zip(by_seed, base_by_seed, strict=True)]
+            spread = f", {mean_se(gaps)[1]:.2f}" if len(gaps) > 1 else ""
+            cells.append(f"{mean:+.2f} ({se:.2f}{spread})")
         lines.append([named(variant), *cells])
     return table(lines)
 
 
 def set_stores(record, recipe):
     """What a trained model loses at five shots without what its memory held, paired by image, mean over seeds."""
-    runs = {v: [r["contribution"] for r in seeds.values()] for v, seeds in record["runs"].items()}
-    runs = {variant: rows for variant, rows in runs.items() if rows[0] is not None}
+    runs = {
+        v: [r["contribution"] for r in seeds.values() if "contribution" in r] for v, seeds in record["runs"].items()
+    }
+    runs = {variant: rows for variant, rows in runs.items() if rows}
     names = list(dict.fromkeys(name for rows in runs.values() for name in rows[0] if name != "given"))
     lines = [["nats lost", *map(named, runs)]]
     for name in names:

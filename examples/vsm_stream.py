@@ -214,10 +214,8 @@ def draw_stores(snapshots, path):
     for stage, (shot, (top, bottom)) in enumerate(zip(snapshots, axes.T, strict=True), 1):
         images = shot["prototypes"]
         plot_images([images[i : i + 4] for i in range(0, 12, 4)], ax=top)
-        width, count = shot["widths"][0], shot["counts"]
-        top.set_title(
-            f"after stage {stage}\n{int((count > 0.5).sum())} shown concepts in use, width {width:.2f}", fontsize=9
-        )
+        width = shot["widths"].mean()
+        top.set_title(f"after stage {stage}\nthe {len(images)} most used concepts, mean width {width:.2f}", fontsize=9)
         assigned = shot["assigned"] * shot["filled"].unsqueeze(-1)
         bottom.imshow(assigned, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         for slot in (shot["filled"] & shot["replayed"]).nonzero().flatten().tolist():

@@ -19,7 +19,7 @@ ALLOWED = {
 }
 
 
-EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted(p.name for p in (ROOT / "examples").glob("*.py") if "__main__" in p.read_text())
 
 
 def imports(path):
