@@ -41,6 +41,12 @@ from pyro_memory.models import VAE, VMA
 from pyro_memory.plotting import plot_images
 
 
+PROTOCOLS = {
+    "vma": "VMA's: the target is never in memory",
+    "gmn": "GMN's: slots are drawn with replacement, the target among them",
+}
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = partial(parser.add_argument, metavar="N", type=int)
@@ -57,6 +63,10 @@ def arguments():
     )
     add("--test-classes", nargs="+", default=[1, 2, 4], help="classes in memory in the table's rows (default 1 2 4)")
     add("--test-shots", nargs="+", default=[1, 2, 4, 8], help="examples a class in its columns (default 1 2 4 8)")
+    parser.add_argument(
+        "--protocol", choices=("vma", "gmn"), default="vma",
+        help='of the test: "vma", a target is never in memory; "gmn", slots are drawn with replacement, a class each',
+    )  # fmt: skip
     add("--curve", default=4, help="bounds of unseen classes on the way, 20 particles (default 4 of them)")
     add("--evaluate", default=128, help="test targets, shared by all rows (default 128)")
     add("--particles", default=100, help="K of the test bounds (default 100)")
@@ -127,7 +137,7 @@ def leave_weights(pairs, build, results, numbers, args):
             "about": f"{name} trained on {args.data}",
             "data": f"{args.data}, background classes; measured on evaluation classes",
             "licence": LICENCES[args.data],
-            "protocol": f"VMA's: the target is never in memory; {args.evaluate} targets, K = {args.particles}",
+            "protocol": f"{PROTOCOLS[args.protocol]}; {args.evaluate} targets, K = {args.particles}",
             "numbers": numbers[name],
             "training": trained,
             "commit": commit.stdout.strip() or "unknown",
@@ -149,18 +159,21 @@ class SometimesEmpty:
 
 
 def test_tasks(data, classes, shots, args):
-    """The same targets in every row; each with a memory of its own: its class and others, never itself."""
+    """The same targets in every row; each with a memory of its own: its class and others."""
     generator = torch.Generator().manual_seed(args.seed)
     targets = torch.randperm(len(data), generator=generator)[: args.evaluate]
     return FewShotTasks(
-        data, classes=classes, shots=shots, targets=8, per_target=True, seed=args.seed, target_indices=targets
-    )
+        data, classes=classes, shots=shots, targets=8, per_target=True, seed=args.seed, target_indices=targets,
+        protocol=args.protocol,
+    )  # fmt: skip
 
 
 def bound(name, model, guide, tasks, args, wrong=False):
     """The bound of each target; kept in --out, so that a long table goes on where it was cut off."""
     cell = (
-        "-".join(map(str, (name, args.pretrained or args.steps, args.evaluate, args.particles, args.seed)))
+        "-".join(
+            map(str, (name, args.pretrained or args.steps, args.evaluate, args.particles, args.seed, args.protocol))
+        )
         .lower()
         .replace(" ", "-")
     )
