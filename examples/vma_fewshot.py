@@ -40,7 +40,6 @@ from pyro_memory.guides import VAEGuide, VMAGuide
 from pyro_memory.models import VAE, VMA
 from pyro_memory.plotting import plot_images
 
-
 PROTOCOLS = {
     "vma": "VMA's: the target is never in memory",
     "gmn": "GMN's: slots are drawn with replacement, the target among them",
