@@ -276,6 +276,8 @@ TABLES = {
     "vma_fewshot_glyphs": (few_shot,),
     "gallery_letters": (few_shot,),
     "vma_fewshot_omniglot": (few_shot, few_shot_curve),
+    "vma_fewshot_gmn": (few_shot,),
+    "vma_fewshot_classes": (few_shot,),
     "vma_recall_glyphs": (recall,),
     "vma_templates_mnist": (templates,),
     "vma_large_pretrained": (large_sharpness, large_sizes, large_nearest),

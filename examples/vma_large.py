@@ -152,7 +152,7 @@ def by_sharpness(model, guide, validation, memory, sizes, args):
             near = [NearestAddress(guide.address, min(NEAREST[-1], slots), epsilon=args.epsilon, index=index)]
             (pair,) = against_exact(model, guide, validation, part, guide.address, near, args)
             gaps.append(tuple(map(summary, pair)))
-        lost = [min(elbo[0], bound[0]) for elbo, bound in gaps]
+        lost = [min(mean - se for mean, se in pair) for pair in gaps]  # allowing for the noise of the comparison
         allowed = [i for i, loss in enumerate(lost) if loss > -TOLERANCE] or [lost.index(max(lost))]
         chosen = SHARPNESS[max(allowed, key=lambda i: bounds[i])]
         rows.append({"slots": slots, "sharpness": SHARPNESS, "bounds": bounds, "gaps": gaps, "chosen": chosen})

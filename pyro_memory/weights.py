@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,8 @@ def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False) -> Wei
     ]
     signed = [(1, t, s) for t, s in zip(terms, model_sites.values(), strict=False)]
     signed += [(-1, t, s) for t, s in zip(terms[len(model_sites) :], guide_sites.values(), strict=True)]
-    scored = [(t, s) for sign, t, s in signed if sign < 0 and not s["fn"].has_rsample]
+    shared = {*particles, *outer}
+    scored = [(t, frozenset(_frames(s) - shared)) for sign, t, s in signed if sign < 0 and not s["fn"].has_rsample]
 
     def added(chosen: list[tuple[int, Tensor]], inner: tuple[Any, ...] = ()) -> Tensor:
         shape, cells = _shapes(particles, [*outer, *inner])
@@ -99,34 +100,27 @@ def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False) -> Wei
         total = total.permute(0, *(1 + frames.index(f) for f in [*outer, *inner]))
         return total.flatten(1 + len(outer)) if inner else total
 
-    inside = _inner_plates(model_sites, guide_sites, particles, outer, [s for _, s in scored])
+    programs = model_sites.values(), guide_sites.values()
+    inside = [f for f in {own for _, own in scored} if f and all(_ends(sites, f) for sites in programs)]
     local = tuple(
         Local(
             added([(sign, t) for sign, t, s in signed if frames <= _frames(s)], tuple(frames)),
-            added([(1, t) for t, s in scored if frames <= _frames(s)], tuple(frames)),
+            added([(1, t) for t, own in scored if own == frames], tuple(frames)),
         )
         for frames in inside
     )
     return Weights(
         log_weight=added([(sign, t) for sign, t, _ in signed]),
-        log_score=added([(1, t) for t, s in scored if not any(frames <= _frames(s) for frames in inside)]),
+        log_score=added([(1, t) for t, own in scored if own not in inside]),
         scale=plates_scale if common is None else plates_scale * common,
         local=local,
     )
 
 
-def _inner_plates(
-    model_sites: dict[str, Any], guide_sites: dict[str, Any], particles: list[Any], outer: list[Any], scored: list[Any]
-) -> list[frozenset[Any]]:
-    """Plates inside a datum, of scored sites, that end both programs: nothing outside them is sampled after them."""
-    shared = {*particles, *outer}
-    candidates = {frozenset(_frames(site) - shared) for site in scored} - {frozenset()}
-
-    def ends(sites: dict[str, Any], frames: frozenset[Any]) -> bool:
-        within = [frames <= _frames(site) for site in sites.values()]
-        return within == sorted(within)
-
-    return [f for f in candidates if ends(model_sites, f) and ends(guide_sites, f)]
+def _ends(sites: Iterable[dict[str, Any]], plates: frozenset[Any]) -> bool:
+    """Whether nothing outside these plates is sampled after something inside."""
+    within = [plates <= _frames(site) for site in sites]
+    return within == sorted(within)
 
 
 def stochastic_sites(trace: Trace) -> dict[str, dict[str, Any]]:

@@ -431,7 +431,7 @@ def test_sites_of_a_plate_inside_a_datum_get_unbiased_gradients(kind, late):
 @pytest.mark.parametrize("objective", [VIMCO(2, max_plate_nesting=2), LeaveOneOutELBO(2, max_plate_nesting=2)])
 def test_an_item_is_scored_by_its_own_share_of_the_weight(objective, monkeypatch):
     own = nested_gradients(objective, calls=40, copies=400, items=8).var(0)
-    monkeypatch.setattr("pyro_memory.weights._inner_plates", lambda *args: [])
+    monkeypatch.setattr("pyro_memory.weights._ends", lambda *args: False)
     whole = nested_gradients(objective, calls=40, copies=400, items=8).var(0)
     table = slice(2 * SLOTS + 2, None)  # the guide's, of b
     assert own[table].sum() < 0.5 * whole[table].sum()
@@ -449,6 +449,61 @@ def test_only_a_plate_that_ends_both_programs_is_scored_by_itself():
             guide_trace = traces[1]
             log_q = toy.logits_a.log_softmax(-1)[guide_trace.nodes["a"]["value"]].squeeze(-1)
             assert_close(a, -math.log(2) - log_q)
+
+
+@pytest.mark.parametrize("objective", [VIMCO(2, max_plate_nesting=3), LeaveOneOutELBO(2, max_plate_nesting=3)])
+def test_a_plate_inside_a_plate_inside_a_datum_is_scored_once(objective):
+    """One address an item, one flag for each of its two parts; the reference sums all of them."""
+    g = torch.Generator().manual_seed(8)
+    table, flags, means = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((2, 3), (2, 3), (3, 2)))
+    parameters = [torch.nn.Parameter(t) for t in (table, flags)]
+    x, copies = torch.tensor([[0.5, -0.4], [1.1, 0.2]], dtype=torch.float64), 2000
+
+    def guide():
+        with pyro.plate("data", copies, dim=-3):
+            pyro.sample("a", dist.Bernoulli(0.5))  # of the datum alone: items are inside
+            with pyro.plate("item", 2, dim=-2):
+                b = pyro.sample("b", dist.Categorical(logits=parameters[0].unsqueeze(1)))
+                with pyro.plate("part", 2, dim=-1):
+                    pyro.sample("f", dist.Bernoulli(logits=parameters[1][torch.arange(2).unsqueeze(-1), b]))
+
+    def model():
+        with pyro.plate("data", copies, dim=-3):
+            pyro.sample("a", dist.Bernoulli(0.5))
+            with pyro.plate("item", 2, dim=-2):
+                b = pyro.sample("b", dist.Categorical(logits=torch.zeros(3, dtype=torch.float64)))
+                with pyro.plate("part", 2, dim=-1):
+                    f = pyro.sample("f", dist.Bernoulli(torch.tensor(0.3, dtype=torch.float64)))
+                    pyro.sample("x", dist.Normal(means[b, f.long()], 0.7), obs=x)
+
+    terms = []
+    for b in itertools.product(range(3), repeat=2):
+        for f in itertools.product((0, 1), repeat=4):
+            items, flag = torch.tensor(b), torch.tensor(f).reshape(2, 2)
+            log_q = parameters[0].log_softmax(-1)[torch.arange(2), items].sum()
+            log_q = (
+                log_q
+                + dist.Bernoulli(logits=parameters[1][torch.arange(2), items].unsqueeze(-1))
+                .log_prob(flag.double())
+                .sum()
+            )
+            log_p = -2 * math.log(3) + dist.Bernoulli(0.3).log_prob(flag.float()).double().sum()
+            terms.append((log_q, log_p + dist.Normal(means[items.unsqueeze(-1), flag], 0.7).log_prob(x).sum() - log_q))
+    log_q, log_w = map(torch.stack, zip(*terms, strict=True))
+    if isinstance(objective, VIMCO):
+        pairs = torch.stack([log_w.unsqueeze(0).expand(144, 144), log_w.unsqueeze(1).expand(144, 144)]).logsumexp(0)
+        exact = ((log_q.unsqueeze(0) + log_q.unsqueeze(1)).exp() * (pairs - math.log(2))).sum()
+    else:
+        exact = (log_q.exp() * log_w).sum()
+    wanted = torch.cat([t.reshape(-1) for t in torch.autograd.grad(-exact, parameters)])
+    rows = []
+    for _ in range(30):
+        loss = objective.differentiable_loss(model, guide) / copies
+        rows.append(torch.cat([t.reshape(-1) for t in torch.autograd.grad(loss, parameters)]))
+    rows = torch.stack(rows)
+    se = rows.std(0) / math.sqrt(len(rows))
+    assert ((rows.mean(0) - wanted).abs() < 5 * se + 1e-9).all()
+    assert se.max() < 0.05 * wanted.abs().max()
 
 
 def test_particles_one_by_one_score_items_alike():
