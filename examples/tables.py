@@ -278,6 +278,7 @@ TABLES = {
     "vma_fewshot_omniglot": (few_shot, few_shot_curve),
     "vma_fewshot_gmn": (few_shot,),
     "vma_fewshot_classes": (few_shot,),
+    "vma_fewshot_seen": (few_shot,),
     "vma_recall_glyphs": (recall,),
     "vma_templates_mnist": (templates,),
     "vma_large_pretrained": (large_sharpness, large_sizes, large_nearest),

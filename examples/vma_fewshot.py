@@ -66,6 +66,10 @@ def arguments():
         "--protocol", choices=("vma", "gmn"), default="vma",
         help='of the test: "vma", a target is never in memory; "gmn", slots are drawn with replacement, a class each',
     )  # fmt: skip
+    parser.add_argument(
+        "--test-on", choices=("evaluation", "background"), default="evaluation",
+        help="classes that training has not seen, or those that it has: what of a bound is learned by heart",
+    )  # fmt: skip
     add("--curve", default=4, help="bounds of unseen classes on the way, 20 particles (default 4 of them)")
     add("--evaluate", default=128, help="test targets, shared by all rows (default 128)")
     add("--particles", default=100, help="K of the test bounds (default 100)")
@@ -134,7 +138,7 @@ def leave_weights(pairs, build, results, numbers, args):
             trained += f", {args.turned:.0%} of the tasks turned or mirrored"
         facts = {
             "about": f"{name} trained on {args.data}",
-            "data": f"{args.data}, background classes; measured on evaluation classes",
+            "data": f"{args.data}, background classes; measured on {args.test_on} classes",
             "licence": LICENCES[args.data],
             "protocol": f"{PROTOCOLS[args.protocol]}; {args.evaluate} targets, K = {args.particles}",
             "numbers": numbers[name],
@@ -323,7 +327,7 @@ def main():
     start = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"loading {args.data}")
-    background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", "evaluation"))
+    background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", args.test_on))
     print(f"  train on {background}\n  test on  {evaluation}")
     tasks = FewShotTasks(
         background, classes=args.classes, shots=args.shots, targets=args.batch, seed=args.seed, turned=args.turned
