@@ -323,7 +323,7 @@ def main():
     large = [n for n in sizes if n >= 10**4 and math.log10(n) % 1 == 0] or sizes[-1:]
     nearest = by_nearest(model, guide, validation, unseen, memory, {n: addresses[n] for n in large}, args)
     draw(rows, nearest, len(background), args.out / "summary.png")
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    settings = {k: v for k, v in vars(args).items() if k not in ("data_dir", "out")}
     record = {
         "settings": settings,
         "training_seconds": seconds,
