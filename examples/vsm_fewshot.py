@@ -86,6 +86,7 @@ def arguments():
     add("--channels", nargs="+", default=[16, 32, 48], help="maps of the base model's pyramids")
     add("--recall-channels", nargs="+", default=[8, 16, 32], help="maps of the pyramid that recalls")
     add("--evaluate", default=200, help="test images, shared by all rows (default 200)")
+    add("--skip", default=0, help="leave out the first test images: others than those that choices were made on")
     add("--particles", default=100, help="K of the test bounds (default 100; diffusion: 8 paths at most)")
     add("--classifier-steps", default=0, help="train a classifier so long, to judge generated images in its features")
     parser.add_argument("--learning-rate", metavar="X", type=float, default=4e-3)
@@ -183,7 +184,8 @@ class Seen:
 
 def test_sets(evaluation, shots, args):
     """The same targets for each number of shots; of more shots the first are those of fewer."""
-    targets = torch.randperm(len(evaluation), generator=torch.Generator().manual_seed(1))[: args.evaluate]
+    targets = torch.randperm(len(evaluation), generator=torch.Generator().manual_seed(1))
+    targets = targets[args.skip : args.skip + args.evaluate]
     return SetTasks(evaluation, tasks=20, shots=shots, targets=targets, seed=1)
 
 
