@@ -134,7 +134,7 @@ def set_bounds(record, recipe):
     lines = [["", "seeds", "steps", "processor s", *(f"{n} shot{'s' * (n != '1')}" for n in shots)]]
     for variant, seeds in runs.items():
         first = next(iter(seeds.values()))
-        cpu = fmean(run["training_cpu_seconds_this_call"] for run in seeds.values())
+        cpu = fmean(run["training_cpu_seconds"] for run in seeds.values())
         cells = ["{:.2f} ({:.2f})".format(*mean_se(each(seeds, n)[0])) for n in shots]
         lines.append([named(variant), len(seeds), f"{first['arguments']['steps']:,}", f"{cpu:.0f}", *cells])
     return table(lines)

@@ -32,6 +32,7 @@ from pyro_memory import (
     importance_bound,
     information_gain,
     load_pretrained,
+    pretrained,
     save_pretrained,
     warm_cosine,
 )
@@ -60,6 +61,10 @@ def arguments():
     parser.add_argument(
         "--turned", metavar="X", type=float, default=0.0, help="share of training tasks turned or mirrored (default 0)"
     )
+    parser.add_argument(
+        "--varied", metavar="X", type=float, default=0.0,
+        help="share of training tasks whose images are each redrawn, as another hand might (default 0)",
+    )  # fmt: skip
     add("--test-classes", nargs="+", default=[1, 2, 4], help="classes in memory in the table's rows (default 1 2 4)")
     add("--test-shots", nargs="+", default=[1, 2, 4, 8], help="examples a class in its columns (default 1 2 4 8)")
     parser.add_argument(
@@ -80,6 +85,7 @@ def arguments():
         "--none-slot", action="store_true", help='give VMA a "none" slot and empty every eighth memory while training'
     )
     add("--seed", default=0)
+    parser.add_argument("--start", metavar="NAME", help="train on from the weights vae-NAME and vma-NAME")
     parser.add_argument("--pretrained", metavar="NAME", help="measure the weights vae-NAME and vma-NAME; train nothing")
     parser.add_argument("--name", help="of the weights that are left in --out/weights (default: the data's)")
     parser.add_argument("--device", default="cpu")
@@ -116,8 +122,16 @@ def train(name, model, guide, tasks, evaluation, args):
     )
 
 
-def untrained(background, args):
-    """The pairs, and how ``load_pretrained`` builds them again."""
+def begin(background, args):
+    """The pairs to train or to measure, and how ``load_pretrained`` builds them again."""
+    weights = args.pretrained or args.start
+    if weights:
+        names = {name: f"{name.lower()}-{weights}" for name in ("VAE", "VMA")}
+        pairs = {name: load_pretrained(file) for name, file in names.items()}
+        if args.start:
+            pairs = {name: tuple(part.train() for part in pair) for name, pair in pairs.items()}
+        cards = pretrained()
+        return pairs, {name: cards[file].build for name, file in names.items()}
     size = {"shape": list(background.shape), "latent_dim": args.latent_dim, "channels": args.channels}
     sizes = {"VAE": size, "VMA": size | {"none_slot": args.none_slot}}
     classes = {"VAE": (VAE, VAEGuide), "VMA": (VMA, VMAGuide)}
@@ -134,8 +148,12 @@ def leave_weights(pairs, build, results, numbers, args):
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     for name, pair in pairs.items():
         trained = f"{results[name].steps} steps of {args.batch} images, K = {args.train_particles}, seed {args.seed}"
+        if args.start:
+            trained += f", from the weights of {name.lower()}-{args.start} on"
         if args.turned:
             trained += f", {args.turned:.0%} of the tasks turned or mirrored"
+        if args.varied:
+            trained += f", {args.varied:.0%} redrawn as another hand might"
         facts = {
             "about": f"{name} trained on {args.data}",
             "data": f"{args.data}, background classes; measured on {args.test_on} classes",
@@ -330,16 +348,19 @@ def main():
     background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", args.test_on))
     print(f"  train on {background}\n  test on  {evaluation}")
     tasks = FewShotTasks(
-        background, classes=args.classes, shots=args.shots, targets=args.batch, seed=args.seed, turned=args.turned
+        background,
+        classes=args.classes,
+        shots=args.shots,
+        targets=args.batch,
+        seed=args.seed,
+        turned=args.turned,
+        varied=args.varied,
     )
     for classes in args.test_classes:  # what cannot be measured is refused before training
         for shots in args.test_shots:
             test_tasks(evaluation, classes, shots, args)
-    if args.pretrained:
-        pairs = {name: load_pretrained(f"{name.lower()}-{args.pretrained}") for name in ("VAE", "VMA")}
-        pairs = {name: tuple(part.to(args.device) for part in pair) for name, pair in pairs.items()}
-    else:
-        pairs, build = untrained(background, args)
+    pairs, build = begin(background, args)
+    pairs = {name: tuple(part.to(args.device) for part in pair) for name, pair in pairs.items()}
     batches = SometimesEmpty(tasks) if args.none_slot else tasks
     results = {
         name: train(name, *pair, batches, evaluation, args) for name, pair in pairs.items() if not args.pretrained

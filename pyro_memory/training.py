@@ -45,6 +45,7 @@ class FitResult:
     Attributes:
         steps: optimizer steps taken, those before a resume included.
         seconds: wall time, likewise.
+        cpu_seconds: processor time of this process, all its threads, likewise: what a busy machine does not blur.
         history: ``"step"`` and ``"bound"``, the mean bound in nats per call over the ten steps up to there;
             ``"information"`` and ``"evaluation"``, a dict a measurement, each with its ``"step"``.
         checkpoint: the file that holds the trained state, or None.
@@ -52,6 +53,7 @@ class FitResult:
 
     steps: int
     seconds: float
+    cpu_seconds: float
     history: dict[str, list[Any]]
     checkpoint: Path | None
 
@@ -172,7 +174,7 @@ def fit(
     ranks.scatter_streams()
     measures = ranks.main or ranks.divided
 
-    started = time.perf_counter() - log.seconds
+    started, cpu_started = time.perf_counter() - log.seconds, time.process_time() - log.cpu_seconds
     shown = progress and ranks.main and log.step < steps
     bar = tqdm(total=steps, initial=log.step, unit="step", disable=not shown)
     with bar, _deferred_signals(path is not None) as signals, warnings.catch_warnings():
@@ -188,7 +190,7 @@ def fit(
             if measures and evaluate and (_due(log.step, evaluate_every) or log.step == steps):
                 with _aside(trained), torch.no_grad():
                     log.note("evaluation", evaluate(log.step))
-            log.seconds = time.perf_counter() - started
+            log.seconds, log.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
             stop = ranks.any(bool(signals))
             if path and (_due(log.step, checkpoint_every) or log.step == steps or stop):
                 kept.save()
@@ -202,7 +204,7 @@ def fit(
         raise SystemExit(128 + signal.SIGTERM)
     if stop:
         raise KeyboardInterrupt(f"stopped after step {log.step}; {path} goes on from there")
-    return FitResult(log.step, log.seconds, log.whole_history(), path)
+    return FitResult(log.step, log.seconds, log.cpu_seconds, log.whole_history(), path)
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -410,6 +412,7 @@ class _Log:
 
     step: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     pending: list[float] = field(default_factory=list)
     history: dict[str, list[Any]] = field(
         default_factory=lambda: {"step": [], "bound": [], "information": [], "evaluation": []}

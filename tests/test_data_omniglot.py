@@ -152,3 +152,21 @@ def test_the_real_set_has_twenty_drawings_of_each_letter(split, classes, cache):
 @pytest.mark.parametrize(("size", "fraction"), [(28, 0.084), (26, 0.143)])
 def test_the_real_set_has_the_known_fraction_of_ink(size, fraction, cache):
     assert abs(omniglot("evaluation", size=size).images.float().mean().item() - fraction) < 5e-4
+
+
+def test_redrawn_letters_come_from_the_large_drawings(folder, cache, monkeypatch):
+    data, images = omniglot("background", root=folder), importlib.import_module("pyro_memory.data.images")
+    maps, every = images.smooth_maps, torch.arange(len(data))
+    monkeypatch.setattr(images, "smooth_maps", lambda noise, *size: maps(0 * noise, *size))
+    assert torch.equal(data.varied(every, torch.Generator()), data[every])  # a map that moves nothing
+
+    def a_row_down(noise, height, width):
+        grid = maps(0 * noise, height, width)
+        grid[..., 1] += 2 / 105
+        return grid
+
+    monkeypatch.setattr(images, "smooth_maps", a_row_down)
+    rows = [int(i * 105 / 28) for i in range(28)]
+    first = draw(9)[[r + 1 for r in rows]][:, rows]
+    assert torch.equal(data.varied(every[:1], torch.Generator())[0, 0], torch.from_numpy(first.astype(np.float32)))
+    assert data.varied(every.reshape(3, 4), torch.Generator()).shape == (3, 4, 1, 28, 28)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_memory.data import LabelledImages, SetTasks
+from pyro_memory.data import LabelledImages, SetTasks, glyphs
 
 
 def data(classes=6, each=8):
@@ -113,3 +113,12 @@ def test_only_square_images_can_be_turned():
     wide = LabelledImages(torch.zeros(len(wide.labels), 1, 2, 4, dtype=torch.uint8), wide.labels, wide.class_names)
     with pytest.raises(ValueError, match=r"`turned` must lie in \[0, 1\], and be 0 unless images are square"):
         SetTasks(wide, tasks=2, turned=0.5)
+
+
+def test_varied_sets_redraw_some_tasks():
+    letters = glyphs("background", drawings=8)
+    plain, some = (SetTasks(letters, tasks=6, queries=2, shots=3, seed=1, varied=v) for v in (0.0, 0.5))
+    same = [[torch.equal(some[i][k][t], plain[i][k][t]) for t in range(6)] for i in range(20) for k in (0,)]
+    given = [torch.equal(some[i][1].values[t], plain[i][1].values[t]) for i in range(20) for t in range(6)]
+    assert 30 < sum(given) < 90
+    assert [s for row in same for s in row] == given  # a task is redrawn whole, or not at all

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pyro_memory.data import FewShotTasks, LabelledImages
+from pyro_memory.data import FewShotTasks, LabelledImages, glyphs
 
 
 def numbered(classes=12, members=20):
@@ -134,3 +134,21 @@ def test_turned_tasks_show_the_same_letters_otherwise():
         make(1.5)
     with pytest.raises(ValueError, match="square"):
         FewShotTasks(DATA, classes=2, shots=3, targets=4, turned=0.5)
+
+
+def test_varied_tasks_redraw_each_image_by_itself():
+    letters = glyphs("background", drawings=8)
+    make = lambda varied: FewShotTasks(letters, classes=2, shots=3, targets=6, varied=varied)  # noqa: E731
+    plain, half, varied = make(0.0), make(0.5), make(1.0)
+    for i in range(5):
+        (x, memory), (y, other) = plain[i], varied[i]
+        assert y.unique().tolist() == [0, 1]
+        assert other.slots == memory.slots
+        moved = (torch.cat([x, memory.values]) != torch.cat([y, other.values])).flatten(1).float().mean(1)
+        assert (moved > 0).all()
+        assert (moved < 0.35).all()  # the same letters still: two letters' pixels differ more
+        assert torch.equal(varied[i][0], y)
+    same = sum(torch.equal(half[i][0], plain[i][0]) for i in range(40))
+    assert 8 < same < 32
+    with pytest.raises(ValueError, match="`varied` must lie in"):
+        make(-0.1)

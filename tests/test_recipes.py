@@ -87,7 +87,7 @@ def test_variants_run_for_every_seed_and_are_gathered(tmp_path, monkeypatch):
         out, seed = Path(words[-1]), int(words[words.index("--seed") + 1])
         value = seed + 10 * ("none" not in words)
         each = {"each": [value, value + 2 + seed]}
-        record = {"bounds": {"5": each}, "arguments": {"steps": 2}, "training_cpu_seconds_this_call": 3, "left out": 1}
+        record = {"bounds": {"5": each}, "arguments": {"steps": 2}, "training_cpu_seconds": 3, "left out": 1}
         (out / "results.json").write_text(json.dumps(record))
         (out / "summary.png").write_bytes(b"picture")
 

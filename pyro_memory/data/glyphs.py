@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyro_memory.data.images import LabelledImages
+from pyro_memory.data.variations import smooth_maps
 
 CANVAS = 96  # pixels of a letter before it is varied
 # Scripts whose letters are set aside; no letter of them, nor one that looks like it, is in the background.
@@ -65,16 +66,8 @@ def _draw(split: str, size: int, drawings: int, seed: int) -> LabelledImages:
 
 
 def _vary(letters: Tensor, noise: Tensor, size: int) -> Tensor:
-    """Maps letters by affine maps and smooth warps made of 24 normal numbers each, and brings them to size."""
-    count = len(letters)
-    turn, shear, log_x, log_y = (noise[:, i] * s for i, s in enumerate((0.12, 0.12, 0.08, 0.08)))
-    turned = torch.stack([turn.cos(), shear - turn.sin(), turn.sin(), turn.cos()], -1).reshape(count, 2, 2)
-    affine = turned * torch.stack([log_x, log_y], -1).exp().reshape(count, 1, 2)
-    shift = (0.04 * noise[:, 4:6]).clamp(-0.08, 0.08).unsqueeze(-1)
-    grid = functional.affine_grid(torch.cat([affine, shift], -1), [count, 1, CANVAS, CANVAS], align_corners=False)
-    coarse = 0.05 * noise[:, 6:24].reshape(count, 2, 3, 3)
-    warp = functional.interpolate(coarse, (CANVAS, CANVAS), mode="bicubic", align_corners=True)
-    grid = grid + warp.permute(0, 2, 3, 1)
+    """Maps letters by smooth maps made of 24 normal numbers each, and brings them to size."""
+    grid = smooth_maps(noise, CANVAS, CANVAS)
     varied = functional.grid_sample(letters, grid, align_corners=False)
     small = functional.interpolate(varied, (size, size), mode="area")
     # The level sits below the darkest pixels, so that a thin letter never vanishes.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+
+from pyro_memory.data.variations import smooth_maps
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +22,8 @@ class LabelledImages:
         labels: the class of each image.
         class_names: a name a class.
         levels: what full ink is: 1 for binary images, 255 for grey ones.
+        originals: gives the images as they were before they were shrunk by taking every so manieth row and column,
+            where they are at hand: ``varied`` redraws from these.
 
     ``data[indices]`` gives floating-point images in [0, 1].
     """
@@ -27,6 +32,7 @@ class LabelledImages:
     labels: Int[Tensor, " image"]
     class_names: tuple[str, ...]
     levels: int = 1
+    originals: Callable[[], UInt8[Tensor, "image 1 rows columns"]] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,3 +59,32 @@ class LabelledImages:
 
     def __getitem__(self, indices: Int[Tensor, "*index"]) -> Float[Tensor, "*index 1 height width"]:
         return self.images[indices].float() / self.levels
+
+    def varied(
+        self, indices: Int[Tensor, "*index"], generator: torch.Generator
+    ) -> Float[Tensor, "*index 1 height width"]:
+        """Gives images as other hands might have drawn them: each through a smooth map of its own, ``smooth_maps``.
+
+        Pixels are looked up where the map says, the nearest, so that binary images stay binary; what lies outside is
+        blank.
+        """
+        source = self.images if self.originals is None else self.originals()
+        images = indices.flatten()
+        height, width = self.shape[1:]
+        grid = smooth_maps(torch.randn(len(images), 24, generator=generator), height, width)
+        rows = _places(grid[..., 1], source.shape[-2], -1)
+        columns = _places(grid[..., 0], source.shape[-1], -2)
+        inside = (rows >= 0) & (rows < source.shape[-2]) & (columns >= 0) & (columns < source.shape[-1])
+        found = source[
+            images[:, None, None], 0, rows.clamp(0, source.shape[-2] - 1), columns.clamp(0, source.shape[-1] - 1)
+        ]
+        return (found * inside).reshape(*indices.shape, *self.shape).float() / self.levels
+
+
+def _places(coordinates: Tensor, size: int, other: int) -> Tensor:
+    """Pixels of an image of ``size`` rows (or columns) at coordinates in [-1, 1]; those of no map give every
+    (size / n)th."""
+    n = coordinates.shape[-2 if other == -1 else -1]
+    at = torch.arange(n) if other == -2 else torch.arange(n).unsqueeze(-1)
+    moved = coordinates - ((2 * at + 1) / n - 1)
+    return (at * size / n + moved * size / 2 + 1e-3).floor().long()  # less rounding

@@ -7,6 +7,7 @@ import os
 import tempfile
 import zipfile
 import zlib
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,18 @@ def omniglot(split: str, *, size: int = 28, root: str | Path | None = None) -> L
         raise ValueError(f"`size` must be 28 (every 105/28-th pixel) or 26 (4x4 maximum); got {size}")
     name = f"images_{split}.zip"
     path = find_file(name, folder="omniglot", root=root, url=URL + name, sha256=CHECKSUMS[split])
+    images, labels, names = _stored(path, split, size)
+    return LabelledImages(images, labels, names, originals=partial(_drawings, path, split) if size == 28 else None)
+
+
+@lru_cache(maxsize=2)
+def _drawings(path: Path, split: str) -> torch.Tensor:
+    """All drawings as they were made, 105x105: some 200 MB."""
+    return _stored(path, split, 105)[0]
+
+
+def _stored(path: Path, split: str, size: int) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """Images, labels and names, decoded or from the cache."""
     checksum = zlib.crc32(path.read_bytes())
     cached = cache_dir() / f"omniglot-{split}-{size}-{checksum:08x}.npz"
     if not cached.is_file():
@@ -56,11 +69,13 @@ def omniglot(split: str, *, size: int = 28, root: str | Path | None = None) -> L
     with np.load(cached) as stored:
         bits, labels, names = stored["bits"], stored["labels"], stored["names"]
     images = np.unpackbits(bits, axis=-1, count=size * size).reshape(-1, 1, size, size)
-    return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels), tuple(names.tolist()))
+    return torch.from_numpy(images), torch.from_numpy(labels), tuple(names.tolist())
 
 
 def shrink(drawing: np.ndarray, size: int) -> np.ndarray:
-    """Brings a 105x105 drawing (ink 1) to 28x28 or 26x26."""
+    """Brings a 105x105 drawing (ink 1) to 28x28 or 26x26, or leaves it."""
+    if size == 105:
+        return drawing
     if size == 28:
         rows = np.arange(28) * 105 // 28
         return drawing[rows][:, rows]

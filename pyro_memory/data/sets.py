@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_memory.data.images import LabelledImages
 from pyro_memory.data.seeds import generator_for
-from pyro_memory.data.turns import check_turned, turn
+from pyro_memory.data.variations import check_shares, turn
 from pyro_memory.slots import SlotMemory
 
 
@@ -29,6 +29,7 @@ class SetTasks:
         seed: of the tasks.
         turned: the share of tasks that are shown turned by a quarter, a half or three quarters, or mirrored, queries
             and support alike, which keep letters letters: eight times as many classes to learn from.
+        varied: the share of tasks whose images are each redrawn as another hand might: ``LabelledImages.varied``.
         targets: fixed queries, one a task, ``tasks`` of them an index; the sets then have a length. A target's support
             depends on seed and target only, and one of few shots is the beginning of one of more: rows are paired.
 
@@ -46,6 +47,7 @@ class SetTasks:
         items: int | None = None,
         seed: int = 0,
         turned: float = 0.0,
+        varied: float = 0.0,
         targets: Int[Tensor, " target"] | None = None,
     ) -> None:
         self.shots = torch.tensor([shots] if isinstance(shots, int) else list(shots))
@@ -67,9 +69,9 @@ class SetTasks:
             raise ValueError(f"`tasks` must be at most the data's {data.classes} classes; got {tasks}")
         if targets is not None and queries != 1:
             raise ValueError(f"`queries` must be 1 with fixed `targets`, each a task of its own; got {queries}")
-        check_turned(turned, data)
+        check_shares(data.shape, turned=turned, varied=varied)
         self.data, self.tasks, self.queries, self.seed, self.targets = data, tasks, queries, seed, targets
-        self.turned = turned
+        self.turned, self.varied = turned, varied
         if targets is not None:
             self.__class__ = _FixedSets
 
@@ -79,7 +81,9 @@ class SetTasks:
         wanted = self.queries + self.items
         drawn = torch.stack([self._draw(int(label), wanted, generator) for label in labels])
         counts = self.shots[torch.randint(len(self.shots), (self.tasks,), generator=generator)]
-        images = self.data[drawn]
+        images, redraw = self.data[drawn], generator_for(self.seed, 9, index)
+        for task in (torch.rand(self.tasks, generator=redraw) < self.varied).nonzero().flatten().tolist():
+            images[task] = self.data.varied(drawn[task], redraw)
         for task in (torch.rand(self.tasks, generator=generator) < self.turned).nonzero().flatten().tolist():
             images[task] = turn(images[task], generator)
         return images[:, : self.queries], self._support(images[:, self.queries :], counts)

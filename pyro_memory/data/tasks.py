@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_memory.data.images import LabelledImages
 from pyro_memory.data.seeds import generator_for
-from pyro_memory.data.turns import check_turned, turn
+from pyro_memory.data.variations import check_shares, turn
 from pyro_memory.slots import SlotMemory
 
 Task = tuple[Float[Tensor, "target 1 height width"], SlotMemory]
@@ -37,6 +37,7 @@ class FewShotTasks:
         turned: the share of tasks whose images, targets and memory alike, are turned by a random symmetry of the square
             (a quarter turn, a mirror image, ...): more letters to learn from, as in Towards a Neural Statistician
             (Edwards & Storkey, 2017), https://arxiv.org/abs/1606.02185.
+        varied: the share of tasks whose images are each redrawn as another hand might: ``LabelledImages.varied``.
 
     Raises:
         ValueError: if the data have too few classes or images, or an argument is unusable.
@@ -54,6 +55,7 @@ class FewShotTasks:
         seed: int = 0,
         target_indices: Int[Tensor, " target"] | None = None,
         turned: float = 0.0,
+        varied: float = 0.0,
     ) -> None:
         for name, value in (("classes", classes), ("shots", shots), ("targets", targets)):
             if value < 1:
@@ -69,7 +71,7 @@ class FewShotTasks:
             raise ValueError(
                 f"`shots` must leave an image of each class for the target; got {shots} where a class has {fewest}"
             )
-        check_turned(turned, data)
+        check_shares(data.shape, turned=turned, varied=varied)
         if target_indices is not None and not per_target:
             raise ValueError("`target_indices` need per_target=True: targets of many classes cannot share one memory")
         self.data = data
@@ -81,6 +83,7 @@ class FewShotTasks:
         self.seed = seed
         self.target_indices = target_indices
         self.turned = turned
+        self.varied = varied
         if target_indices is not None:
             self.__class__ = _FixedTasks
 
@@ -97,22 +100,27 @@ class FewShotTasks:
             slots = [
                 self._slots_for(int(t), generator_for(self.seed, 1, index, i), wrong) for i, t in enumerate(targets)
             ]
-            return self._show(index, targets), SlotMemory(self._show(index, torch.stack(slots)), batch_dim=-1)
+            x, values = self._show(index, targets, torch.stack(slots))
+            return x, SlotMemory(values, batch_dim=-1)
         generator = generator_for(self.seed, 0, index)
         chosen = torch.randperm(self.data.classes, generator=generator)[: self.classes]
         labels = chosen[torch.arange(self.targets) % self.classes]
         targets = torch.stack([self._member(int(c), generator) for c in labels])
         if wrong:
             chosen = self._other_classes(chosen, self.classes, generator)
-        slots = self._slots(chosen, targets, generator)
-        return self._show(index, targets), SlotMemory(self._show(index, slots))
+        x, values = self._show(index, targets, self._slots(chosen, targets, generator))
+        return x, SlotMemory(values)
 
-    def _show(self, index: int, images: Int[Tensor, "*image"]) -> Float[Tensor, "*image 1 height width"]:
-        x = self.data[images]
-        generator = generator_for(self.seed, 4, index)
-        if not self.turned or torch.rand((), generator=generator) >= self.turned:
-            return x
-        return turn(x, generator)
+    def _show(self, index: int, *groups: Int[Tensor, "*image"]) -> list[Float[Tensor, "*image 1 height width"]]:
+        """The images of targets and slots: varied each by itself, turned all alike."""
+        images = torch.cat([group.flatten() for group in groups])
+        redraw, turning = generator_for(self.seed, 9, index), generator_for(self.seed, 4, index)
+        varied = torch.rand((), generator=redraw) < self.varied
+        x = self.data.varied(images, redraw) if varied else self.data[images]
+        if torch.rand((), generator=turning) < self.turned:
+            x = turn(x, turning)
+        parts = x.split([group.numel() for group in groups])
+        return [part.reshape(*group.shape, *x.shape[1:]) for group, part in zip(groups, parts, strict=True)]
 
     def _targets(self, index: int) -> Int[Tensor, " target"]:
         if self.target_indices is not None:
