@@ -86,7 +86,7 @@ def run(name, recipe, out, fresh=False, jobs=1):
     (DOCS / "data" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     for figure, kept in recipe.get("figures", {}).items():
         shutil.copy(out / figure, DOCS / "figures" / kept)
-    for file in (out / "weights").glob("*") if recipe.get("weights") else ():
+    for file in (out / recipe["weights"]).glob("*") if "weights" in recipe else ():
         shutil.copy(file, ROOT / "pyro_memory" / "shipped" / file.name)
 
 

@@ -10,13 +10,16 @@ results.json, a checkpoint (with the stores) and figures to --out; run it again 
     python examples/vsm_fewshot.py
     python examples/vsm_fewshot.py --memory none --out out/vsm_none
     python examples/vsm_fewshot.py --base diffusion --data omniglot --data-dir FOLDER --steps 4000
+    python examples/vsm_fewshot.py --data omniglot --data-dir FOLDER --pretrained vsm-vae-omniglot
 """
 
 import argparse
 import json
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import torch
@@ -38,10 +41,13 @@ from pyro_memory import (
     fit,
     importance_bound,
     information_gain,
+    load_memory,
+    load_pretrained,
     remember,
+    save_pretrained,
     warm_cosine,
 )
-from pyro_memory.data import NAMES, SetTasks, load_images
+from pyro_memory.data import LICENCES, NAMES, SetTasks, load_images
 from pyro_memory.guides import DiffusionBaseGuide, HierarchicalBaseGuide, VAEBaseGuide, VSMGuide
 from pyro_memory.metrics import class_agreement, frechet_distance, prototype_sets, train_classifier
 from pyro_memory.models import VSM, DiffusionBase, HierarchicalBase, VAEBase
@@ -92,19 +98,27 @@ def arguments():
     parser.add_argument("--learning-rate", metavar="X", type=float, default=4e-3)
     parser.add_argument("--prior-alpha", metavar="X", type=float, default=100.0, help="how firm widths of concepts are")
     add("--seed", default=0)
+    parser.add_argument(
+        "--pretrained", metavar="NAME", help="measure weights that come with the package; train nothing"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
     return parser.parse_args()
 
 
+def sizes(shape, args):
+    """Arguments of the base model and its guide, and of recall."""
+    base = {"shape": list(shape), "channels": args.channels, "code_dim": 0 if args.memory == "none" else CODE_DIM}
+    recall = {"shape": list(shape), "dim": args.dim, "code_dim": CODE_DIM, "channels": args.recall_channels}
+    return base, {} if args.base == "diffusion" else base, recall
+
+
 def build(background, args):
     """The pair, and what it trains on."""
     model_class, guide_class = BASES[args.base]
-    code = {"code_dim": 0 if args.memory == "none" else CODE_DIM}
-    sizes = {"channels": args.channels, **code}
+    of_base, of_guide, of_recall = sizes(background.shape, args)
     torch.manual_seed(args.seed)
-    base = model_class(background.shape, **sizes)
-    base_guide = guide_class() if args.base == "diffusion" else guide_class(background.shape, **sizes)
+    base, base_guide = model_class(**of_base), guide_class(**of_guide)
     most = min(10, min(len(m) for m in background.members) - args.queries)
     tasks = SetTasks(
         background, tasks=args.tasks, queries=args.queries, shots=range(most + 1), seed=args.seed,
@@ -113,8 +127,7 @@ def build(background, args):
     if args.memory == "none":
         return base, base_guide, lambda step: (tasks[step][0].flatten(0, 1),), None
     some = torch.randperm(len(background), generator=torch.Generator().manual_seed(args.seed))[:500]
-    recall = Recall(background.shape, dim=args.dim, code_dim=CODE_DIM, channels=args.recall_channels)
-    recall.calibrate(background[some])
+    recall = Recall(**of_recall).calibrate(background[some])
     model, guide = VSM(base, recall), VSMGuide(base_guide, recall)
     memory = StructuredMemory(
         ConceptMemory.reserve(
@@ -180,6 +193,30 @@ class Seen:
     def __getitem__(self, step):
         x, support, memory = self.life[step]
         return x, support, view(memory, self.stores)
+
+
+def leave_weights(model, guide, life, bounds, shape, args):
+    """Weights in half precision and the stores, with a card, ready for ``load_pretrained`` and ``load_memory``."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    base, base_guide, recall = sizes(shape, args)
+    parts = {"base": {"build": [BASES[args.base][0].__name__, base]}, "recall": {"shared": "recall"}}
+    guide_parts = parts | {"base": {"build": [BASES[args.base][1].__name__, base_guide]}}
+    facts = {
+        "about": f"VSM over a {args.base} base trained on {args.data}",
+        "data": f"{args.data}, background classes; measured on evaluation classes",
+        "licence": LICENCES[args.data],
+        "protocol": f"supports of the query's class without the query; {args.evaluate} queries, the same in each cell, "
+        f"after {args.skip} left out; K = {args.particles}",
+        "numbers": {f"{n} shot{'s' * (n != 1)}": f"{b.mean:.2f} ({b.se:.2f})" for n, b in bounds.items()},
+        "training": f"{args.steps} steps of {args.tasks} x {args.queries} images, {args.turned:.0%} of the tasks "
+        f"turned or mirrored, memory {args.memory}, seed {args.seed}",
+        "commit": commit.stdout.strip() or "unknown",
+    }  # fmt: skip
+    card = save_pretrained(
+        f"vsm-{args.base}-{args.data}", model, guide, memory=life.memory, facts=facts, folder=args.out / "weights",
+        build={"shared": {"recall": ["Recall", recall]}, "model": ["VSM", parts], "guide": ["VSMGuide", guide_parts]},
+    )  # fmt: skip
+    print(f"\n{card}")
 
 
 def test_sets(evaluation, shots, args):
@@ -299,9 +336,12 @@ def draw_alone(model, args, path):
 
 def draw_summary(result, bounds, told, added, gained, path, args):
     fig, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
-    result.plot(axes[0, 0]).set_title("Training")
-    start = result.history["bound"][len(result.history["bound"]) // 10 :]
-    axes[0, 0].set_ylim(bottom=min(start, default=None))
+    if result is None:
+        axes[0, 0].axis("off")
+    else:
+        result.plot(axes[0, 0]).set_title("Training")
+        start = result.history["bound"][len(result.history["bound"]) // 10 :]
+        axes[0, 0].set_ylim(bottom=min(start, default=None))
     shots = list(bounds)
     axes[0, 1].errorbar(
         shots, [b.mean for b in bounds.values()], [2 * b.se for b in bounds.values()], marker="o", capsize=3
@@ -322,10 +362,18 @@ def main():
     print(f"loading {args.data}")
     background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", "evaluation"))
     print(f"  train on {background}\n  test on  {evaluation}")
-    model, guide, batches, life = build(background, args)
-    found, cpu = (None, 0.0) if life is None else teach(model.recall, background, evaluation, args)
-    result = train(model, guide, batches, args)
-    model.eval(), guide.eval()
+    if args.pretrained:
+        model, guide = (part.to(args.device) for part in load_pretrained(args.pretrained))
+        life = SimpleNamespace(memory=load_memory(args.pretrained).to(args.device), consolidation=None)
+        result, training = None, {}
+    else:
+        model, guide, batches, life = build(background, args)
+        found, cpu = (None, 0.0) if life is None else teach(model.recall, background, evaluation, args)
+        result = train(model, guide, batches, args)
+        training = {
+            "training_seconds": result.seconds, "training_cpu_seconds": cpu + result.cpu_seconds, "recognised": found,
+        }  # fmt: skip
+        model.eval(), guide.eval()
     if life is not None:
         print(f"{life.memory.concepts}\n{life.memory.episodes}\n{life.consolidation or ''}")
 
@@ -337,8 +385,7 @@ def main():
         print(f"  {shots:>2} shots  {b.mean:9.2f} ({b.se:.2f})")
     record = {
         "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")},
-        "torch": torch.__version__, "threads": torch.get_num_threads(), "training_seconds": result.seconds,
-        "training_cpu_seconds": cpu + result.cpu_seconds,
+        "torch": torch.__version__, "threads": torch.get_num_threads(), **training,
         "bounds": {s: b.to_dict() | {"each": [round(v, 2) for v in b.bound.tolist()]} for s, b in bounds.items()},
     }  # fmt: skip
     if args.classifier_steps:
@@ -358,8 +405,10 @@ def main():
         record |= {
             "contribution": gained.to_dict(), "told": told, "added": added,
             "consolidation": life.consolidation.to_dict() if life.consolidation else None,
-            "recognised": found, "concepts_in_use": int((life.memory.concepts.counts > 0).sum()),
+            "concepts_in_use": int((life.memory.concepts.counts > 0).sum()),
         }  # fmt: skip
+        if not args.pretrained:
+            leave_weights(model, guide, life, bounds, background.shape, args)
     (args.out / "results.json").write_text(json.dumps(record))
     print(f"\nfigures and results.json are in {args.out} ({time.perf_counter() - begun:.0f} s)")
 

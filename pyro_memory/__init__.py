@@ -50,7 +50,7 @@ from pyro_memory.streamed import StreamedCategorical
 from pyro_memory.structured import StructuredMemory
 from pyro_memory.templates import TemplateMemory
 from pyro_memory.training import FitResult, fit
-from pyro_memory.zoo import Card, load_pretrained, pretrained, save_pretrained
+from pyro_memory.zoo import Card, load_memory, load_pretrained, pretrained, save_pretrained
 
 __all__ = [
     "VIMCO",
@@ -94,6 +94,7 @@ __all__ = [
     "fit",
     "importance_bound",
     "information_gain",
+    "load_memory",
     "load_pretrained",
     "load_weights",
     "memory_contribution",

@@ -12,9 +12,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
+
+from pyro_memory.structured import StructuredMemory
 
 FOLDER = Path(__file__).parent / "shipped"
+ROLES = ("model", "guide")
+HOMES = ("pyro_memory.models", "pyro_memory.guides", "pyro_memory")
+MEMORY = "memory."
 FACTS = ("about", "data", "licence", "protocol", "numbers", "training", "commit")
 
 
@@ -25,13 +30,15 @@ class Card:
     Attributes:
         name: what ``load_pretrained`` takes.
         facts: about, data, licence, protocol, numbers (nats, with standard errors), training, commit.
-        build: for "model" and "guide" the constructor, such as ``"VMA.convolutional"``, and its arguments.
+        build: for "model" and "guide" the constructor, such as ``"VMA.convolutional"``, and its arguments. An argument
+            ``{"build": [constructor, arguments]}`` is built first; ``{"shared": name}`` is the part of that name under
+            "shared", built once for both.
         sha256: of the safetensors file.
     """
 
     name: str
     facts: dict[str, Any]
-    build: dict[str, tuple[str, dict[str, Any]]]
+    build: dict[str, Any]
     sha256: str
 
     def __repr__(self) -> str:
@@ -68,24 +75,37 @@ def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[nn.Module, 
 
         model, guide = pyro_memory.load_pretrained("vma-omniglot28")
     """
-    known = pretrained(folder)
-    if name not in known:
-        raise ValueError(f"`name` must be one of {', '.join(known) or 'none: there are no weights here'}; got {name!r}")
-    card, path = known[name], Path(folder) / f"{name}.safetensors"
-    content = path.read_bytes() if path.exists() else b""
-    if hashlib.sha256(content).hexdigest() != card.sha256:
-        raise ValueError(f"{path} is not the file that its card describes: it is missing or damaged. Install it again")
-    tensors = load(content)
-    pair = []
-    for role in ("model", "guide"):
-        module = _built(role, *card.build[role])
-        own = {k.removeprefix(f"{role}."): t for k, t in tensors.items() if k.startswith(f"{role}.")}
-        try:
-            module.load_state_dict(own)
-        except RuntimeError as error:
-            raise ValueError(f"{name} was saved from other modules than this version builds: {error}") from error
-        pair.append(module.eval())
-    return tuple(pair)
+    card, tensors = _read(name, folder)
+    pair = _pair(card.build)
+    weights = {k: t for k, t in tensors.items() if not k.startswith(MEMORY)}
+    twins = {key: weights[first] for key, first in _first_names(pair).items() if first in weights}
+    try:
+        pair.load_state_dict(weights | twins)
+    except RuntimeError as error:
+        raise ValueError(f"{name} was saved from other modules than this version builds: {error}") from error
+    return pair["model"].eval(), pair["guide"].eval()
+
+
+def load_memory(name: str, folder: str | Path = FOLDER) -> StructuredMemory:
+    """Gives the stores that a pair was saved with: what a ``VSM`` had learned of concepts, and its last episodes.
+
+    Args:
+        name, folder: as of ``load_pretrained``.
+
+    Raises:
+        ValueError: likewise, and if the pair was saved without stores.
+
+    Example::
+
+        model, guide = pyro_memory.load_pretrained("vsm-vae-omniglot")
+        memory = remember(model.recall, pyro_memory.load_memory("vsm-vae-omniglot"), support)
+        new = model.generate(support, memory, 10)
+    """
+    tensors = _read(name, folder)[1]
+    stores = {k.removeprefix(MEMORY): t for k, t in tensors.items() if k.startswith(MEMORY)}
+    if not stores:
+        raise ValueError(f"{name} was saved without a memory; it reads the one that you give it")
+    return StructuredMemory.from_tensors(stores)
 
 
 def save_pretrained(
@@ -93,18 +113,20 @@ def save_pretrained(
     model: nn.Module,
     guide: nn.Module,
     *,
-    build: Mapping[str, tuple[str, Mapping[str, Any]]],
+    build: Mapping[str, Any],
     facts: Mapping[str, Any],
     folder: str | Path,
+    memory: StructuredMemory | None = None,
 ) -> Card:
     """Writes a pair's weights in half precision and their card, and checks that they load.
 
     Args:
         name: of the two files.
         build: for "model" and "guide" the constructor in ``pyro_memory.models`` or ``guides`` and its arguments, which
-            JSON must be able to hold.
+            JSON must be able to hold; see ``Card`` for parts that are modules. A part that both use is written once.
         facts: about, data, licence, protocol, numbers, training, commit.
         folder: where to write.
+        memory: the stores that belong to the pair, for ``load_memory``.
 
     Raises:
         ValueError: if a fact is missing, or the constructors do not build these modules.
@@ -112,12 +134,11 @@ def save_pretrained(
     missing = [key for key in FACTS if key not in facts]
     if missing:
         raise ValueError(f"`facts` must tell {', '.join(FACTS)}; missing: {', '.join(missing)}")
-    tensors = {
-        f"{role}.{key}": (tensor.half() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for role, module in (("model", model), ("guide", guide))
-        for key, tensor in module.state_dict().items()
-    }
-    content = save(tensors)
+    pair = nn.ModuleDict({"model": model, "guide": guide})
+    weights = pair.state_dict()
+    kept = {key: weights[key] for key, first in _first_names(pair).items() if key == first}
+    kept |= {f"{MEMORY}{k}": t for k, t in ({} if memory is None else memory.to_tensors()).items()}
+    content = save({k: (t.half() if t.is_floating_point() else t).detach().cpu().contiguous() for k, t in kept.items()})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.safetensors").write_bytes(content)
@@ -132,15 +153,49 @@ def _card(path: Path) -> Card:
     return Card(path.stem, content["facts"], content["build"], content["sha256"])
 
 
-def _built(role: str, constructor: str, arguments: Mapping[str, Any]) -> nn.Module:
-    # Looked up when asked for: models and guides are made of this package's parts, not the other way round.
-    home = importlib.import_module(f"pyro_memory.{role}s")
-    kind, _, method = constructor.partition(".")
-    if kind not in home.__all__:
-        raise ValueError(f"`build` must name a class of pyro_memory.{role}s; got {constructor!r}")
-    built = getattr(home, kind)
+def _read(name: str, folder: str | Path) -> tuple[Card, dict[str, Tensor]]:
+    """A card and its tensors, those in half precision made single."""
+    known = pretrained(folder)
+    if name not in known:
+        raise ValueError(f"`name` must be one of {', '.join(known) or 'none: there are no weights here'}; got {name!r}")
+    card, path = known[name], Path(folder) / f"{name}.safetensors"
+    content = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(content).hexdigest() != card.sha256:
+        raise ValueError(f"{path} is not the file that its card describes: it is missing or damaged. Install it again")
+    return card, {k: t.float() if t.is_floating_point() else t for k, t in load(content).items()}
+
+
+def _first_names(pair: nn.Module) -> dict[str, str]:
+    """For the name of each weight the first name of the same tensor: what model and guide share has two."""
+    first: dict[int, str] = {}
+    return {key: first.setdefault(id(tensor), key) for key, tensor in pair.state_dict(keep_vars=True).items()}
+
+
+def _pair(build: Mapping[str, Any]) -> nn.ModuleDict:
     state = torch.get_rng_state()  # what the weights replace must not use up the caller's randomness
     try:
-        return (getattr(built, method) if method else built)(**arguments)
+        shared = {name: _built(spec, {}) for name, spec in build.get("shared", {}).items()}
+        return nn.ModuleDict({role: _built(build[role], shared) for role in ROLES})
     finally:
         torch.set_rng_state(state)
+
+
+def _built(spec: Any, shared: Mapping[str, nn.Module]) -> nn.Module:
+    """Calls a constructor of this package with its arguments, those that are parts built first."""
+    constructor, arguments = spec
+    kind, _, method = constructor.partition(".")
+    # Looked up when asked for: models and guides are made of this package's parts, not the other way round.
+    homes = [importlib.import_module(name) for name in HOMES]
+    found = [getattr(home, kind) for home in homes if kind in home.__all__]
+    if not found:
+        raise ValueError(f"`build` must name a class of {', '.join(HOMES)}; got {constructor!r}")
+
+    def made(argument: Any) -> Any:
+        if isinstance(argument, Mapping) and set(argument) == {"build"}:
+            return _built(argument["build"], shared)
+        if isinstance(argument, Mapping) and set(argument) == {"shared"}:
+            return shared[argument["shared"]]
+        return argument
+
+    call = getattr(found[0], method) if method else found[0]
+    return call(**{name: made(argument) for name, argument in arguments.items()})

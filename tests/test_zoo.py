@@ -6,12 +6,24 @@ import os
 import pytest
 import torch
 from conftest import ink
+from safetensors.torch import load
 from torch.testing import assert_close
 
-from pyro_memory import SlotMemory, importance_bound, load_pretrained, pretrained
-from pyro_memory.data import FewShotTasks, glyphs, load_images
-from pyro_memory.guides import VMAGuide
-from pyro_memory.models import VMA
+from pyro_memory import (
+    ConceptMemory,
+    EpisodicMemory,
+    Recall,
+    SlotMemory,
+    StructuredMemory,
+    importance_bound,
+    load_memory,
+    load_pretrained,
+    pretrained,
+    remember,
+)
+from pyro_memory.data import FewShotTasks, SetTasks, glyphs, load_images
+from pyro_memory.guides import VAEBaseGuide, VMAGuide, VSMGuide
+from pyro_memory.models import VMA, VSM, VAEBase
 from pyro_memory.zoo import FACTS, FOLDER, save_pretrained
 
 SIZES = {"shape": [1, 8, 8], "latent_dim": 3, "channels": [4, 5]}
@@ -61,7 +73,7 @@ def test_what_does_not_fit_is_refused(saved):
     card = json.loads((folder / "small.json").read_text())
     card["build"]["model"][0] = "os.system"
     (folder / "small.json").write_text(json.dumps(card))
-    with pytest.raises(ValueError, match=r"`build` must name a class of pyro_memory\.models; got 'os\.system'"):
+    with pytest.raises(ValueError, match=r"`build` must name a class of pyro_memory\.models, .*; got 'os\.system'"):
         load_pretrained("small", folder)
     file = folder / "small.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
@@ -69,12 +81,47 @@ def test_what_does_not_fit_is_refused(saved):
         load_pretrained("small", folder)
 
 
+def test_what_model_and_guide_share_is_written_once_and_stores_come_along(tmp_path):
+    size = {"shape": [1, 8, 8], "channels": [4, 5], "code_dim": 3}
+    seen = {"shape": [1, 8, 8], "dim": 2, "code_dim": 3, "channels": [4, 5], "hidden": 6}
+    recall = Recall(**seen)
+    pair = VSM(VAEBase(**size), recall), VSMGuide(VAEBaseGuide(**size), recall)
+    support = SlotMemory(ink(3, 2, 1, 8, 8), batch_dim=-2)
+    stores = StructuredMemory(ConceptMemory.reserve(4, 2), EpisodicMemory.reserve(5, 2, (1, 8, 8), 2, 4))
+    stores = remember(recall, stores, support)
+    build = {
+        "shared": {"recall": ["Recall", seen]},
+        "model": ["VSM", {"base": {"build": ["VAEBase", size]}, "recall": {"shared": "recall"}}],
+        "guide": ["VSMGuide", {"base": {"build": ["VAEBaseGuide", size]}, "recall": {"shared": "recall"}}],
+    }
+    save_pretrained("small", *pair, build=build, facts=FACT, folder=tmp_path, memory=stores)
+    model, guide = load_pretrained("small", tmp_path)
+    assert model.recall is guide.recall
+    assert not [key for key in load((tmp_path / "small.safetensors").read_bytes()) if key.startswith("guide.recall")]
+    for old, new in zip(pair, (model, guide), strict=True):
+        for one, two in zip(old.state_dict().values(), new.state_dict().values(), strict=True):
+            assert_close(two, one.half().float(), rtol=0, atol=0)
+    for key, kept in load_memory("small", tmp_path).to_tensors().items():
+        assert_close(kept, stores.to_tensors()[key], rtol=1e-3, atol=1e-3)
+    save_pretrained("bare", *pair, build=build, facts=FACT, folder=tmp_path)
+    with pytest.raises(ValueError, match="bare was saved without a memory"):
+        load_memory("bare", tmp_path)
+    unshared = build | {"guide": ["VSMGuide", build["guide"][1] | {"recall": {"build": ["Recall", seen]}}]}
+    with pytest.raises(ValueError, match="was saved from other modules"):
+        save_pretrained("unshared", *pair, build=unshared, facts=FACT, folder=tmp_path)
+
+
 @pytest.mark.parametrize("name", pretrained())
 def test_shipped_weights_are_whole_and_explain_letters(name):
     """Glyphs are not what they were trained on: drawn letters all the same, better explained than by a fair coin."""
     model, guide = load_pretrained(name)
-    x, memory = FewShotTasks(glyphs("evaluation"), classes=1, shots=5, targets=16, per_target=True)[0]
-    bound = importance_bound(model, guide, x, memory, particles=20, max_plate_nesting=1)
+    letters = glyphs("evaluation")
+    if name.startswith("vsm"):
+        x, support = SetTasks(letters, tasks=16, shots=5)[0]
+        args = x, support, remember(model.recall, load_memory(name), support)
+    else:
+        args = FewShotTasks(letters, classes=1, shots=5, targets=16, per_target=True)[0]
+    bound = importance_bound(model, guide, *args, particles=20, max_plate_nesting=2)
     assert bound.mean > -0.5 * 28 * 28 * 0.693
     assert torch.isfinite(bound.bound).all()
 
@@ -91,3 +138,20 @@ def test_shipped_weights_reproduce_the_table(name):
     tasks = FewShotTasks(load_images("omniglot", "evaluation"), classes=1, shots=5, targets=64, per_target=True, seed=1)
     bound = importance_bound(model, guide, *tasks[0], particles=300, max_plate_nesting=1)
     assert abs(bound.mean - float(mean)) < 4 * bound.se + float(se.strip("()"))
+
+
+@pytest.mark.skipif("PYRO_MEMORY_DATA" not in os.environ, reason="PYRO_MEMORY_DATA names no folder with the real files")
+@pytest.mark.parametrize("name", [n for n in pretrained() if n.startswith("vsm-")])
+def test_shipped_structured_memory_reproduces_its_number(name):
+    mean, se = pretrained()[name].facts["numbers"]["5 shots"].split()
+    model, guide = load_pretrained(name)
+    x, support = SetTasks(load_images("omniglot", "evaluation"), tasks=64, shots=5, seed=3)[0]
+    memory, parts = load_memory(name), []
+    for i in range(0, 64, 16):  # its episodes hold twenty-four
+        some = SlotMemory(support.values[i : i + 16], mask=support.filled[i : i + 16], batch_dim=-2)
+        bound = importance_bound(
+            model, guide, x[i : i + 16], some, remember(model.recall, memory, some), particles=100, max_plate_nesting=2
+        )
+        parts.append(bound)
+    bound = type(bound).cat(parts)
+    assert abs(bound.mean - float(mean)) < 3 * (bound.se**2 + float(se.strip("()")) ** 2) ** 0.5
