@@ -68,6 +68,44 @@ def step_cost(record, recipe):
     return table(rows)
 
 
+def estimators(record, recipe):
+    rows = [["slots", "objective", "total variance", "signal to noise", "steps", "ms a step", "bound"]]
+    for r in record["rows"]:
+        noise = f"{r['snr']:.3g}" if r["snr"] > 0 else "-"  # below what the draws can tell
+        bound = f"{r['bound']:.1f} ({r['bound_se']:.1f})"
+        milliseconds = f"{1000 * r['seconds_a_step']:.0f}"
+        rows.append([r["slots"], r["estimator"], f"{r['variance']:.2g}", noise, r["steps"], milliseconds, bound])
+    return table(rows)
+
+
+def products(record, recipe):
+    rows = [["slots", "`Bernoulli(logits[a])`", "`AddressedBernoulli(logits, a)`", "times faster"]]
+    both = {(r["kind"], r["slots"]): r for r in record["rows"]}
+
+    def cell(r):
+        return f"{r['ms']:.1f} ms" + (f", {r['mb']:.0f} MB" if r["mb"] else "")
+
+    for slots in dict.fromkeys(r["slots"] for r in record["rows"]):
+        gather, product = both["gather", slots], both["product", slots]
+        rows.append([f"{slots:,}", cell(gather), cell(product), f"{gather['ms'] / product['ms']:.1f}"])
+    return table(rows)
+
+
+def conversion(record, recipe):
+    before, after = record["amortised"]["before"], record["amortised"]["after"]
+    rows = [["separation, deviations", *(f"{float(d):g}" for d in after)]]
+    for rule, cells in record["coverage"].items():
+        rows.append(
+            [f"90% intervals hold the truth, {rule}", *(f"{c['mean']:.3f} ({c['se']:.3f})" for c in cells.values())]
+        )
+    rows.append(
+        ["KL(amortised \\|\\| exact), nats an episode", *(f"{c['kl']:.4f} ({c['se']:.4f})" for c in after.values())]
+    )
+    rows.append(["the same before training", *(f"{c['kl']:.2f}" for c in before.values())])
+    rows.append(["entropy of the exact posterior, nats", *(f"{c['entropy']:.3f}" for c in after.values())])
+    return table(rows)
+
+
 def large_sizes(record, recipe):
     (rows,) = record["by_size"].values()
     lines = [["slots", "sharpness", "log p(x given M) >=", "over the VAE", "KL of the address", "effective slots"]]
@@ -296,4 +334,7 @@ TABLES = {
     "titans_forecast_dlinear": (forecast,),
     "titans_addressing": (sequential,),
     "step_cost": (step_cost,),
+    "estimators": (estimators,),
+    "addressed": (products,),
+    "conversion": (conversion,),
 }

@@ -365,6 +365,7 @@ def main():
     if args.pretrained:
         model, guide = (part.to(args.device) for part in load_pretrained(args.pretrained))
         life = SimpleNamespace(memory=load_memory(args.pretrained).to(args.device), consolidation=None)
+        args.base = next(name for name, pair in BASES.items() if isinstance(model.base, pair[0]))
         result, training = None, {}
     else:
         model, guide, batches, life = build(background, args)
