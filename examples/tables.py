@@ -1,7 +1,7 @@
 """The tables of docs and README, each from the record that a recipe left."""
 
 import math
-from statistics import fmean, stdev
+from statistics import fmean, linear_regression, stdev
 
 
 def table(rows):
@@ -24,6 +24,18 @@ def few_shot(record, recipe):
         rows.append([f"VMA, {classes} class{'es' * (classes > 1)}", *(estimate(own[n]) for n in shots)])
     for name, values in recipe.get("published", {}).items():
         rows.append([f"*{name}*", *values, *[""] * (len(shots) - len(values))])
+    return table(rows)
+
+
+def many_classes(record, recipe):
+    """The bound by the number of classes in memory, and its least-squares slope against their logarithm."""
+    classes, shots = (sorted({row[key] for row in record["vma"]}) for key in ("classes", "shots"))
+    cells = {(row["classes"], row["shots"]): row for row in record["vma"]}
+    rows = [["VMA, examples a class", *(f"{c} class{'es' * (c > 1)}" for c in classes), "slope, nats for each ln C"]]
+    for n in shots:
+        slope = linear_regression([math.log(c) for c in classes], [cells[c, n]["mean"] for c in classes]).slope
+        rows.append([n, *(estimate(cells[c, n]) for c in classes), f"{slope:.2f}"])
+    rows.append(["VAE, no memory", estimate(record["vae"]), *[""] * len(classes)])
     return table(rows)
 
 
@@ -218,6 +230,31 @@ def set_stores(record, recipe):
     return table(lines)
 
 
+def set_samples(record, recipe):
+    """Images generated from five of each of 100 unseen classes, judged in a classifier's features; mean over seeds."""
+    heads = [
+        "",
+        "its own class",
+        "real images",
+        "by chance",
+        "Frechet distance",
+        "of real images",
+        "classifier's accuracy",
+    ]
+    lines = [heads]
+    for variant, seeds in record["runs"].items():
+        rows = [run["samples"] for run in seeds.values()]
+
+        def cell(part, value, se, rows=rows):
+            return f"{fmean(r[part][value] for r in rows):.2f} ({fmean(r[part][se] for r in rows):.2f})"
+
+        agreement = [cell("agreement", "agreement", "se"), cell("agreement", "real", "real_se")]
+        distances = [cell(part, "distance", "se") for part in ("frechet", "frechet_of_real")]
+        accuracy = f"{fmean(r['classifier_accuracy'] for r in rows):.3f}"
+        lines.append([named(variant), *agreement, rows[0]["agreement"]["chance"], *distances, accuracy])
+    return table(lines)
+
+
 def set_levels(record, recipe):
     """Nats of each level of recall by shots, first seed of the last variant that has them."""
     run = [seeds["0"] for seeds in record["runs"].values() if seeds["0"].get("told")][-1]
@@ -316,6 +353,8 @@ TABLES = {
     "vma_fewshot_omniglot": (few_shot, few_shot_curve),
     "vma_fewshot_gmn": (few_shot,),
     "vma_fewshot_classes": (few_shot,),
+    "vma_fewshot_many": (many_classes,),
+    "vma_fewshot_varied": (few_shot, few_shot_curve),
     "vma_fewshot_seen": (few_shot,),
     "vma_recall_glyphs": (recall,),
     "vma_templates_mnist": (templates,),
@@ -323,6 +362,8 @@ TABLES = {
     "addressing": (lookup_cost,),
     "vsm_omniglot": SETS,
     "vsm_bases": SETS,
+    "vsm_hierarchical": (*SETS, set_samples),
+    "vsm_diffusion": (*SETS, set_samples),
     "vsm_digit_pairs": SETS,
     "vsm_stream_mnist": (stream,),
     "vsm_stream_omniglot": (stream,),

@@ -245,20 +245,29 @@ def draw_training(results, batch, ax):
 
 
 def draw_bounds(vae, table, args, ax):
-    for classes in args.test_classes:
-        rows = [table[classes, shots] for shots in args.test_shots]
-        label = f"VMA, {classes} class{'es' * (classes > 1)} in memory"
-        ax.errorbar(
-            args.test_shots, [r.mean for r in rows], [2 * r.se for r in rows], marker="o", capsize=3, label=label
-        )
+    """Bounds against examples, a line for each number of classes, or the other way round where these are more."""
+    classes = {
+        c: (f"VMA, {c} class{'es' * (c > 1)} in memory", [(c, s) for s in args.test_shots]) for c in args.test_classes
+    }
+    shots = {
+        s: (f"VMA, {s} example{'s' * (s > 1)} a class", [(c, s) for c in args.test_classes]) for s in args.test_shots
+    }
+    lines, along, name = (
+        (classes, args.test_shots, "examples of each class")
+        if len(classes) <= len(shots)
+        else (shots, args.test_classes, "classes")
+    )
+    for label, cells in lines.values():
+        rows = [table[cell] for cell in cells]
+        ax.errorbar(along, [r.mean for r in rows], [2 * r.se for r in rows], marker="o", capsize=3, label=label)
     ax.axhline(vae.mean, color="0.5", linestyle="--", label="VAE, no memory")
     ax.margins(y=0.08)
     ax.set_xscale("log", base=2)
-    ax.set_xticks(args.test_shots, map(str, args.test_shots))
+    ax.set_xticks(along, map(str, along))
     ax.minorticks_off()
-    ax.set(xlabel="examples of each class in memory", ylabel="log p(x | memory) >=, nats per image")
+    ax.set(xlabel=f"{name} in memory", ylabel="log p(x | memory) >=, nats per image")
     ax.set_title("Unseen classes (two standard errors over images)")
-    ax.legend(frameon=False, loc="upper left")
+    ax.legend(frameon=False, loc="best")
 
 
 @torch.no_grad()
