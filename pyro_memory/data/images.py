@@ -69,22 +69,13 @@ class LabelledImages:
         blank.
         """
         source = self.images if self.originals is None else self.originals()
-        images = indices.flatten()
-        height, width = self.shape[1:]
-        grid = smooth_maps(torch.randn(len(images), 24, generator=generator), height, width)
-        rows = _places(grid[..., 1], source.shape[-2], -1)
-        columns = _places(grid[..., 0], source.shape[-1], -2)
-        inside = (rows >= 0) & (rows < source.shape[-2]) & (columns >= 0) & (columns < source.shape[-1])
-        found = source[
-            images[:, None, None], 0, rows.clamp(0, source.shape[-2] - 1), columns.clamp(0, source.shape[-1] - 1)
-        ]
-        return (found * inside).reshape(*indices.shape, *self.shape).float() / self.levels
-
-
-def _places(coordinates: Tensor, size: int, other: int) -> Tensor:
-    """Pixels of an image of ``size`` rows (or columns) at coordinates in [-1, 1]; those of no map give every
-    (size / n)th."""
-    n = coordinates.shape[-2 if other == -1 else -1]
-    at = torch.arange(n) if other == -2 else torch.arange(n).unsqueeze(-1)
-    moved = coordinates - ((2 * at + 1) / n - 1)
-    return (at * size / n + moved * size / 2 + 1e-3).floor().long()  # less rounding
+        images, (height, width), (tall, wide) = indices.flatten(), self.shape[1:], source.shape[2:]
+        noise = torch.randn(len(images), 24, generator=generator)
+        moved = smooth_maps(noise, height, width) - smooth_maps(torch.zeros(1, 24), height, width)
+        # Unmoved, these are the rows and columns that were taken when the image was shrunk, despite rounding.
+        rows = torch.arange(height).unsqueeze(-1) * (tall / height) + moved[..., 1] * (tall / 2) + 1e-3
+        columns = torch.arange(width) * (wide / width) + moved[..., 0] * (wide / 2) + 1e-3
+        inside = (rows >= 0) & (rows < tall) & (columns >= 0) & (columns < wide)
+        rows, columns = rows.long().clamp(0, tall - 1), columns.long().clamp(0, wide - 1)
+        found = source[images[:, None, None], 0, rows, columns] * inside
+        return found.reshape(*indices.shape, *self.shape).float() / self.levels
