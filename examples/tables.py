@@ -183,7 +183,7 @@ def mean_se(values):
 
 
 def named(variant):
-    return variant.replace("_", ", ")
+    return variant.replace("_", " ")
 
 
 def set_bounds(record, recipe):
