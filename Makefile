@@ -34,7 +34,7 @@ results: install ## run the recipes of up to MINUTES (15) and rebuild the tables
 	$(RUN) examples/results.py --minutes $(or $(MINUTES),15)
 
 gallery: install ## draw docs/gallery.md anew from the shipped weights
-	$(RUN) examples/results.py --only gallery_letters --fresh
+	$(RUN) examples/results.py --only gallery_letters gallery_sets --fresh
 
 docs: install ## build the site, tutorials and reference, in out/site
 	$(BIN)/mkdocs build -q
@@ -43,6 +43,7 @@ docs: install ## build the site, tutorials and reference, in out/site
 
 bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figures in out
 	$(RUN) benchmarks/step_cost.py
+	$(RUN) benchmarks/training_speed.py
 	$(RUN) benchmarks/addressed.py
 	$(RUN) benchmarks/estimators.py
 	$(RUN) benchmarks/neural_memory_cpu.py --out out/neural_memory_cpu
@@ -67,8 +68,10 @@ examples: install ## run every example at a few steps
 	$(RUN) examples/compose.py --steps 50 --out out/examples/compose
 	$(RUN) examples/vsm_fewshot.py --steps 20 --recognition 10 --evaluate 20 --particles 4 --classifier-steps 20 --out out/examples/vsm
 	$(RUN) examples/vsm_fewshot.py --base diffusion --steps 10 --recognition 10 --evaluate 20 --particles 2 --out out/examples/vsm_diffusion
+	$(RUN) examples/vsm_fewshot.py --pretrained vsm-vae-omniglot --evaluate 20 --particles 4 --out out/examples/vsm_pretrained
 	$(RUN) examples/vsm_fewshot.py --base hierarchical --memory none --steps 10 --evaluate 20 --out out/examples/vsm_none
 	$(RUN) examples/vsm_stream.py --steps 10 --recognition 10 --stages 3 --evaluate 10 --particles 4 --out out/examples/vsm_stream
+	$(RUN) benchmarks/training_speed.py --repeats 2 --out out/examples/training_speed
 	$(RUN) benchmarks/conversion.py --simulations 2 --steps 20 --out out/examples/conversion
 	$(RUN) examples/titans_addressing.py --steps 20 --evaluate 16 --out out/examples/addressing
 	$(RUN) examples/titans_recall.py --steps 4 --evaluate 8 --batch 8 --out out/examples/titans_recall

@@ -64,6 +64,9 @@ def why_not(recipe, minutes):
     """Why a recipe is left out, or None."""
     if recipe["minutes"] > minutes:
         return f"it takes about {recipe['minutes']} minutes; --minutes {recipe['minutes']} runs it"
+    weights = recipe.get("arguments", {}).get("folder")
+    if weights and not (ROOT / weights).is_dir():
+        return f"it needs the weights that another recipe leaves in {weights}"
     if "data" in recipe:
         folder = os.environ.get("PYRO_MEMORY_DATA")
         if folder is None or not (Path(folder) / recipe["data"]).is_dir():

@@ -1,7 +1,7 @@
 """The tables of docs and README, each from the record that a recipe left."""
 
 import math
-from statistics import fmean, linear_regression, stdev
+from statistics import fmean, stdev
 
 
 def table(rows):
@@ -33,8 +33,8 @@ def many_classes(record, recipe):
     cells = {(row["classes"], row["shots"]): row for row in record["vma"]}
     rows = [["VMA, examples a class", *(f"{c} class{'es' * (c > 1)}" for c in classes), "slope, nats for each ln C"]]
     for n in shots:
-        slope = linear_regression([math.log(c) for c in classes], [cells[c, n]["mean"] for c in classes]).slope
-        rows.append([n, *(estimate(cells[c, n]) for c in classes), f"{slope:.2f}"])
+        slope, se = record["slopes"][str(n)]
+        rows.append([n, *(estimate(cells[c, n]) for c in classes), f"{slope:.2f} ({se:.2f})"])
     rows.append(["VAE, no memory", estimate(record["vae"]), *[""] * len(classes)])
     return table(rows)
 
@@ -81,11 +81,22 @@ def step_cost(record, recipe):
 
 
 def training_speed(record, recipe):
-    rows = [["model", "images a step", "ms a step", "images a second", "in convolutions", "under bfloat16, ms"]]
+    heads = ["model", "images a step", "processor ms a step (20% to 80%)", "images a second", "in convolutions"]
+    rows = [[*heads, "under bfloat16, ms"]]
     for r in record["rows"]:
         lower = f"{r['bfloat16_ms']:.1f}" if r["bfloat16_ms"] else ""
         share = f"{r['convolutions']:.0%}"
-        rows.append([r["model"], r["images"], f"{r['ms']:.1f}", f"{r['images_a_second']:,.0f}", share, lower])
+        step = f"{r['ms']:.1f} ({r['low']:.1f} to {r['high']:.1f})"
+        rows.append([r["model"], r["images"], step, f"{r['images_a_second']:,.0f}", share, lower])
+    return table(rows)
+
+
+def alphabets(record, recipe):
+    rows = [["nats per image", "training alphabets", "evaluation alphabets", "difference"]]
+    for name, row in record["rows"].items():
+        own, other = row["background"], row["evaluation"]
+        gap = f"{own['mean'] - other['mean']:.1f} ({math.hypot(own['se'], other['se']):.1f})"
+        rows.append([name, estimate(own), estimate(other), gap])
     return table(rows)
 
 
@@ -199,6 +210,14 @@ def set_bounds(record, recipe):
     return table(lines)
 
 
+def set_row(record, recipe):
+    """One model's bounds by shots, and what is published."""
+    rows = [["", *(f"{n} shot{'s' * (n != '1')}" for n in record["bounds"])]]
+    rows.append([f"{len(record['bounds']['5']['each']):,} queries", *map(estimate, record["bounds"].values())])
+    rows += [[f"*{name}*", *values] for name, values in recipe.get("published", {}).items()]
+    return table(rows)
+
+
 def set_gains(record, recipe):
     """Gains on the base alone, paired by image; in brackets the error over images, then the error over seeds."""
     runs = record["runs"]
@@ -265,8 +284,8 @@ def set_samples(record, recipe):
 
 
 def set_levels(record, recipe):
-    """Nats of each level of recall by shots, first seed of the last variant that has them."""
-    run = [seeds["0"] for seeds in record["runs"].values() if seeds["0"].get("told")][-1]
+    """Nats of each level of recall by shots, both stores, first seed."""
+    run = record["runs"]["both"]["0"]
     lines = [["", *(f"{n} shot{'s' * (n != '1')}" for n in run["told"])]]
     for name, kind in (("the support told", "told"), ("the query added", "added")):
         for site in next(iter(run[kind].values())):
@@ -364,15 +383,16 @@ TABLES = {
     "vma_fewshot_classes": (few_shot,),
     "vma_fewshot_many": (many_classes,),
     "vma_fewshot_varied": (few_shot, few_shot_curve),
+    "vma_fewshot_varied_seen": (few_shot,),
     "vma_fewshot_seen": (few_shot,),
     "vma_recall_glyphs": (recall,),
     "vma_templates_mnist": (templates,),
     "vma_large_pretrained": (large_sharpness, large_sizes, large_nearest),
     "addressing": (lookup_cost,),
     "vsm_omniglot": SETS,
-    "vsm_bases": SETS,
     "vsm_hierarchical": SETS,
     "vsm_diffusion": (*SETS, set_samples),
+    "vsm_diffusion_more": (set_row,),
     "vsm_digit_pairs": SETS,
     "vsm_stream_mnist": (stream,),
     "titans_recall": (by_length, by_gap),
@@ -384,6 +404,7 @@ TABLES = {
     "titans_addressing": (sequential,),
     "step_cost": (step_cost,),
     "training_speed": (training_speed,),
+    "alphabets": (alphabets,),
     "estimators": (estimators,),
     "addressed": (products,),
     "conversion": (conversion,),

@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import time
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from pyro_memory.data import LICENCES, NAMES, FewShotTasks, load_images
 from pyro_memory.guides import VAEGuide, VMAGuide
 from pyro_memory.models import VAE, VMA
 from pyro_memory.plotting import plot_images
+from pyro_memory.zoo import FOLDER
 
 PROTOCOLS = {
     "vma": "VMA's: the target is never in memory",
@@ -85,8 +87,12 @@ def arguments():
         "--none-slot", action="store_true", help='give VMA a "none" slot and empty every eighth memory while training'
     )
     add("--seed", default=0)
-    parser.add_argument("--start", metavar="NAME", help="train on from the weights vae-NAME and vma-NAME")
-    parser.add_argument("--pretrained", metavar="NAME", help="measure the weights vae-NAME and vma-NAME; train nothing")
+    parser.add_argument("--folder", metavar="DIR", default=FOLDER, help="where weights lie (default: the package's)")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--start", metavar="NAME", help="train on from the weights vae-NAME and vma-NAME")
+    weights.add_argument(
+        "--pretrained", metavar="NAME", help="measure the weights vae-NAME and vma-NAME; train nothing"
+    )
     parser.add_argument("--name", help="of the weights that are left in --out/weights (default: the data's)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
@@ -113,7 +119,7 @@ def train(name, model, guide, tasks, evaluation, args):
         learning_rate=args.learning_rate,
         schedule=warm_cosine(args.steps),
         clip_norm=5000.0,
-        checkpoint=args.out / f"{name.lower()}.safetensors",
+        checkpoint=args.out / f"{name.lower()}{f'-from-{args.start}' if args.start else ''}.safetensors",
         resume=not args.fresh,
         seed=args.seed,
         device=args.device,
@@ -127,11 +133,13 @@ def begin(background, args):
     weights = args.pretrained or args.start
     if weights:
         names = {name: f"{name.lower()}-{weights}" for name in ("VAE", "VMA")}
-        pairs = {name: load_pretrained(file) for name, file in names.items()}
+        pairs = {name: load_pretrained(file, args.folder) for name, file in names.items()}
         if args.start:
             pairs = {name: tuple(part.train() for part in pair) for name, pair in pairs.items()}
-        cards = pretrained()
-        return pairs, {name: cards[file].build for name, file in names.items()}
+        build = {name: pretrained(args.folder)[file].build for name, file in names.items()}
+        size = build["VMA"]["model"][1]  # of the record: what was built, not what was asked for
+        args.latent_dim, args.channels, args.none_slot = (size[k] for k in ("latent_dim", "channels", "none_slot"))
+        return pairs, build
     size = {"shape": list(background.shape), "latent_dim": args.latent_dim, "channels": args.channels}
     sizes = {"VAE": size, "VMA": size | {"none_slot": args.none_slot}}
     classes = {"VAE": (VAE, VAEGuide), "VMA": (VMA, VMAGuide)}
@@ -168,6 +176,19 @@ def leave_weights(pairs, build, results, numbers, args):
         print(f"\n{card}" if args.name else f"weights of the {name}: {args.out / 'weights' / file}.safetensors")
 
 
+def slope_by_classes(table, shots, args):
+    """Mean and standard error, over images, of the least-squares slope of the bound against ln C."""
+    bounds = torch.stack([table[c, shots].bound for c in args.test_classes]).double()
+    along = torch.tensor(args.test_classes).double().log()
+    along = along - along.mean()
+    each = along @ (bounds - bounds.mean(0)) / along.square().sum()
+    return each.mean().item(), (each.std() / len(each) ** 0.5).item()
+
+
+def kind(args):
+    return "unseen" if args.test_on == "evaluation" else "seen"
+
+
 class SometimesEmpty:
     """Tasks of which every eighth has an empty memory, so that a model with a "none" slot learns to do without."""
 
@@ -191,14 +212,9 @@ def test_tasks(data, classes, shots, args):
 
 def bound(name, model, guide, tasks, args, wrong=False):
     """The bound of each target; kept in --out, so that a long table goes on where it was cut off."""
-    cell = (
-        "-".join(
-            map(str, (name, args.pretrained or args.steps, args.evaluate, args.particles, args.seed, args.protocol))
-        )
-        .lower()
-        .replace(" ", "-")
-    )
-    path = args.out / "cells" / f"{cell}.pt"
+    what = ("pretrained", "folder", "start", "steps", "data", "test_on", "evaluate", "particles", "seed", "protocol")
+    key = zlib.crc32(repr([str(getattr(args, k)) for k in what]).encode())
+    path = args.out / "cells" / f"{name.lower().replace(' ', '-')}-{key:08x}.pt"
     if path.exists() and not args.fresh:
         return BoundEstimate(**torch.load(path), particles=args.particles)
     torch.manual_seed(args.seed)
@@ -217,7 +233,7 @@ def bound(name, model, guide, tasks, args, wrong=False):
 
 
 def print_table(vae, table, args):
-    print(f"\nlog p(x | memory) >=, nats per image, {len(vae.bound)} images of unseen classes (standard error)")
+    print(f"\nlog p(x | memory) >=, nats per image, {len(vae.bound)} images of {kind(args)} classes (standard error)")
     print(f"  {'VAE, no memory':<24}{vae.mean:>9.2f} ({vae.se:.2f})")
     print("  VMA, examples a class   " + "".join(f"{shots:>16}" for shots in args.test_shots))
     for classes in args.test_classes:
@@ -226,9 +242,6 @@ def print_table(vae, table, args):
 
 
 def draw_training(results, batch, ax):
-    if not results:
-        ax.set_axis_off()
-        return
     lowest = []
     for name, result in results.items():
         width = max(1, len(result.history["step"]) // 100)  # a running mean of a hundredth of the run
@@ -266,7 +279,7 @@ def draw_bounds(vae, table, args, ax):
     ax.set_xticks(along, map(str, along))
     ax.minorticks_off()
     ax.set(xlabel=f"{name} in memory", ylabel="log p(x | memory) >=, nats per image")
-    ax.set_title("Unseen classes (two standard errors over images)")
+    ax.set_title(f"{kind(args).capitalize()} classes (two standard errors over images)")
     ax.legend(frameon=False, loc="best")
 
 
@@ -283,7 +296,7 @@ def draw_lookups(model, guide, data, args, path):
     fig, (left, right) = plt.subplots(1, 2, figsize=(14, 4), width_ratios=[3, 2], layout="constrained")
     rows = {"target": x, "likeliest slot": memory[slot], "rebuilt": rebuilt, "": x[:0], "memory": memory.values}
     plot_images(list(rows.values()), list(rows), ax=left)
-    left.set_title("Lookups among 4 unseen classes of 3 examples")
+    left.set_title(f"Lookups among 4 {kind(args)} classes of 3 examples")
     image = right.imshow(address.probs.cpu(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for edge in (2.5, 5.5, 8.5):
         right.axvline(edge, color="0.6", linewidth=0.6)
@@ -306,7 +319,7 @@ def draw_samples(model, data, args, path):
         labels.append("")
     fig, ax = plt.subplots(figsize=(9, 4), layout="constrained")
     plot_images(rows, labels, ax=ax)
-    ax.set_title("Four examples of an unseen class in memory, and ten samples given them")
+    ax.set_title(f"Four examples of one {kind(args)} class in memory, and ten samples given them")
     fig.savefig(path, dpi=120)
 
 
@@ -328,7 +341,7 @@ def draw_completion(model, guide, data, args, path):
     rows |= {"1 sweep ": chain[1], "5 sweeps ": chain[5]}
     fig, ax = plt.subplots(figsize=(7, 5.5), layout="constrained")
     plot_images(list(rows.values()), list(rows), ax=ax)
-    ax.set_title("Completion from a memory of 4 unseen classes")
+    ax.set_title(f"Completion from a memory of 4 {kind(args)} classes")
     fig.savefig(path, dpi=120)
 
 
@@ -345,7 +358,7 @@ def draw_address_histogram(model, guide, data, args, ax):
         share = torch.cat(shares)
         label = f"{classes} classes: mean {share.mean():.2f}, chance {1 / classes:.2f}"
         ax.hist(share.cpu(), bins=20, range=(0, 1), histtype="step", label=label)
-    ax.set(xlabel="probability on the target's own class", ylabel="targets", title="Addresses on unseen classes")
+    ax.set(xlabel="probability on the target's own class", ylabel="targets", title=f"Addresses on {kind(args)} classes")
     ax.legend(frameon=False)
 
 
@@ -388,6 +401,11 @@ def main():
         for s in args.test_shots
     }
     print_table(vae, table, args)
+    slopes = {}
+    if len(args.test_classes) > 2:
+        slopes = {s: slope_by_classes(table, s, args) for s in args.test_shots}
+        for shots, (slope, se) in slopes.items():
+            print(f"  {shots} examples a class: {slope:.2f} ({se:.2f}) nats for each factor of e in classes")
     given = bound("VMA 1x4", *pairs["VMA"], test_tasks(evaluation, 1, 4, args), args)
     wrong = bound("VMA 1x4 wrong", *pairs["VMA"], test_tasks(evaluation, 1, 4, args), args, wrong=True)
     contribution = MemoryContribution(given, {"VAE, no memory": vae, "wrong classes": wrong})
@@ -395,7 +413,7 @@ def main():
     shared = FewShotTasks(evaluation, classes=8, shots=4, targets=128 if args.evaluate >= 128 else 32, seed=args.seed)
     x, memory = (t.to(args.device) for t in shared[0])
     gain = information_gain(*pairs["VMA"], x, memory)
-    print(f"\none memory of 8 unseen classes, 4 examples each\n{gain}")
+    print(f"\none memory of 8 {kind(args)} classes, 4 examples each\n{gain}")
 
     if not args.pretrained:
         cells = {
@@ -406,7 +424,10 @@ def main():
         leave_weights(pairs, build, results, numbers, args)
 
     fig, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
-    draw_training(results, args.batch, axes[0, 0])
+    if results:
+        draw_training(results, args.batch, axes[0, 0])
+    else:
+        contribution.plot(axes[0, 0])
     draw_bounds(vae, table, args, axes[0, 1])
     draw_address_histogram(*pairs["VMA"], evaluation, args, axes[1, 0])
     gain.plot(axes[1, 1]).set_title("Information gain per site")
@@ -417,14 +438,20 @@ def main():
     draw_lookups(*pairs["VMA"], evaluation, args, args.out / "lookups.png")
     draw_samples(pairs["VMA"][0], evaluation, args, args.out / "samples.png")
     draw_completion(*pairs["VMA"], evaluation, args, args.out / "completion.png")
+    unused = {"data_dir", "out", "fresh", "name", "folder"}
+    if args.pretrained:
+        unused |= {
+            "steps", "batch", "classes", "shots", "train_particles", "turned", "varied", "curve", "learning_rate",
+        }  # fmt: skip
     record = {
-        "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh", "name")},
+        "arguments": {k: v for k, v in vars(args).items() if k not in unused},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "training_seconds": {name: r.seconds for name, r in results.items()},
         "curves": {name: r.history["evaluation"] for name, r in results.items()},
         "vae": vae.to_dict(),
         "vma": [{"classes": c, "shots": s, **e.to_dict()} for (c, s), e in table.items()],
+        "slopes": slopes,
         "contribution": contribution.to_dict(),
         "information": gain.to_dict(),
     }

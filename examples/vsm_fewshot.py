@@ -206,10 +206,11 @@ def leave_weights(model, guide, life, bounds, shape, args):
         "data": f"{args.data}, background classes; measured on evaluation classes",
         "licence": LICENCES[args.data],
         "protocol": f"supports of the query's class without the query; {args.evaluate} queries, the same in each cell, "
-        f"after {args.skip} left out; K = {args.particles}",
+        f"after {args.skip} left out; K = {particles(args)}",
         "numbers": {f"{n} shot{'s' * (n != 1)}": f"{b.mean:.2f} ({b.se:.2f})" for n, b in bounds.items()},
         "training": f"{args.steps} steps of {args.tasks} x {args.queries} images, {args.turned:.0%} of the tasks "
-        f"turned or mirrored, memory {args.memory}, seed {args.seed}",
+        f"turned or mirrored, after {args.recognition} of recognition; memory {args.memory}, conversion {args.rule}, "
+        f"{'no ' * args.no_replay}replay; seed {args.seed}",
         "commit": commit.stdout.strip() or "unknown",
     }  # fmt: skip
     card = save_pretrained(
@@ -226,14 +227,15 @@ def test_sets(evaluation, shots, args):
     return SetTasks(evaluation, tasks=20, shots=shots, targets=targets, seed=1)
 
 
+def particles(args):
+    """K of the test bounds: each of a diffusion model's particles is a path of many steps."""
+    return min(args.particles, 8) if args.base == "diffusion" else args.particles
+
+
 def measure(model, guide, life, sets, args, alter=lambda memory: memory, wrong=False):
     """The bound of each target given its support, which memory has seen too."""
     nesting = {"max_plate_nesting": 1 if life is None else 2}
-    few = (
-        {"particles": min(args.particles, 8), "chunk_size": 4}
-        if args.base == "diffusion"
-        else {"particles": args.particles}
-    )
+    few = {"particles": particles(args), "chunk_size": 4 if args.base == "diffusion" else None}
     parts = []
     for i in tqdm(range(len(sets)), leave=False, desc=f"{sets.items} shots"):
         x, support = (t.to(args.device) for t in sets[i])
@@ -324,7 +326,7 @@ def draw_generations(model, life, evaluation, args, path):
     fig, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
     plot_images([r.cpu() for r in rows], ax=ax)
     ax.set_title("Five images of an unseen class each, and ten new ones given them")
-    fig.savefig(path, dpi=120)
+    fig.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def draw_alone(model, args, path):
@@ -337,11 +339,11 @@ def draw_alone(model, args, path):
 def draw_summary(result, bounds, told, added, gained, path, args):
     fig, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
     if result is None:
-        axes[0, 0].axis("off")
+        plot_levels(added, axes[0, 0]).set_title("What the query added: KL(q || r(. | S)), nats")
     else:
         result.plot(axes[0, 0]).set_title("Training")
-        start = result.history["bound"][len(result.history["bound"]) // 10 :]
-        axes[0, 0].set_ylim(bottom=min(start, default=None))
+        if later := result.history["bound"][len(result.history["bound"]) // 10 :]:
+            axes[0, 0].set_ylim(min(later), max(later) + 0.05 * (max(later) - min(later)))
     shots = list(bounds)
     axes[0, 1].errorbar(
         shots, [b.mean for b in bounds.values()], [2 * b.se for b in bounds.values()], marker="o", capsize=3
@@ -384,8 +386,14 @@ def main():
     print(f"\nlog p(x | support) >=, nats per image, {args.evaluate} images of unseen classes (standard error)")
     for shots, b in bounds.items():
         print(f"  {shots:>2} shots  {b.mean:9.2f} ({b.se:.2f})")
+    unused = {"data_dir", "out", "fresh"}
+    if args.pretrained:
+        unused |= {
+            "steps", "recognition", "tasks", "queries", "turned", "slots", "concepts", "consolidate_every", "dim",
+            "channels", "recall_channels", "prior_alpha", "learning_rate", "rule", "no_replay",
+        }  # fmt: skip
     record = {
-        "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")},
+        "arguments": {k: v for k, v in vars(args).items() if k not in unused},
         "torch": torch.__version__, "threads": torch.get_num_threads(), **training,
         "bounds": {s: b.to_dict() | {"each": [round(v, 2) for v in b.bound.tolist()]} for s, b in bounds.items()},
     }  # fmt: skip

@@ -45,7 +45,7 @@ class FitResult:
     Attributes:
         steps: optimizer steps taken, those before a resume included.
         seconds: wall time, likewise.
-        cpu_seconds: processor time of this process, all its threads, likewise: what a busy machine does not blur.
+        cpu_seconds: processor time of this process, all its threads, likewise: what a busy machine blurs less.
         history: ``"step"`` and ``"bound"``, the mean bound in nats per call over the ten steps up to there;
             ``"information"`` and ``"evaluation"``, a dict a measurement, each with its ``"step"``.
         checkpoint: the file that holds the trained state, or None.

@@ -76,13 +76,7 @@ def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[nn.Module, 
         model, guide = pyro_memory.load_pretrained("vma-omniglot28")
     """
     card, tensors = _read(name, folder)
-    pair = _pair(card.build)
-    weights = {k: t for k, t in tensors.items() if not k.startswith(MEMORY)}
-    twins = {key: weights[first] for key, first in _first_names(pair).items() if first in weights}
-    try:
-        pair.load_state_dict(weights | twins)
-    except RuntimeError as error:
-        raise ValueError(f"{name} was saved from other modules than this version builds: {error}") from error
+    pair = _loaded(name, card.build, tensors)
     return pair["model"].eval(), pair["guide"].eval()
 
 
@@ -97,9 +91,10 @@ def load_memory(name: str, folder: str | Path = FOLDER) -> StructuredMemory:
 
     Example::
 
-        model, guide = pyro_memory.load_pretrained("vsm-vae-omniglot")
-        memory = remember(model.recall, pyro_memory.load_memory("vsm-vae-omniglot"), support)
-        new = model.generate(support, memory, 10)
+        model, guide = load_pretrained("vsm-vae-omniglot")
+        x, support = SetTasks(glyphs("evaluation"), tasks=4, shots=5)[0]
+        memory = remember(model.recall, load_memory("vsm-vae-omniglot"), support)
+        new = model.generate(support, memory, 10)  # ten images of each task's letter
     """
     tensors = _read(name, folder)[1]
     stores = {k.removeprefix(MEMORY): t for k, t in tensors.items() if k.startswith(MEMORY)}
@@ -122,14 +117,15 @@ def save_pretrained(
 
     Args:
         name: of the two files.
-        build: for "model" and "guide" the constructor in ``pyro_memory.models`` or ``guides`` and its arguments, which
-            JSON must be able to hold; see ``Card`` for parts that are modules. A part that both use is written once.
+        build: for "model" and "guide" the constructor, of ``pyro_memory.models``, ``guides`` or the package itself, and
+            its arguments, which JSON must be able to hold; see ``Card`` for parts that are modules. A part that both
+            use is written once.
         facts: about, data, licence, protocol, numbers, training, commit.
         folder: where to write.
         memory: the stores that belong to the pair, for ``load_memory``.
 
     Raises:
-        ValueError: if a fact is missing, or the constructors do not build these modules.
+        ValueError: if a fact is missing, or ``build`` does not build these modules. Nothing is written then.
     """
     missing = [key for key in FACTS if key not in facts]
     if missing:
@@ -138,13 +134,19 @@ def save_pretrained(
     weights = pair.state_dict()
     kept = {key: weights[key] for key, first in _first_names(pair).items() if key == first}
     kept |= {f"{MEMORY}{k}": t for k, t in ({} if memory is None else memory.to_tensors()).items()}
-    content = save({k: (t.half() if t.is_floating_point() else t).detach().cpu().contiguous() for k, t in kept.items()})
+    kept = {k: (t.half() if t.is_floating_point() else t).detach().cpu().contiguous() for k, t in kept.items()}
+    twin = _loaded(name, build, kept)
+    different = [k for k, t in twin.state_dict().items() if not torch.equal(t, weights[k].cpu().half().to(t.dtype))]
+    if different:
+        raise ValueError(
+            f"`build` must share the parts that model and guide share, and no others; {different[0]} differs"
+        )
+    content = save(kept)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.safetensors").write_bytes(content)
     card = {"facts": dict(facts), "build": dict(build), "sha256": hashlib.sha256(content).hexdigest()}
     (folder / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n")
-    load_pretrained(name, folder)
     return _card(folder / f"{name}.json")
 
 
@@ -171,6 +173,19 @@ def _first_names(pair: nn.Module) -> dict[str, str]:
     return {key: first.setdefault(id(tensor), key) for key, tensor in pair.state_dict(keep_vars=True).items()}
 
 
+def _loaded(name: str, build: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.ModuleDict:
+    """Builds a pair and gives it its weights."""
+    weights = {k: t for k, t in tensors.items() if not k.startswith(MEMORY)}
+    try:
+        pair = _pair(build)
+        pair.load_state_dict(
+            weights | {key: weights[first] for key, first in _first_names(pair).items() if first in weights}
+        )
+    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{name} was saved from other modules than this version builds: {error}") from error
+    return pair
+
+
 def _pair(build: Mapping[str, Any]) -> nn.ModuleDict:
     state = torch.get_rng_state()  # what the weights replace must not use up the caller's randomness
     try:
@@ -186,7 +201,7 @@ def _built(spec: Any, shared: Mapping[str, nn.Module]) -> nn.Module:
     kind, _, method = constructor.partition(".")
     # Looked up when asked for: models and guides are made of this package's parts, not the other way round.
     homes = [importlib.import_module(name) for name in HOMES]
-    found = [getattr(home, kind) for home in homes if kind in home.__all__]
+    found = [getattr(home, kind) for home in homes if kind in home.__all__ and isinstance(getattr(home, kind), type)]
     if not found:
         raise ValueError(f"`build` must name a class of {', '.join(HOMES)}; got {constructor!r}")
 

@@ -136,6 +136,26 @@ def test_turned_tasks_show_the_same_letters_otherwise():
         FewShotTasks(DATA, classes=2, shots=3, targets=4, turned=0.5)
 
 
+def test_a_redrawn_image_moves_by_its_own_map_in_both_directions():
+    """A blob in the middle: its copies scatter about where it was, each elsewhere, and binary or grey as it was."""
+    image = torch.zeros(1, 1, 29, 29, dtype=torch.uint8)
+    image[..., 13:16, 13:16] = 200
+    data = LabelledImages(image, torch.zeros(1, dtype=torch.long), ("a",), levels=250)
+    drawn = data.varied(torch.zeros(2000, dtype=torch.long), torch.Generator().manual_seed(0))
+    assert drawn.unique().tolist() == pytest.approx([0, 0.8])
+    place = torch.arange(29.0)
+    mass = drawn.sum((1, 2, 3))
+    for axis, scatter in ((-1, drawn.sum(-2)), (-2, drawn.sum(-1))):
+        centre = (scatter.squeeze(1) * place).sum(-1) / mass
+        error = centre.std() / len(centre) ** 0.5
+        assert (centre.mean() - 14).abs() < 4 * error, axis
+        assert 0.3 < centre.std() < 2
+    edge = torch.ones(1, 1, 29, 29, dtype=torch.uint8)
+    full = LabelledImages(edge, torch.zeros(1, dtype=torch.long), ("a",))
+    shrunk = full.varied(torch.zeros(200, dtype=torch.long), torch.Generator().manual_seed(0))
+    assert (shrunk == 0).any()  # what lies outside is blank
+
+
 def test_varied_tasks_redraw_each_image_by_itself():
     letters = glyphs("background", drawings=8)
     make = lambda varied: FewShotTasks(letters, classes=2, shots=3, targets=6, varied=varied)  # noqa: E731
@@ -152,3 +172,7 @@ def test_varied_tasks_redraw_each_image_by_itself():
     assert 8 < same < 32
     with pytest.raises(ValueError, match="`varied` must lie in"):
         make(-0.1)
+    with pytest.raises(ValueError, match="must be 0 with fixed targets"):
+        FewShotTasks(
+            letters, classes=2, shots=3, targets=6, varied=0.5, per_target=True, target_indices=torch.arange(3)
+        )

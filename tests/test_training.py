@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pyro
@@ -92,11 +93,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     random.seed(3), np.random.seed(3)  # noqa: NPY002
     expected = run(*whole, steps=37, checkpoint=tmp_path / "a.safetensors", **options)
     random.seed(3), np.random.seed(3)  # noqa: NPY002
-    run(*parts, steps=13, checkpoint=tmp_path / "b.safetensors", **options)
+    first = run(*parts, steps=13, checkpoint=tmp_path / "b.safetensors", **options)
     fresh = pair(seed=9)
     random.seed(8), np.random.seed(8)  # noqa: NPY002
+    clock = time.process_time()
     actual = run(*fresh, steps=37, checkpoint=tmp_path / "b.safetensors", **options)
+    clock = time.process_time() - clock
 
+    assert 0 < first.cpu_seconds < actual.cpu_seconds <= first.cpu_seconds + clock
     assert_same(weights(*fresh), weights(*whole))
     assert actual.history == expected.history
     assert actual.history["step"] == [10, 20, 30, 37]

@@ -69,7 +69,7 @@ class SetTasks:
             raise ValueError(f"`tasks` must be at most the data's {data.classes} classes; got {tasks}")
         if targets is not None and queries != 1:
             raise ValueError(f"`queries` must be 1 with fixed `targets`, each a task of its own; got {queries}")
-        check_shares(data.shape, turned=turned, varied=varied)
+        check_shares(data.shape, turned=turned, varied=varied, fixed=targets is not None)
         self.data, self.tasks, self.queries, self.seed, self.targets = data, tasks, queries, seed, targets
         self.turned, self.varied = turned, varied
         if targets is not None:

@@ -71,7 +71,7 @@ class FewShotTasks:
             raise ValueError(
                 f"`shots` must leave an image of each class for the target; got {shots} where a class has {fewest}"
             )
-        check_shares(data.shape, turned=turned, varied=varied)
+        check_shares(data.shape, turned=turned, varied=varied, fixed=target_indices is not None)
         if target_indices is not None and not per_target:
             raise ValueError("`target_indices` need per_target=True: targets of many classes cannot share one memory")
         self.data = data

@@ -8,8 +8,13 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def check_shares(shape: tuple[int, ...], *, turned: float, varied: float) -> None:
-    """Raises a ValueError unless both are shares and images of this shape can be turned, where they are to be."""
+def check_shares(shape: tuple[int, ...], *, turned: float, varied: float, fixed: bool) -> None:
+    """Raises a ValueError unless both are shares, images of this shape can be turned, where they are to be, and fixed
+    targets are shown as they are."""
+    if fixed and (turned or varied):
+        raise ValueError(
+            f"`turned` and `varied` must be 0 with fixed targets, which are shown as they are; got {turned}, {varied}"
+        )
     if not 0 <= turned <= 1 or (turned and shape[1] != shape[2]):
         raise ValueError(f"`turned` must lie in [0, 1], and be 0 unless images are square; got {turned}")
     if not 0 <= varied <= 1:
@@ -27,8 +32,9 @@ def turn(
 def smooth_maps(noise: Float[Tensor, "map 24"], height: int, width: int) -> Float[Tensor, "map height width 2"]:
     """Where each pixel of a redrawn image comes from, as ``torch.nn.functional.grid_sample`` counts.
 
-    Of a map's 24 normal numbers six make an affine map (turns and shears of 0.12, sizes of 8%, shifts of 2% of the
-    width) and 18 a smooth warp on a grid of 3x3 points (2.5% of the width): about what sets two hands apart.
+    Of a map's 24 standard normal numbers six make an affine map and 18 a smooth warp on a grid of 3x3 points. Standard
+    deviations: turns of 0.12 radians, shears of 0.12, sizes of 8%, shifts of 2% of the width (at most 4%), and warps of
+    2.5%.
     """
     count = len(noise)
     turn, shear, log_x, log_y = (noise[:, i] * s for i, s in enumerate((0.12, 0.12, 0.08, 0.08)))
