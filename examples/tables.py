@@ -140,10 +140,13 @@ def conversion(record, recipe):
 
 def large_sizes(record, recipe):
     (rows,) = record["by_size"].values()
-    lines = [["slots", "sharpness", "log p(x given M) >=", "over the VAE", "KL of the address", "effective slots"]]
+    chosen = "sharpness" in rows[0]
+    heads = ["log p(x given M) >=", "over the VAE", "KL of the address", "effective slots"]
+    lines = [["slots", *["sharpness"] * chosen, *heads]]
     for r in rows:
         gain, effective = f"{r['gain']:.2f} ({r['gain_se']:.2f})", f"{r['effective_slots']:,.1f}"
-        lines.append([f"{r['slots']:,}", r["sharpness"], estimate(r), gain, f"{r['kl_a']:.2f}", effective])
+        sharpness = [r["sharpness"]] if chosen else []
+        lines.append([f"{r['slots']:,}", *sharpness, estimate(r), gain, f"{r['kl_a']:.2f}", effective])
     return table(lines)
 
 
@@ -224,13 +227,11 @@ def set_gains(record, recipe):
     shots = shots_of(runs)
     lines = [["less the base alone", *(f"{n} shot{'s' * (n != '1')}" for n in shots)]]
     for variant, seeds in runs.items():
-        prefix = variant[: variant.rfind("_") + 1]
-        base = runs[prefix + "none" if prefix + "none" in runs else "none"]
-        if base is seeds:
+        if variant == "none":
             continue
         cells = []
         for n in shots:
-            (own, by_seed), (other, base_by_seed) = each(seeds, n), each(base, n)
+            (own, by_seed), (other, base_by_seed) = each(seeds, n), each(runs["none"], n)
             mean, se = mean_se([a - b for a, b in zip(own, other, strict=True)])
             gaps = [a - b for a, b in zip(by_seed, base_by_seed, strict=True)]
             spread = f", {mean_se(gaps)[1]:.2f}" if len(gaps) > 1 else ""
@@ -387,6 +388,7 @@ TABLES = {
     "vma_fewshot_seen": (few_shot,),
     "vma_recall_glyphs": (recall,),
     "vma_templates_mnist": (templates,),
+    "vma_large_omniglot": (large_sizes, large_nearest),
     "vma_large_pretrained": (large_sharpness, large_sizes, large_nearest),
     "addressing": (lookup_cost,),
     "vsm_omniglot": SETS,

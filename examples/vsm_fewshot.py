@@ -235,7 +235,7 @@ def particles(args):
 def measure(model, guide, life, sets, args, alter=lambda memory: memory, wrong=False):
     """The bound of each target given its support, which memory has seen too."""
     nesting = {"max_plate_nesting": 1 if life is None else 2}
-    few = {"particles": particles(args), "chunk_size": 4 if args.base == "diffusion" else None}
+    few = {"particles": particles(args)} | ({"chunk_size": 4} if args.base == "diffusion" else {})
     parts = []
     for i in tqdm(range(len(sets)), leave=False, desc=f"{sets.items} shots"):
         x, support = (t.to(args.device) for t in sets[i])
