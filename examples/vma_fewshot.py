@@ -41,7 +41,6 @@ from pyro_memory.data import LICENCES, NAMES, FewShotTasks, load_images
 from pyro_memory.guides import VAEGuide, VMAGuide
 from pyro_memory.models import VAE, VMA
 from pyro_memory.plotting import plot_images
-from pyro_memory.zoo import FOLDER
 
 PROTOCOLS = {
     "vma": "VMA's: the target is never in memory",
@@ -87,7 +86,7 @@ def arguments():
         "--none-slot", action="store_true", help='give VMA a "none" slot and empty every eighth memory while training'
     )
     add("--seed", default=0)
-    parser.add_argument("--folder", metavar="DIR", default=FOLDER, help="where weights lie (default: the package's)")
+    parser.add_argument("--folder", metavar="DIR", help="where weights lie (default: the package's)")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--start", metavar="NAME", help="train on from the weights vae-NAME and vma-NAME")
     weights.add_argument(
@@ -133,10 +132,11 @@ def begin(background, args):
     weights = args.pretrained or args.start
     if weights:
         names = {name: f"{name.lower()}-{weights}" for name in ("VAE", "VMA")}
-        pairs = {name: load_pretrained(file, args.folder) for name, file in names.items()}
+        folder = (args.folder,) if args.folder else ()
+        pairs = {name: load_pretrained(file, *folder) for name, file in names.items()}
         if args.start:
             pairs = {name: tuple(part.train() for part in pair) for name, pair in pairs.items()}
-        build = {name: pretrained(args.folder)[file].build for name, file in names.items()}
+        build = {name: pretrained(*folder)[file].build for name, file in names.items()}
         size = build["VMA"]["model"][1]  # of the record: what was built, not what was asked for
         args.latent_dim, args.channels, args.none_slot = (size[k] for k in ("latent_dim", "channels", "none_slot"))
         return pairs, build

@@ -65,6 +65,21 @@ def test_fixed_targets_have_nested_supports_without_themselves():
         rows[5][3]
 
 
+def test_no_support_holds_what_another_task_of_its_index_asks_for():
+    targets = torch.tensor([0, 1, 2, 16, 3])  # four of one class
+    rows = SetTasks(data(), tasks=5, shots=4, targets=targets, seed=0)
+    x, support = rows[0]
+    asked = set(names(x[:, 0]))
+    for t in range(5):
+        assert not asked & set(names(support.values[t]))
+    for wrong in rows.wrong_classes(0).values:
+        assert not asked & set(names(wrong))
+    alone = SetTasks(data(), tasks=1, shots=4, targets=targets, seed=0)
+    assert torch.equal(alone[3][1].values[0], support.values[3])  # of its class nothing else is asked for
+    with pytest.raises(ValueError, match=r"`tasks` \(5\) must leave 5 images of class .* 4 are left"):
+        SetTasks(data(), tasks=5, shots=5, targets=targets, seed=0)[0]
+
+
 def test_the_control_s_supports_are_of_another_class():
     rows = SetTasks(data(), tasks=5, shots=3, targets=torch.arange(0, 48, 5), seed=0)
     for i in range(len(rows)):

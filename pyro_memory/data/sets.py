@@ -31,7 +31,8 @@ class SetTasks:
             and support alike, which keep letters letters: eight times as many classes to learn from.
         varied: the share of tasks whose images are each redrawn as another hand might: ``LabelledImages.varied``.
         targets: fixed queries, one a task, ``tasks`` of them an index; the sets then have a length. A target's support
-            depends on seed and target only, and one of few shots is the beginning of one of more: rows are paired.
+            depends on seed and target only, but for the other targets of its index, which no support holds; one of few
+            shots is the beginning of one of more: rows are paired.
 
     Raises:
         ValueError: if the data have too few classes or images, or an argument is unusable.
@@ -116,19 +117,26 @@ class _FixedSets(SetTasks):
         if not 0 <= index < len(self):
             raise IndexError(f"`index` must be below {len(self)}; got {index}")
         targets = self.targets[index * self.tasks : (index + 1) * self.tasks]
-        rows = torch.stack([self._others(int(t), other) for t in targets])
+        rows = torch.stack([self._others(int(t), other, targets) for t in targets])
         counts = torch.stack([self._count(int(t)) for t in targets])
         return self.data[targets].unsqueeze(1), self._support(self.data[rows], counts)
 
-    def _others(self, target: int, other: bool) -> Int[Tensor, " item"]:
-        """Images of the target's class without the target, in a fixed random order; or of another class."""
+    def _others(self, target: int, other: bool, asked: Int[Tensor, " target"]) -> Int[Tensor, " item"]:
+        """Images of the target's class without any that is asked for, in a fixed random order; or of another class."""
         generator = generator_for(self.seed, 5, target)
         label = int(self.data.labels[target])
         if other:
             label = (label + 1 + int(torch.randint(self.data.classes - 1, (), generator=generator))) % self.data.classes
         members = self.data.members[label]
         members = members[members != target]
-        order = members[torch.randperm(len(members), generator=generator)][: self.items]
+        order = members[torch.randperm(len(members), generator=generator)]
+        order = order[~torch.isin(order, asked)][: self.items]
+        most = int(self.shots.max())
+        if len(order) < most:
+            raise ValueError(
+                f"`tasks` ({self.tasks}) must leave {most} images of class {self.data.class_names[label]} that are not "
+                f"asked for beside it; {len(order)} are left. Ask for fewer an index, or fewer shots"
+            )
         return torch.cat([order, order[-1:].expand(self.items - len(order))])
 
     def _count(self, target: int) -> Tensor:
