@@ -1,8 +1,8 @@
 """Are the alphabets that Omniglot sets aside for evaluation harder than those to train on?
 
 Trains a VAE on printed letters, which has then seen neither, and measures drawings of both parts with it and with the
-shipped VAE, which was trained on one. What the first finds harder is the alphabets' own; what the second finds harder
-beyond that was learned by heart. Writes alphabets.json to --out.
+shipped VAE, which was trained on one. What the first finds harder is the alphabets' own; learned by heart is at most
+what the second finds harder beyond that. Writes alphabets.json to --out.
 
     python benchmarks/alphabets.py --data-dir FOLDER
 """

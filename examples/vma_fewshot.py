@@ -74,7 +74,7 @@ def arguments():
     )  # fmt: skip
     parser.add_argument(
         "--test-on", choices=("evaluation", "background"), default="evaluation",
-        help="classes that training has not seen, or those that it has: what of a bound is learned by heart",
+        help="classes that training has not seen (default), or those that it has",
     )  # fmt: skip
     add("--curve", default=4, help="bounds of unseen classes on the way, 20 particles (default 4 of them)")
     add("--evaluate", default=128, help="test targets, shared by all rows (default 128)")

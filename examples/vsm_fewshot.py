@@ -103,7 +103,10 @@ def arguments():
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.pretrained and args.memory == "none":
+        parser.error("--pretrained weights have a memory; --memory support empties its stores")
+    return args
 
 
 def sizes(shape, args):

@@ -134,9 +134,9 @@ def save_pretrained(
     weights = pair.state_dict()
     kept = {key: weights[key] for key, first in _first_names(pair).items() if key == first}
     kept |= {f"{MEMORY}{k}": t for k, t in ({} if memory is None else memory.to_tensors()).items()}
-    kept = {k: (t.half() if t.is_floating_point() else t).detach().cpu().contiguous() for k, t in kept.items()}
-    twin = _loaded(name, build, kept)
-    different = [k for k, t in twin.state_dict().items() if not torch.equal(t, weights[k].cpu().half().to(t.dtype))]
+    kept = {k: _halved(t) for k, t in kept.items()}
+    twin = _loaded(name, build, kept).state_dict()
+    different = [k for k, t in twin.items() if not torch.equal(_halved(t), _halved(weights[k]))]
     if different:
         raise ValueError(
             f"`build` must share the parts that model and guide share, and no others; {different[0]} differs"
@@ -165,6 +165,11 @@ def _read(name: str, folder: str | Path) -> tuple[Card, dict[str, Tensor]]:
     if hashlib.sha256(content).hexdigest() != card.sha256:
         raise ValueError(f"{path} is not the file that its card describes: it is missing or damaged. Install it again")
     return card, {k: t.float() if t.is_floating_point() else t for k, t in load(content).items()}
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """A tensor as it is written: in half precision, unless it holds whole numbers."""
+    return (tensor.half() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
 
 
 def _first_names(pair: nn.Module) -> dict[str, str]:
