@@ -69,7 +69,8 @@ def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[nn.Module, 
         folder: where its card and safetensors file lie.
 
     Raises:
-        ValueError: for an unknown name, and where the file is not the one that the card describes.
+        ValueError: for an unknown name, a folder without weights, and where the file is not the one that the card
+            describes.
 
     Example::
 
@@ -158,8 +159,10 @@ def _card(path: Path) -> Card:
 def _read(name: str, folder: str | Path) -> tuple[Card, dict[str, Tensor]]:
     """A card and its tensors, those in half precision made single."""
     known = pretrained(folder)
+    if not known:
+        raise ValueError(f"`folder` must hold weights with their cards; {folder} has none")
     if name not in known:
-        raise ValueError(f"`name` must be one of {', '.join(known) or 'none: there are no weights here'}; got {name!r}")
+        raise ValueError(f"`name` must be one of {', '.join(known)}; got {name!r}")
     card, path = known[name], Path(folder) / f"{name}.safetensors"
     content = path.read_bytes() if path.exists() else b""
     if hashlib.sha256(content).hexdigest() != card.sha256:

@@ -66,6 +66,8 @@ def test_what_does_not_fit_is_refused(saved):
     _, _, folder = saved
     with pytest.raises(ValueError, match="`name` must be one of small; got 'large'"):
         load_pretrained("large", folder)
+    with pytest.raises(ValueError, match="`folder` must hold weights with their cards"):
+        load_pretrained("small", folder / "nowhere")
     facts = {key: value for key, value in FACT.items() if key != "commit"}
     with pytest.raises(ValueError, match="missing: commit"):
         save_pretrained("other", *saved[0], build=BUILD, facts=facts, folder=folder)
