@@ -63,6 +63,7 @@ format: install ## rewrite to style
 
 examples: install ## run every example at a few steps
 	$(RUN) examples/vma_fewshot.py --steps 20 --evaluate 16 --particles 20 --out out/examples/fewshot
+	$(RUN) examples/vma_fewshot.py --base diffusion --lookup vma-omniglot28 --steps 10 --evaluate 8 --particles 2 --out out/examples/fewshot_diffusion
 	$(RUN) examples/diagnose.py out/examples/fewshot/vma.safetensors --targets 16 --particles 10 --many 16
 	$(RUN) examples/vma_recall.py --steps 20 --soft-attention --out out/examples/recall
 	$(RUN) examples/compose.py --steps 50 --out out/examples/compose

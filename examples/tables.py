@@ -14,11 +14,15 @@ def estimate(row):
     return f"{row['mean']:.2f} ({row['se']:.2f})"
 
 
+def without_memory(record):
+    return "diffusion model, no memory" if record["arguments"].get("base") == "diffusion" else "VAE, no memory"
+
+
 def few_shot(record, recipe):
     shots = sorted({row["shots"] for row in record["vma"]})
     rows = [["", *(f"{n} example{'s' * (n > 1)}" if n == 1 else str(n) for n in shots)]]
     blank = [""] * (len(shots) - 1)
-    rows.append(["VAE, no memory", estimate(record["vae"]), *blank])
+    rows.append([without_memory(record), estimate(record["alone"]), *blank])
     for classes in sorted({row["classes"] for row in record["vma"]}):
         own = {row["shots"]: row for row in record["vma"] if row["classes"] == classes}
         rows.append([f"VMA, {classes} class{'es' * (classes > 1)}", *(estimate(own[n]) for n in shots)])
@@ -35,7 +39,7 @@ def many_classes(record, recipe):
     for n in shots:
         slope, se = record["slopes"][str(n)]
         rows.append([n, *(estimate(cells[c, n]) for c in classes), f"{slope:.2f} ({se:.2f})"])
-    rows.append(["VAE, no memory", estimate(record["vae"]), *[""] * len(classes)])
+    rows.append([without_memory(record), estimate(record["alone"]), *[""] * len(classes)])
     return table(rows)
 
 

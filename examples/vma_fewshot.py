@@ -1,13 +1,14 @@
 """Few-shot density estimation: what is a memory of a few examples worth, in nats?
 
 Trains a VAE without memory and a VMA that reads one (8 random classes of 4 examples, new at every step) for equal
-steps, then measures both on letters that neither has seen. Writes results.json, checkpoints and figures to --out; run
-it again to go on from there.
+steps, then measures both on letters that neither has seen. With --base diffusion both draw images by a diffusion model
+in place of z and a decoder. Writes results.json, checkpoints and figures to --out; run it again to go on from there.
 
     python examples/vma_fewshot.py
     torchrun --nproc-per-node 2 examples/vma_fewshot.py
     python examples/vma_fewshot.py --data omniglot --data-dir FOLDER --steps 20000 --channels 24 48 64 --latent-dim 64
     python examples/vma_fewshot.py --data omniglot --data-dir FOLDER --pretrained omniglot28 --test-classes 1
+    python examples/vma_fewshot.py --base diffusion --lookup vma-omniglot28 --steps 3000
 """
 
 import argparse
@@ -21,11 +22,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from pyro.infer import Trace_ELBO
 from tqdm import tqdm
 
 from pyro_memory import (
     VIMCO,
     BoundEstimate,
+    LeaveOneOutELBO,
     MemoryContribution,
     SlotMemory,
     complete,
@@ -38,10 +41,12 @@ from pyro_memory import (
     warm_cosine,
 )
 from pyro_memory.data import LICENCES, NAMES, FewShotTasks, load_images
-from pyro_memory.guides import VAEGuide, VMAGuide
-from pyro_memory.models import VAE, VMA
+from pyro_memory.guides import AddressedGuide, DiffusionBaseGuide, VAEGuide, VMAGuide
+from pyro_memory.models import VAE, VMA, Addressed, DiffusionBase
 from pyro_memory.plotting import plot_images
 
+ALONE = {"vae": "VAE", "diffusion": "diffusion"}  # what the models without memory are called
+FILES = {"vae": ("vae", "vma"), "diffusion": ("diffusion", "vma-diffusion")}  # and weights, with NAME
 PROTOCOLS = {
     "vma": "VMA's: the target is never in memory",
     "gmn": "GMN's: slots are drawn with replacement, the target among them",
@@ -51,6 +56,7 @@ PROTOCOLS = {
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = partial(parser.add_argument, metavar="N", type=int)
+    parser.add_argument("--base", choices=ALONE, default="vae", help="what draws an image (default vae)")
     parser.add_argument("--data", choices=NAMES, default="glyphs")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the official files (glyphs need none)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/fewshot"))
@@ -58,7 +64,7 @@ def arguments():
     add("--batch", default=32, help="targets a step (default 32)")
     add("--classes", default=8, help="classes in memory while training (default 8)")
     add("--shots", default=4, help="examples a class while training (default 4)")
-    add("--train-particles", default=4, help="K of VIMCO (default 4)")
+    add("--train-particles", default=4, help="K of VIMCO (default 4; diffusion: 2 that share the noise, always)")
     parser.add_argument(
         "--turned", metavar="X", type=float, default=0.0, help="share of training tasks turned or mirrored (default 0)"
     )
@@ -78,7 +84,7 @@ def arguments():
     )  # fmt: skip
     add("--curve", default=4, help="bounds of unseen classes on the way, 20 particles (default 4 of them)")
     add("--evaluate", default=128, help="test targets, shared by all rows (default 128)")
-    add("--particles", default=100, help="K of the test bounds (default 100)")
+    add("--particles", default=100, help="K of the test bounds (default 100; diffusion: 8 is plenty of work)")
     add("--latent-dim", default=32)
     add("--channels", nargs="+", default=[16, 32, 48], help="maps at a half, a quarter, an eighth of the resolution")
     parser.add_argument("--learning-rate", metavar="X", type=float, default=2e-3)
@@ -86,6 +92,7 @@ def arguments():
         "--none-slot", action="store_true", help='give VMA a "none" slot and empty every eighth memory while training'
     )
     add("--seed", default=0)
+    parser.add_argument("--lookup", metavar="NAME", help="begin with the address of these weights (diffusion only)")
     parser.add_argument("--folder", metavar="DIR", help="where weights lie (default: the package's)")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--start", metavar="NAME", help="train on from the weights vae-NAME and vma-NAME")
@@ -99,21 +106,27 @@ def arguments():
 
 
 def train(name, model, guide, tasks, evaluation, args):
-    print(f"\ntraining the {name}: {args.steps} steps of {args.batch} images, {args.train_particles} particles")
+    print(f"\ntraining the {name}: {args.steps} steps of {args.batch} images")
     unseen = test_tasks(evaluation, 1, 4, args)
+    particles = 20 if args.base == "vae" else 8
 
     def on_the_way(step):
         parts = []
         for i in range(len(unseen)):
             x, memory = (t.to(args.device) for t in unseen[i])
-            parts.append(importance_bound(model, guide, x, memory, particles=20, max_plate_nesting=1))
+            parts.append(importance_bound(model, guide, x, memory, particles=particles, max_plate_nesting=1))
         return {"unseen": BoundEstimate.cat(parts).mean}
+
+    if args.base == "vae":
+        objective = VIMCO(args.train_particles, max_plate_nesting=1)
+    else:  # one noisy step an image is enough; beside an address, particles share the noise
+        objective = LeaveOneOutELBO(2, max_plate_nesting=1) if name == "VMA" else Trace_ELBO(max_plate_nesting=1)
 
     return fit(
         model,
         guide,
         tasks,
-        VIMCO(args.train_particles, max_plate_nesting=1),
+        objective,
         steps=args.steps,
         learning_rate=args.learning_rate,
         schedule=warm_cosine(args.steps),
@@ -131,39 +144,75 @@ def begin(background, args):
     """The pairs to train or to measure, and how ``load_pretrained`` builds them again."""
     weights = args.pretrained or args.start
     if weights:
-        names = {name: f"{name.lower()}-{weights}" for name in ("VAE", "VMA")}
+        names = {
+            name: f"{file}-{weights}" for name, file in zip((ALONE[args.base], "VMA"), FILES[args.base], strict=True)
+        }
         folder = (args.folder,) if args.folder else ()
         pairs = {name: load_pretrained(file, *folder) for name, file in names.items()}
         if args.start:
             pairs = {name: tuple(part.train() for part in pair) for name, pair in pairs.items()}
         build = {name: pretrained(*folder)[file].build for name, file in names.items()}
-        size = build["VMA"]["model"][1]  # of the record: what was built, not what was asked for
-        args.latent_dim, args.channels, args.none_slot = (size[k] for k in ("latent_dim", "channels", "none_slot"))
+        if args.base == "vae":
+            size = build["VMA"]["model"][1]  # of the record: what was built, not what was asked for
+            args.latent_dim, args.channels, args.none_slot = (size[k] for k in ("latent_dim", "channels", "none_slot"))
         return pairs, build
-    size = {"shape": list(background.shape), "latent_dim": args.latent_dim, "channels": args.channels}
+    torch.manual_seed(args.seed)
+    return (begin_vae if args.base == "vae" else begin_diffusion)(background.shape, args)
+
+
+def begin_vae(shape, args):
+    size = {"shape": list(shape), "latent_dim": args.latent_dim, "channels": args.channels}
     sizes = {"VAE": size, "VMA": size | {"none_slot": args.none_slot}}
     classes = {"VAE": (VAE, VAEGuide), "VMA": (VMA, VMAGuide)}
     build = {
         name: {"model": (f"{name}.convolutional", sizes[name]), "guide": (f"{name}Guide.convolutional", sizes[name])}
         for name in classes
     }
-    torch.manual_seed(args.seed)
     return {name: tuple(c.convolutional(**sizes[name]) for c in pair) for name, pair in classes.items()}, build
+
+
+def begin_diffusion(shape, args):
+    size = {"shape": list(shape), "channels": args.channels}
+    reading, none_slot = size | {"reads": True}, {"none_slot": args.none_slot}
+    embedding = dict(size)
+    if args.lookup:
+        embedding["channels"] = pretrained()[args.lookup].build["guide"][1]["channels"]
+    guide = AddressedGuide.convolutional(base=DiffusionBaseGuide(), **embedding, **none_slot)
+    if args.lookup:
+        guide.address = load_pretrained(args.lookup)[1].address.train()
+    pairs = {
+        "diffusion": (DiffusionBase(**size), DiffusionBaseGuide()),
+        "VMA": (Addressed(DiffusionBase(**reading), **none_slot), guide),
+    }
+    base_guide = ["DiffusionBaseGuide", {}]
+    build = {
+        "diffusion": {"model": ["DiffusionBase", size], "guide": base_guide},
+        "VMA": {
+            "model": ["Addressed", {"base": {"build": ["DiffusionBase", reading]}, **none_slot}],
+            "guide": ["AddressedGuide.convolutional", {"base": {"build": base_guide}, **embedding, **none_slot}],
+        },
+    }
+    return pairs, build
 
 
 def leave_weights(pairs, build, results, numbers, args):
     """Weights in half precision with a card each, ready for ``load_pretrained``."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    for name, pair in pairs.items():
-        trained = f"{results[name].steps} steps of {args.batch} images, K = {args.train_particles}, seed {args.seed}"
+    for (name, pair), file in zip(pairs.items(), FILES[args.base], strict=True):
+        trained = f"{results[name].steps} steps of {args.batch} images, seed {args.seed}"
+        if args.base == "vae":
+            trained += f", K = {args.train_particles}"
+        elif args.lookup and name == "VMA":
+            trained += f", the address from {args.lookup} on"
         if args.start:
-            trained += f", from the weights of {name.lower()}-{args.start} on"
+            trained += f", from the weights of the {name} of {args.start} on"
         if args.turned:
             trained += f", {args.turned:.0%} of the tasks turned or mirrored"
         if args.varied:
             trained += f", {args.varied:.0%} redrawn as another hand might"
         facts = {
-            "about": f"{name} trained on {args.data}",
+            "about": f"{name}{' over a diffusion model' if name == 'VMA' and args.base != 'vae' else ''} trained on "
+            f"{args.data}",
             "data": f"{args.data}, background classes; measured on {args.test_on} classes",
             "licence": LICENCES[args.data],
             "protocol": f"{PROTOCOLS[args.protocol]}; {args.evaluate} targets, K = {args.particles}",
@@ -171,7 +220,7 @@ def leave_weights(pairs, build, results, numbers, args):
             "training": trained,
             "commit": commit.stdout.strip() or "unknown",
         }
-        file = f"{name.lower()}-{args.name or args.data}"
+        file = f"{file}-{args.name or args.data}"
         card = save_pretrained(file, *pair, build=build[name], facts=facts, folder=args.out / "weights")
         print(f"\n{card}" if args.name else f"weights of the {name}: {args.out / 'weights' / file}.safetensors")
 
@@ -212,7 +261,10 @@ def test_tasks(data, classes, shots, args):
 
 def bound(name, model, guide, tasks, args, wrong=False):
     """The bound of each target; kept in --out, so that a long table goes on where it was cut off."""
-    what = ("pretrained", "folder", "start", "steps", "data", "test_on", "evaluate", "particles", "seed", "protocol")
+    what = (
+        "base", "lookup", "pretrained", "folder", "start", "steps", "data", "test_on", "evaluate", "particles", "seed",
+        "protocol",
+    )  # fmt: skip
     key = zlib.crc32(repr([str(getattr(args, k)) for k in what]).encode())
     path = args.out / "cells" / f"{name.lower().replace(' ', '-')}-{key:08x}.pt"
     if path.exists() and not args.fresh:
@@ -232,9 +284,9 @@ def bound(name, model, guide, tasks, args, wrong=False):
     return estimate
 
 
-def print_table(vae, table, args):
-    print(f"\nlog p(x | memory) >=, nats per image, {len(vae.bound)} images of {kind(args)} classes (standard error)")
-    print(f"  {'VAE, no memory':<24}{vae.mean:>9.2f} ({vae.se:.2f})")
+def print_table(alone, table, args):
+    print(f"\nlog p(x | memory) >=, nats per image, {len(alone.bound)} images of {kind(args)} classes (standard error)")
+    print(f"  {f'{ALONE[args.base]}, no memory':<24}{alone.mean:>9.2f} ({alone.se:.2f})")
     print("  VMA, examples a class   " + "".join(f"{shots:>16}" for shots in args.test_shots))
     for classes in args.test_classes:
         row = "".join(f"{e.mean:>9.2f} ({e.se:.2f})" for e in (table[classes, shots] for shots in args.test_shots))
@@ -257,7 +309,7 @@ def draw_training(results, batch, ax):
     ax.legend(frameon=False, loc="lower right")
 
 
-def draw_bounds(vae, table, args, ax):
+def draw_bounds(alone, table, args, ax):
     """Bounds against examples, a line for each number of classes, or the other way round where these are more."""
     classes = {
         c: (f"VMA, {c} class{'es' * (c > 1)} in memory", [(c, s) for s in args.test_shots]) for c in args.test_classes
@@ -273,7 +325,7 @@ def draw_bounds(vae, table, args, ax):
     for label, cells in lines.values():
         rows = [table[cell] for cell in cells]
         ax.errorbar(along, [r.mean for r in rows], [2 * r.se for r in rows], marker="o", capsize=3, label=label)
-    ax.axhline(vae.mean, color="0.5", linestyle="--", label="VAE, no memory")
+    ax.axhline(alone.mean, color="0.5", linestyle="--", label=f"{ALONE[args.base]}, no memory")
     ax.margins(y=0.08)
     ax.set_xscale("log", base=2)
     ax.set_xticks(along, map(str, along))
@@ -290,11 +342,13 @@ def draw_lookups(model, guide, data, args, path):
     x, memory = (t.to(args.device) for t in tasks[0])
     address = guide.a_dist(x, memory)
     slot = address.probs.argmax(-1)
-    content = model.content(memory[slot])
-    z = guide.z_dist(x, memory[slot]).mean
-    rebuilt = model.x_dist(z, content).mean
+    if args.base == "vae":
+        rebuilt = model.x_dist(guide.z_dist(x, memory[slot]).mean, model.content(memory[slot])).mean
+        third = {"rebuilt": rebuilt}
+    else:
+        third = {"drawn from it": model.generate(memory, a=slot)}
     fig, (left, right) = plt.subplots(1, 2, figsize=(14, 4), width_ratios=[3, 2], layout="constrained")
-    rows = {"target": x, "likeliest slot": memory[slot], "rebuilt": rebuilt, "": x[:0], "memory": memory.values}
+    rows = {"target": x, "likeliest slot": memory[slot], **third, "": x[:0], "memory": memory.values}
     plot_images(list(rows.values()), list(rows), ax=left)
     left.set_title(f"Lookups among 4 {kind(args)} classes of 3 examples")
     image = right.imshow(address.probs.cpu(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -312,9 +366,11 @@ def draw_samples(model, data, args, path):
     for i in range(6):
         _, memory = FewShotTasks(data, classes=1, shots=4, targets=1, seed=args.seed + 2)[i]
         memory = memory.to(args.device)
-        a = model.a_dist(memory).sample((10,))
-        content = model.content(memory[a])
-        x = model.x_dist(model.z_dist(content).sample(), content).mean
+        if args.base == "vae":
+            content = model.content(memory[model.a_dist(memory).sample((10,))])
+            x = model.x_dist(model.z_dist(content).sample(), content).mean
+        else:
+            x = model.generate(memory, (10,))
         rows.append(torch.cat([memory.values, torch.zeros_like(x[:1]), x]))
         labels.append("")
     fig, ax = plt.subplots(figsize=(9, 4), layout="constrained")
@@ -394,13 +450,14 @@ def main():
 
     print("\nmeasuring")
     torch.manual_seed(args.seed)
-    vae = bound("VAE", *pairs["VAE"], test_tasks(evaluation, 1, 1, args), args)
+    name = ALONE[args.base]
+    alone = bound(name, *pairs[name], test_tasks(evaluation, 1, 1, args), args)
     table = {
         (c, s): bound(f"VMA {c}x{s}", *pairs["VMA"], test_tasks(evaluation, c, s, args), args)
         for c in args.test_classes
         for s in args.test_shots
     }
-    print_table(vae, table, args)
+    print_table(alone, table, args)
     slopes = {}
     if len(args.test_classes) > 2:
         slopes = {s: slope_by_classes(table, s, args) for s in args.test_shots}
@@ -408,11 +465,11 @@ def main():
             print(f"  {shots} examples a class: {slope:.2f} ({se:.2f}) nats for each factor of e in classes")
     given = bound("VMA 1x4", *pairs["VMA"], test_tasks(evaluation, 1, 4, args), args)
     wrong = bound("VMA 1x4 wrong", *pairs["VMA"], test_tasks(evaluation, 1, 4, args), args, wrong=True)
-    contribution = MemoryContribution(given, {"VAE, no memory": vae, "wrong classes": wrong})
+    contribution = MemoryContribution(given, {f"{name}, no memory": alone, "wrong classes": wrong})
     print(f"\nVMA with 4 examples of the target's class\n{contribution}")
     shared = FewShotTasks(evaluation, classes=8, shots=4, targets=128 if args.evaluate >= 128 else 32, seed=args.seed)
     x, memory = (t.to(args.device) for t in shared[0])
-    gain = information_gain(*pairs["VMA"], x, memory)
+    gain = information_gain(*pairs["VMA"], x, memory, draws=10 if args.base == "vae" else 2)
     print(f"\none memory of 8 {kind(args)} classes, 4 examples each\n{gain}")
 
     if not args.pretrained:
@@ -420,7 +477,7 @@ def main():
             f"{c} class{'es' * (c > 1)}, {n} shot{'s' * (n > 1)}": f"{e.mean:.2f} ({e.se:.2f})"
             for (c, n), e in table.items()
         }
-        numbers = {"VAE": {"log p(x) >=": f"{vae.mean:.2f} ({vae.se:.2f})"}, "VMA": cells}
+        numbers = {name: {"log p(x) >=": f"{alone.mean:.2f} ({alone.se:.2f})"}, "VMA": cells}
         leave_weights(pairs, build, results, numbers, args)
 
     fig, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
@@ -428,7 +485,7 @@ def main():
         draw_training(results, args.batch, axes[0, 0])
     else:
         contribution.plot(axes[0, 0])
-    draw_bounds(vae, table, args, axes[0, 1])
+    draw_bounds(alone, table, args, axes[0, 1])
     draw_address_histogram(*pairs["VMA"], evaluation, args, axes[1, 0])
     gain.plot(axes[1, 1]).set_title("Information gain per site")
     fig.savefig(args.out / "summary.png", dpi=120)
@@ -437,7 +494,8 @@ def main():
     fig.savefig(args.out / "contribution.png", dpi=120)
     draw_lookups(*pairs["VMA"], evaluation, args, args.out / "lookups.png")
     draw_samples(pairs["VMA"][0], evaluation, args, args.out / "samples.png")
-    draw_completion(*pairs["VMA"], evaluation, args, args.out / "completion.png")
+    if args.base == "vae":
+        draw_completion(*pairs["VMA"], evaluation, args, args.out / "completion.png")
     unused = {"data_dir", "out", "fresh", "name", "folder"}
     if args.pretrained:
         unused |= {
@@ -449,7 +507,7 @@ def main():
         "threads": torch.get_num_threads(),
         "training_seconds": {name: r.seconds for name, r in results.items()},
         "curves": {name: r.history["evaluation"] for name, r in results.items()},
-        "vae": vae.to_dict(),
+        "alone": alone.to_dict(),
         "vma": [{"classes": c, "shots": s, **e.to_dict()} for (c, s), e in table.items()],
         "slopes": slopes,
         "contribution": contribution.to_dict(),

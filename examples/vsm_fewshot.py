@@ -53,7 +53,6 @@ from pyro_memory.metrics import class_agreement, frechet_distance, prototype_set
 from pyro_memory.models import VSM, DiffusionBase, HierarchicalBase, VAEBase
 from pyro_memory.plotting import plot_images, plot_levels
 
-SHOTS = (0, 1, 2, 5, 10)
 BASES = {
     "vae": (VAEBase, VAEBaseGuide),
     "hierarchical": (HierarchicalBase, HierarchicalBaseGuide),
@@ -91,6 +90,7 @@ def arguments():
     add("--dim", default=16, help="dimensions of an embedding (default 16)")
     add("--channels", nargs="+", default=[16, 32, 48], help="maps of the base model's pyramids")
     add("--recall-channels", nargs="+", default=[8, 16, 32], help="maps of the pyramid that recalls")
+    add("--shots", nargs="+", default=[0, 1, 2, 5, 10], help="numbers of images in a support to test with")
     add("--evaluate", default=200, help="test images, shared by all rows (default 200)")
     add("--skip", default=0, help="leave out the first test images: others than those that choices were made on")
     add("--particles", default=100, help="K of the test bounds (default 100; diffusion: 8 paths at most)")
@@ -122,7 +122,7 @@ def build(background, args):
     of_base, of_guide, of_recall = sizes(background.shape, args)
     torch.manual_seed(args.seed)
     base, base_guide = model_class(**of_base), guide_class(**of_guide)
-    most = min(10, min(len(m) for m in background.members) - args.queries)
+    most = min(max(args.shots), min(len(m) for m in background.members) - args.queries)
     tasks = SetTasks(
         background, tasks=args.tasks, queries=args.queries, shots=range(most + 1), seed=args.seed,
         turned=args.turned,
@@ -136,7 +136,7 @@ def build(background, args):
         ConceptMemory.reserve(
             args.concepts, args.dim, prior_alpha=args.prior_alpha, prior_beta=0.09 * args.prior_alpha
         ),
-        EpisodicMemory.reserve(args.slots, max(SHOTS), background.shape, args.dim, args.concepts),
+        EpisodicMemory.reserve(args.slots, max(args.shots), background.shape, args.dim, args.concepts),
     )
     imagine = None if args.no_replay else lambda s, items, memory: model.decode_concepts(s, memory, items)
     life = Lifetime(
@@ -254,7 +254,7 @@ def measure(model, guide, life, sets, args, alter=lambda memory: memory, wrong=F
 def levels(model, guide, life, evaluation, args):
     """Nats of each level, by shots: what the support told, and what the query had to add."""
     recalled, added = {}, {}
-    for shots in SHOTS:
+    for shots in args.shots:
         sets = test_sets(evaluation, shots, args)
         rows = []
         for i in range(min(len(sets), 5)):
@@ -385,7 +385,7 @@ def main():
 
     print("\nmeasuring")
     torch.manual_seed(args.seed)
-    bounds = {shots: measure(model, guide, life, test_sets(evaluation, shots, args), args) for shots in SHOTS}
+    bounds = {shots: measure(model, guide, life, test_sets(evaluation, shots, args), args) for shots in args.shots}
     print(f"\nlog p(x | support) >=, nats per image, {args.evaluate} images of unseen classes (standard error)")
     for shots, b in bounds.items():
         print(f"  {shots:>2} shots  {b.mean:9.2f} ({b.se:.2f})")

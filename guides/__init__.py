@@ -1,5 +1,6 @@
 """Amortised guides, one file per model, same site names."""
 
+from pyro_memory.guides.addressed import AddressedGuide
 from pyro_memory.guides.base import BaseGuide, VAEBaseGuide
 from pyro_memory.guides.consolidation import ConsolidationGuide
 from pyro_memory.guides.diffusion import DiffusionBaseGuide
@@ -11,6 +12,7 @@ from pyro_memory.guides.vma import VMAGuide
 from pyro_memory.guides.vsm import VSMGuide
 
 __all__ = [
+    "AddressedGuide",
     "BaseGuide",
     "ConsolidationGuide",
     "DiffusionBaseGuide",

@@ -1,5 +1,6 @@
 """Generative models with a memory."""
 
+from pyro_memory.models.addressed import Addressed
 from pyro_memory.models.base import BaseModel, VAEBase
 from pyro_memory.models.consolidation import ConsolidationModel
 from pyro_memory.models.diffusion import DiffusionBase
@@ -29,6 +30,7 @@ __all__ = [
     "VAE",
     "VMA",
     "VSM",
+    "Addressed",
     "BaseModel",
     "ConsolidationModel",
     "DLinear",

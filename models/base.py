@@ -53,12 +53,19 @@ class BaseModel(PyroModule):
             self.explain(x, Context())
 
 
+def content_network(
+    shape: Sequence[int], channels: Sequence[int], reads: bool | None, code_dim: int
+) -> SkipPyramid | None:
+    """The network for what is read from memory, of a model that reads; by default one that is told a code does."""
+    return SkipPyramid(shape, channels) if (reads is None and code_dim) or reads else None
+
+
 class VAEBase(BaseModel):
     r"""Draws an image from one latent code and the context.
 
     .. code-block:: text
 
-        z ~ p(z | c, m)       a normal distribution; standard without context
+        z ~ p(z | c, m)       a normal distribution; standard without either
         x ~ p(x | z, c, m)    m: what was read from an episode
 
     Args:
@@ -66,21 +73,23 @@ class VAEBase(BaseModel):
         latent_dim: dimensions of z.
         code_dim: dimensions of c; 0 for the model without memory.
         channels: maps at each of the coarser resolutions.
-        reads: whether the decoder sees the image read from memory, by skip connections at each resolution.
+        reads: whether the decoder sees the image read from memory, by skip connections at each resolution; by default
+            where there is a c.
 
     References: Auto-Encoding Variational Bayes (Kingma & Welling, 2014), https://arxiv.org/abs/1312.6114
     """
 
     def __init__(
         self, shape: Sequence[int], *, latent_dim: int = 32, code_dim: int = 0,
-        channels: Sequence[int] = (16, 24, 32), reads: bool = True,
+        channels: Sequence[int] = (16, 24, 32), reads: bool | None = None,
         likelihood: type[nn.Module] = BernoulliImage, name: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(name)
         self.latent_dim = latent_dim
-        self.content = SkipPyramid(shape, channels) if reads and code_dim else None
+        self.content = content_network(shape, channels, reads, code_dim)
         self.read_dim = math.prod(self.content.shapes[-1]) if self.content else 0
-        self.prior = GaussianHead(self.read_dim + code_dim, latent_dim) if code_dim else None
+        told = self.read_dim + code_dim
+        self.prior = GaussianHead(told, latent_dim) if told else None
         self.likelihood = likelihood(ConvDecoder(shape, latent_dim + code_dim, channels))
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
 
@@ -88,7 +97,7 @@ class VAEBase(BaseModel):
         """p(z | c, m)."""
         if self.prior is None:
             return dist.Normal(self.zero, torch.ones_like(self.zero)).to_event(1)
-        read = context.content[-1].flatten(-3) if context.content else context.code.new_zeros(self.read_dim)
+        read = context.content[-1].flatten(-3) if context.content else self.zero.new_zeros(self.read_dim)
         return self.prior(with_code(read, context))
 
     def x_dist(self, z: Float[Tensor, "*batch latent"], context: Context) -> dist.Distribution:

@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 
 from pyro_memory.context import Context, with_code
 from pyro_memory.diffusion import CosineSchedule, DenoisingPath, spread
-from pyro_memory.models.base import BaseModel
+from pyro_memory.models.base import BaseModel, content_network
 from pyro_memory.nets import ConvDecoder, Features, SkipPyramid
 
 TIME_DIM = 32
@@ -51,7 +51,7 @@ class DiffusionBase(BaseModel):
             or ``"epsilon"``, the noise.
         code_dim: dimensions of c; 0 for the model without memory.
         channels: maps of the denoiser, a U-Net.
-        reads: whether the denoiser sees the image read from memory, at each resolution.
+        reads: whether the denoiser sees the image read from memory, at each resolution; by default where there is a c.
         first: the deviation of the noise in x_1; see ``CosineSchedule``.
 
     Cost: one pass of the denoiser an image in training, T in evaluation and to draw (fewer by ``ddim_steps``).
@@ -68,14 +68,14 @@ class DiffusionBase(BaseModel):
 
     def __init__(
         self, shape: Sequence[int], *, steps: int = 32, predicts: str = "ink", code_dim: int = 0,
-        channels: Sequence[int] = (16, 24, 32), reads: bool = True, first: float = 0.4, name: str | None = None,
+        channels: Sequence[int] = (16, 24, 32), reads: bool | None = None, first: float = 0.4, name: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(name)
         if predicts not in PREDICTS:
             raise ValueError(f"`predicts` must be one of {', '.join(PREDICTS)}; got {predicts!r}")
         self.shape, self.predicts = tuple(shape), predicts
         self.schedule = CosineSchedule(steps, first)
-        self.content = SkipPyramid(shape, channels) if reads and code_dim else None
+        self.content = content_network(shape, channels, reads, code_dim)
         self.encoder = SkipPyramid((shape[0] + 1, *shape[1:]), channels)  # the image, and how noisy it is
         self.decoder = ConvDecoder(shape, TIME_DIM + code_dim, channels)
 

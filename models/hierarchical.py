@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_memory.context import Context, with_code
-from pyro_memory.models.base import BaseModel
-from pyro_memory.nets import BernoulliImage, ConvDecoder, GaussianMLP, SkipPyramid
+from pyro_memory.models.base import BaseModel, content_network
+from pyro_memory.nets import BernoulliImage, ConvDecoder, GaussianMLP
 
 
 class HierarchicalBase(BaseModel):
@@ -30,7 +30,8 @@ class HierarchicalBase(BaseModel):
         code_dim: dimensions of c; 0 for the model without memory.
         channels: maps at each of the coarser resolutions.
         hidden: width of the layer inside each conditional.
-        reads: whether the decoder sees the image read from memory, by skip connections at each resolution.
+        reads: whether the decoder sees the image read from memory, by skip connections at each resolution; by default
+            where there is a c.
 
     In the line of: Towards a Neural Statistician (Edwards & Storkey, 2017), https://arxiv.org/abs/1606.02185, with the
     context of this package in place of its own.
@@ -38,7 +39,7 @@ class HierarchicalBase(BaseModel):
 
     def __init__(
         self, shape: Sequence[int], *, latent_dims: Sequence[int] = (24, 16, 8), code_dim: int = 0,
-        channels: Sequence[int] = (16, 24, 32), hidden: int = 128, reads: bool = True,
+        channels: Sequence[int] = (16, 24, 32), hidden: int = 128, reads: bool | None = None,
         likelihood: type[nn.Module] = BernoulliImage, name: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(name)
@@ -50,7 +51,7 @@ class HierarchicalBase(BaseModel):
             GaussianMLP(up + code_dim, hidden, dim) if up + code_dim else nn.Identity()
             for dim, up in zip(self.latent_dims, above, strict=True)
         )
-        self.content = SkipPyramid(shape, channels) if reads and code_dim else None
+        self.content = content_network(shape, channels, reads, code_dim)
         self.likelihood = likelihood(ConvDecoder(shape, sum(latent_dims) + code_dim, channels))
         self.register_buffer("zero", torch.zeros(self.latent_dims[-1]), persistent=False)
 
