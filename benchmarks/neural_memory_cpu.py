@@ -14,13 +14,12 @@ installed is skipped; a setting stops growing where a call took longer than --li
 
 Streaming: cost per token and memory in use while one state passes over a million tokens.
 
-Writes neural_memory_cpu.csv, streaming_cpu.csv and a figure of both to --out.
+Writes neural_memory_cpu.json and figures to --out.
 
     python benchmarks/neural_memory_cpu.py
 """
 
 import argparse
-import csv
 import gc
 import importlib.util
 import itertools
@@ -187,13 +186,6 @@ def draw(rows, streamed, path):
     figure.savefig(path / "streaming_cpu.png", dpi=110)
 
 
-def write(rows, path):
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def ratios(rows):
     ours = {(r["head_dim"], r["chunk"], r["tokens"]): r for r in rows if r["setting"] == OURS}
     print(f"\n{'':28}{'width':>6}{'chunk':>6}{'tokens':>7}{'forward':>9}{'both':>8}{'memory':>8}   times ours")
@@ -228,8 +220,8 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     rows = speed(args)
     streamed = stream(args)
-    write(rows, args.out / "neural_memory_cpu.csv")
-    write(streamed, args.out / "streaming_cpu.csv")
+    record = {"rows": rows, "streamed": streamed}
+    (args.out / "neural_memory_cpu.json").write_text(json.dumps(record, indent=1) + "\n")
     ratios(rows)
     draw(rows, streamed, args.out)
 

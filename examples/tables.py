@@ -379,6 +379,30 @@ def sequential(record, recipe):
     return table(rows)
 
 
+def peers(record, recipe):
+    """Other implementations' time and memory over this one's, forward and backward; blank where not measured."""
+    ours, *others = dict.fromkeys(row["setting"] for row in record["rows"])
+    cells = {(r["head_dim"], r["chunk"], r["tokens"], r["setting"]): r for r in record["rows"]}
+    rows = [["head width", "chunk", "tokens", "ours, ms", "MB", *others]]
+    for *case, setting in cells:
+        if setting != ours:
+            continue
+        own, row = cells[(*case, ours)], []
+        for other in others:
+            r = cells.get((*case, other))
+            row.append(f"{r['both_ms'] / own['both_ms']:.1f}, {r['both_mb'] / own['both_mb']:.1f}" if r else "")
+        if any(row):
+            rows.append([*map(str, case), f"{own['both_ms']:,.0f}", f"{own['both_mb']:,}", *row])
+    return table(rows)
+
+
+def streamed(record, recipe):
+    rows = [["tokens streamed", "us a token, in pieces of 1,000", "ms a single step", "MB resident"]]
+    for r in record["streamed"]:
+        rows.append([f"{r['tokens']:,}", r["piece_us_per_token"], r["step_ms"], r["resident_mb"]])
+    return table(rows)
+
+
 SETS = (set_bounds, set_gains, set_stores, set_levels)
 TABLES = {
     "vma_fewshot_glyphs": (few_shot,),
@@ -408,6 +432,7 @@ TABLES = {
     "titans_forecast_long": (forecast,),
     "titans_forecast_dlinear": (forecast,),
     "titans_addressing": (sequential,),
+    "neural_memory_cpu": (peers, streamed),
     "step_cost": (step_cost,),
     "training_speed": (training_speed,),
     "alphabets": (alphabets,),

@@ -24,8 +24,9 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroSample
 
-from pyro_memory import fit
+from pyro_memory import fit, load_pretrained, save_pretrained
 from pyro_memory.data import SERIES, load_series
+from pyro_memory.guides import EmptyGuide
 from pyro_memory.models import (
     DLinear,
     LSTMMixer,
@@ -74,6 +75,10 @@ def arguments():
     parser.add_argument("--robust", action="store_true", help="Student's t in place of the normal distribution")
     add("--draws", default=50, help="of the read-out's weights for the fans (default 50)")
     add("--seed", default=0)
+    parser.add_argument(
+        "--pretrained", action="store_true", help="measure the package's titans-MODEL-DATA-HORIZON; train nothing"
+    )
+    parser.add_argument("--weights", metavar="MODEL", help="leave this model's weights in --out/weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/titans_forecast"))
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
@@ -102,7 +107,7 @@ class Patches:
 def build(mixer, horizon, series, args):
     """A forecaster and its guide: random read-out weights, or, for the linear baseline, nothing random."""
     if mixer is None:
-        return DLinear(args.past, horizon), lambda *batch: None
+        return DLinear(args.past, horizon), EmptyGuide()
     windows = series.windows("train", past=args.past, horizon=horizon, batch=1)
     model = SequenceModel.series(
         args.patch, mixer, dim=args.dim, blocks=args.blocks, outputs=horizon,
@@ -137,11 +142,12 @@ def draws(model, guide, patches, index, args):
 
 def run(name, mixer, horizon, series, args):
     torch.manual_seed(args.seed)
-    model, guide = build(mixer, horizon, series, args)
+    file = f"titans-{name.lower()}-{args.data.lower()}-{horizon}"
+    model, guide = load_pretrained(file) if args.pretrained else build(mixer, horizon, series, args)
     window = partial(series.windows, past=args.past, horizon=horizon)
     valid, test = (Patches(window(split, batch=64), args.patch) for split in ("valid", "test"))
     print(f"\n{name}, horizon {horizon}")
-    result = fit(
+    result = None if args.pretrained else fit(
         model, guide, Patches(window("train", batch=args.batch, seed=args.seed), args.patch),
         Trace_ELBO(max_plate_nesting=1), steps=args.steps, learning_rate=args.learning_rate,
         schedule=lambda step: 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)), information_every=None,
@@ -150,9 +156,10 @@ def run(name, mixer, horizon, series, args):
         device=args.device,
     )  # fmt: skip
     model.eval()
-    row = {"model": name, "horizon": horizon, "seconds": result.seconds, **errors(model, guide, test, args)}
+    row = {"model": name, "horizon": horizon, **errors(model, guide, test, args)}
     row["parameters"] = sum(p.numel() for p in model.parameters())
-    row["valid"] = result.history["evaluation"]
+    if result:
+        row |= {"seconds": result.seconds, "valid": result.history["evaluation"]}
     inside = []
     torch.manual_seed(args.seed)
     for i in range(0, test.count, max(1, test.count // 4)):
@@ -161,7 +168,35 @@ def run(name, mixer, horizon, series, args):
         inside.append(((truth >= low) & (truth <= high)).float().mean().item())
     row["coverage of 90%"] = sum(inside) / len(inside)
     print(f"  MSE {row['mse']:.4f}  MAE {row['mae']:.4f}  coverage of 90% intervals {row['coverage of 90%']:.3f}")
+    if name == args.weights:
+        leave_weights(file, model, guide, mixer, row, series, args)
     return model, guide, row
+
+
+def leave_weights(file, model, guide, mixer, row, series, args):
+    """The forecaster with the guide's median for its read-out, in half precision with a card."""
+    horizon = row["horizon"]
+    size = {"dim": args.dim, "blocks": args.blocks, "outputs": horizon}
+    plain = SequenceModel.series(args.patch, mixer, **size)
+    (weight,) = guide.median().values()
+    plain.load_state_dict(model.state_dict() | {"readout.weight": weight})
+    facts = {
+        "about": f"Titans {args.weights}, {horizon} values ahead of {args.past}, trained on {args.data}",
+        "data": f"{args.data}: {series}",
+        "licence": "the series' own; ETT is CC BY-ND 4.0",
+        "protocol": f"a channel at a time, scaled by the mean and deviation of its own past, in patches of "
+        f"{args.patch}; errors over every window of the test part, in deviations of the training part",
+        "numbers": {"MSE": f"{row['mse']:.4f}", "MAE": f"{row['mae']:.4f}"},
+        "training": f"{args.steps} steps of {args.batch} windows, all channels, seed {args.seed}; read-out weights are "
+        "the guide's median",
+    }
+    made = {"partial": [mixer.func.__name__, mixer.keywords]}
+    build = {
+        "model": ["SequenceModel.series", {"features": args.patch, "mixer": made, **size}],
+        "guide": ["EmptyGuide", {}],
+    }
+    card = save_pretrained(file, plain, EmptyGuide(), build=build, facts=facts, folder=args.out / "weights")
+    print(f"\n{card}")
 
 
 def draw_fans(shown, series, args, path):

@@ -20,8 +20,9 @@ import matplotlib.pyplot as plt
 import torch
 from pyro.infer import Trace_ELBO
 
-from pyro_memory import TokenSurprise, fit, token_surprise, warm_cosine
+from pyro_memory import TokenSurprise, fit, save_pretrained, token_surprise, warm_cosine
 from pyro_memory.data import CHARACTERS, CharacterText, NeedleTasks, load_text
+from pyro_memory.guides import EmptyGuide
 from pyro_memory.models import (
     LSTMMixer,
     SequenceModel,
@@ -67,6 +68,8 @@ def arguments():
     add("--evaluate", default=40_000, help="test characters at most (default 40,000)")
     parser.add_argument("--learning-rate", metavar="X", type=float, default=3e-3)
     add("--seed", default=0)
+    parser.add_argument("--weights", metavar="MODEL", help="leave this model's weights in --out/weights")
+    parser.add_argument("--name", default="text", help="of the text, for the weights (default: text)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/titans_language"))
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
@@ -105,14 +108,13 @@ def needle_accuracy(model, text, depth, args):
 def run(name, mixer, text, args):
     """Trains one model and measures its bits per character."""
     torch.manual_seed(args.seed)
-    model = SequenceModel.tokens(
-        len(text.vocabulary), mixer, dim=args.dim, blocks=args.blocks, parameters=args.parameters
-    ).to(args.device)
+    size = {"dim": args.dim, "blocks": args.blocks, "parameters": args.parameters}
+    model = SequenceModel.tokens(len(text.vocabulary), mixer, **size).to(args.device)
     count = sum(p.numel() for p in model.parameters())
     print(f"\n{name}: {count:,} parameters, {args.steps} steps of {args.batch} x {args.length} characters")
     valid = text.windows("valid", length=args.length)[:32]
     result = fit(
-        model, lambda *batch: None, Batches(text, args), Trace_ELBO(max_plate_nesting=1), steps=args.steps,
+        model, EmptyGuide(), Batches(text, args), Trace_ELBO(max_plate_nesting=1), steps=args.steps,
         learning_rate=args.learning_rate, schedule=warm_cosine(args.steps, warm=50),
         clip_norm=float(args.batch * args.length), information_every=None,
         evaluate=lambda step: {"bits": surprise(model, valid, args).bits}, evaluate_every=max(1, args.steps // 10),
@@ -129,13 +131,39 @@ def run(name, mixer, text, args):
     if args.needles:
         row["needle"] = {depth: needle_accuracy(model, text, depth, args) for depth in DEPTHS}
         print("  digits of a needle   " + "  ".join(f"{d}: {v['accuracy']:.2f}" for d, v in row["needle"].items()))
+    if name == args.weights:
+        leave_weights(name, model, mixer, size, text, row, args)
     return model, row
 
 
-def draw_needle(models, text, args, path):
+def leave_weights(name, model, mixer, size, text, row, args):
+    """Weights in half precision with a card, which holds the vocabulary, ready for ``load_pretrained``."""
+    lengths = {n: row[f"test_{n}"] for n in (args.length, 4 * args.length)}
+    facts = {
+        "about": f"Titans {name}, a language model of characters, trained on {args.name}",
+        "data": f"{args.name}: {text}; the last 5% are the test part",
+        "licence": "the text's own; tinyshakespeare is in the public domain",
+        "protocol": f"bits per character on {args.evaluate:,} characters of the test part, in windows of each length",
+        "numbers": {
+            f"windows of {n}": f"{r['bits']:.3f} ({r['se'] / math.log(2):.3f}) bits" for n, r in lengths.items()
+        },
+        "training": f"{args.steps} steps of {args.batch} windows of {args.length} characters, seed {args.seed}",
+        "vocabulary": text.vocabulary,
+    }
+    made = {"partial": [mixer.func.__name__, mixer.keywords]}
+    build = {
+        "model": ["SequenceModel.tokens", {"vocabulary": len(text.vocabulary), "mixer": made, **size}],
+        "guide": ["EmptyGuide", {}],
+    }
+    card = save_pretrained(
+        f"titans-{name.lower()}-{args.name}", model, EmptyGuide(), build=build, facts=facts,
+        folder=args.out / "weights",
+    )  # fmt: skip
+    print(f"\n{card}")
+
+
+def draw_needle(models, text, read, args, path):
     """The surprise of each model over one window of the test part, and where needle and question stand."""
-    tasks = NeedleTasks(text, split="test", length=args.length, depth=0.35, seed=args.seed + 1)
-    read = tasks.read(0, 0)
     first, last = read.index("The secret"), read.rindex("The secret")
     fig, axes = plt.subplots(len(models), 1, figsize=(13, 1 + 1.7 * len(models)), layout="constrained", squeeze=False)
     gains = {}
@@ -170,13 +198,14 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     text = CharacterText(load_text(args.data_dir), extra=CHARACTERS)
     print(text)
+    planted = NeedleTasks(text, split="test", length=args.length, depth=0.35, seed=args.seed + 1).read(0, 0)
     made = mixers(args)
     models, rows = {}, []
     for name in args.models:
         models[name], row = run(name, made[name], text, args)
         rows.append(row)
     draw_learning(rows, args.out / "learning.png")
-    needle = draw_needle(models, text, args, args.out / "surprise.png")
+    needle = draw_needle(models, text, planted, args, args.out / "surprise.png")
     for name, nats in needle.items():
         print(f"{name:>12}: the planted sentence {nats['first']:.1f} nats, again at the end {nats['again']:.1f}")
     record = {

@@ -19,8 +19,9 @@ import matplotlib.pyplot as plt
 import torch
 from pyro.infer import Trace_ELBO
 
-from pyro_memory import fit, warm_cosine
+from pyro_memory import fit, save_pretrained, warm_cosine
 from pyro_memory.data import RecallTasks
+from pyro_memory.guides import EmptyGuide
 from pyro_memory.models import (
     LSTMMixer,
     SequenceModel,
@@ -76,6 +77,7 @@ def arguments():
     add("--evaluate", default=256, help="test sequences at each length (default 256)")
     parser.add_argument("--learning-rate", metavar="X", type=float, default=5e-3)
     add("--seeds", nargs="+", default=[0])
+    parser.add_argument("--weights", metavar="MODEL", help="leave this model's weights, of seed 0, in --out/weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/titans_recall"))
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
@@ -106,15 +108,14 @@ def accuracy(model, batches, args):
 def run(name, mixer, seed, args):
     """Trains one model and measures it at every length and gap."""
     torch.manual_seed(seed)
-    model = SequenceModel.tokens(
-        args.vocabulary, mixer, dim=args.dim, blocks=args.blocks, parameters=args.parameters
-    ).to(args.device)
+    size = {"dim": args.dim, "blocks": args.blocks, "parameters": args.parameters}
+    model = SequenceModel.tokens(args.vocabulary, mixer, **size).to(args.device)
     count = sum(p.numel() for p in model.parameters())
     print(f"\n{name}, seed {seed}: {count:,} parameters, {args.steps} steps of {args.batch} sequences")
     test = tasks(args, args.length, 10_000)
     file = f"{name.replace(',', '').replace(' ', '-')}-{seed}.safetensors"
     result = fit(
-        model, lambda *batch: None, tasks(args, args.length, seed), Trace_ELBO(max_plate_nesting=1), steps=args.steps,
+        model, EmptyGuide(), tasks(args, args.length, seed), Trace_ELBO(max_plate_nesting=1), steps=args.steps,
         learning_rate=args.learning_rate, schedule=warm_cosine(args.steps, warm=50),
         clip_norm=float(args.batch * args.pairs), information_every=None,
         evaluate=lambda step: {"accuracy": accuracy(model, test, args)[0]}, evaluate_every=max(1, args.steps // 10),
@@ -131,10 +132,33 @@ def run(name, mixer, seed, args):
         by_gap[gap] = accuracy(model, tasks(args, length, 20_000, gap, small), args)
     print("  accuracy by length  " + "  ".join(f"{k}: {a:.3f} ({se:.3f})" for k, (a, se) in by_length.items()))
     print("  accuracy by gap     " + "  ".join(f"{k}: {a:.3f} ({se:.3f})" for k, (a, se) in by_gap.items()))
+    if name == args.weights and seed == 0:
+        leave_weights(name, model, mixer, size, by_length, args)
     return {
         "model": name, "seed": seed, "parameters": count, "seconds": result.seconds,
         "learning": result.history["evaluation"], "by_length": by_length, "by_gap": by_gap,
     }  # fmt: skip
+
+
+def leave_weights(name, model, mixer, size, by_length, args):
+    """Weights in half precision with a card, ready for ``load_pretrained``."""
+    made = {"partial": [mixer.func.__name__, mixer.keywords]}
+    facts = {
+        "about": f"Titans {name} trained on associative recall",
+        "data": f"MQAR (Arora et al., 2023), {args.pairs} pairs of {args.vocabulary} tokens, drawn by RecallTasks",
+        "licence": "none needed: made from random numbers",
+        "protocol": f"trained at length {args.length}; the share of right answers on {args.evaluate} new sequences",
+        "numbers": {f"length {n}": f"{a:.3f} ({se:.3f})" for n, (a, se) in by_length.items()},
+        "training": f"{args.steps} steps of {args.batch} sequences, seed 0",
+    }
+    build = {
+        "model": ["SequenceModel.tokens", {"vocabulary": args.vocabulary, "mixer": made, **size}],
+        "guide": ["EmptyGuide", {}],
+    }
+    card = save_pretrained(
+        f"titans-{name.lower()}-recall", model, EmptyGuide(), build=build, facts=facts, folder=args.out / "weights"
+    )
+    print(f"\n{card}")
 
 
 def draw(rows, args, path):

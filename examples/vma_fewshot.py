@@ -14,7 +14,6 @@ in place of z and a decoder. Writes results.json, checkpoints and figures to --o
 import argparse
 import json
 import os
-import subprocess
 import time
 import zlib
 from functools import partial
@@ -197,7 +196,6 @@ def begin_diffusion(shape, args):
 
 def leave_weights(pairs, build, results, numbers, args):
     """Weights in half precision with a card each, ready for ``load_pretrained``."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     for (name, pair), file in zip(pairs.items(), FILES[args.base], strict=True):
         trained = f"{results[name].steps} steps of {args.batch} images, seed {args.seed}"
         if args.base == "vae":
@@ -218,7 +216,6 @@ def leave_weights(pairs, build, results, numbers, args):
             "protocol": f"{PROTOCOLS[args.protocol]}; {args.evaluate} targets, K = {args.particles}",
             "numbers": numbers[name],
             "training": trained,
-            "commit": commit.stdout.strip() or "unknown",
         }
         file = f"{file}-{args.name or args.data}"
         card = save_pretrained(file, *pair, build=build[name], facts=facts, folder=args.out / "weights")

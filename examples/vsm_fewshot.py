@@ -15,7 +15,6 @@ results.json, a checkpoint (with the stores) and figures to --out; run it again 
 
 import argparse
 import json
-import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -48,7 +47,7 @@ from pyro_memory import (
     warm_cosine,
 )
 from pyro_memory.data import LICENCES, NAMES, SetTasks, load_images
-from pyro_memory.guides import DiffusionBaseGuide, HierarchicalBaseGuide, VAEBaseGuide, VSMGuide
+from pyro_memory.guides import DiffusionBaseGuide, EmptyGuide, HierarchicalBaseGuide, VAEBaseGuide, VSMGuide
 from pyro_memory.metrics import class_agreement, frechet_distance, prototype_sets, train_classifier
 from pyro_memory.models import VSM, DiffusionBase, HierarchicalBase, VAEBase
 from pyro_memory.plotting import plot_images, plot_levels
@@ -153,7 +152,7 @@ def teach(recall, background, evaluation, args):
     sets = SetTasks(background, tasks=tasks, queries=2, shots=range(1, 6), seed=args.seed + 1, turned=args.turned)
     recognition = Recognition(recall)
     taught = fit(
-        recognition, lambda x, support: None, sets, Trace_ELBO(max_plate_nesting=2), steps=args.recognition,
+        recognition, EmptyGuide(), sets, Trace_ELBO(max_plate_nesting=2), steps=args.recognition,
         learning_rate=2e-3, schedule=warm_cosine(args.recognition), information_every=None,
         checkpoint=args.out / "recognition.safetensors", resume=not args.fresh, seed=args.seed, device=args.device,
     )  # fmt: skip
@@ -200,7 +199,6 @@ class Seen:
 
 def leave_weights(model, guide, life, bounds, shape, args):
     """Weights in half precision and the stores, with a card, ready for ``load_pretrained`` and ``load_memory``."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
     base, base_guide, recall = sizes(shape, args)
     parts = {"base": {"build": [BASES[args.base][0].__name__, base]}, "recall": {"shared": "recall"}}
     guide_parts = parts | {"base": {"build": [BASES[args.base][1].__name__, base_guide]}}
@@ -214,7 +212,6 @@ def leave_weights(model, guide, life, bounds, shape, args):
         "training": f"{args.steps} steps of {args.tasks} x {args.queries} images, {args.turned:.0%} of the tasks "
         f"turned or mirrored, after {args.recognition} of recognition; memory {args.memory}, conversion {args.rule}, "
         f"{'no ' * args.no_replay}replay; seed {args.seed}",
-        "commit": commit.stdout.strip() or "unknown",
     }  # fmt: skip
     card = save_pretrained(
         f"vsm-{args.base}-{args.data}", model, guide, memory=life.memory, facts=facts, folder=args.out / "weights",

@@ -38,7 +38,7 @@ from pyro_memory import (
     warm_cosine,
 )
 from pyro_memory.data import NAMES, ClassStream, SetTasks, glyphs, load_images
-from pyro_memory.guides import VAEBaseGuide, VSMGuide
+from pyro_memory.guides import EmptyGuide, VAEBaseGuide, VSMGuide
 from pyro_memory.models import VSM, VAEBase
 from pyro_memory.plotting import plot_images
 
@@ -90,7 +90,7 @@ def taught(stream, args, seed):
     recall = Recall(letters.shape, dim=DIM, code_dim=CODE_DIM, channels=args.recall_channels)
     recall.calibrate(letters[torch.randperm(len(letters))[:500]])
     fit(
-        Recognition(recall), lambda x, support: None,
+        Recognition(recall), EmptyGuide(),
         SetTasks(letters, tasks=40, queries=2, shots=range(1, ITEMS), seed=seed + 1, turned=0.5),
         Trace_ELBO(max_plate_nesting=2), steps=args.recognition, learning_rate=2e-3,
         schedule=warm_cosine(args.recognition), information_every=None,

@@ -4,6 +4,7 @@ from pyro_memory.guides.addressed import AddressedGuide
 from pyro_memory.guides.base import BaseGuide, VAEBaseGuide
 from pyro_memory.guides.consolidation import ConsolidationGuide
 from pyro_memory.guides.diffusion import DiffusionBaseGuide
+from pyro_memory.guides.empty import EmptyGuide
 from pyro_memory.guides.hierarchical import HierarchicalBaseGuide
 from pyro_memory.guides.soft_attention import SoftAttentionVAEGuide
 from pyro_memory.guides.titans import TitansAddressingGuide
@@ -16,6 +17,7 @@ __all__ = [
     "BaseGuide",
     "ConsolidationGuide",
     "DiffusionBaseGuide",
+    "EmptyGuide",
     "HierarchicalBaseGuide",
     "SoftAttentionVAEGuide",
     "TitansAddressingGuide",

@@ -87,6 +87,39 @@ def plot_surprise(surprise: TokenSurprise, ax: Axes | None = None, *, sequence: 
     return ax
 
 
+def plot_text(
+    text: str, nats: Float[Tensor, " time"], ax: Axes | None = None, *, columns: int = 72, highest: float = 8.0
+) -> Axes:
+    """Writes a text in lines of ``columns`` characters, each on a ground as dark as it was surprising.
+
+    Args:
+        nats: the surprise of each character, one row of ``TokenSurprise.nats``.
+        highest: nats of the darkest ground.
+
+    Raises:
+        ValueError: if there is not one number a character.
+    """
+    import numpy as np
+
+    if len(text) != len(nats):
+        raise ValueError(f"`nats` must have one number for each of the {len(text)} characters; got {len(nats)}")
+    ax = axes_or_new(ax)
+    places, row, column = [], 0, 0
+    for character in text:
+        places.append((row, column))
+        row, column = (row + 1, 0) if character == "\n" or column == columns - 1 else (row, column + 1)
+    sheet = np.full((places[-1][0] + 1 if places else 1, columns), np.nan)
+    for (row, column), character, value in zip(places, text, nats.tolist(), strict=True):
+        sheet[row, column] = value
+        ax.text(
+            column, row, "¶" if character == "\n" else character, ha="center", va="center", family="monospace", size=8
+        )
+    image = ax.imshow(sheet, cmap="Oranges", vmin=0, vmax=highest, aspect="auto", interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.figure.colorbar(image, ax=ax, label="surprise, nats", pad=0.01)
+    return ax
+
+
 def plot_usage(
     usage: Float[Tensor, " slot"], prior: Float[Tensor, " slot"] | None = None, ax: Axes | None = None
 ) -> Axes:

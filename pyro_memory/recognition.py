@@ -37,7 +37,7 @@ class Recognition(PyroModule):
     Example::
 
         tasks = SetTasks(data, tasks=40, queries=2, shots=range(1, 6))
-        fit(Recognition(recall), lambda x, support: None, tasks, Trace_ELBO(max_plate_nesting=2), steps=800)
+        fit(Recognition(recall), EmptyGuide(), tasks, Trace_ELBO(max_plate_nesting=2), steps=800)
         recall.fixed = True
     """
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,12 @@ class Card:
 
     Attributes:
         name: what ``load_pretrained`` takes.
-        facts: about, data, licence, protocol, numbers (nats, with standard errors), training, commit.
+        facts: about, data, licence, protocol, numbers (with their units and standard errors), training, commit; others
+            where a model needs them, as the vocabulary of a language model.
         build: for "model" and "guide" the constructor, such as ``"VMA.convolutional"``, and its arguments. An argument
             ``{"build": [constructor, arguments]}`` is built first; ``{"shared": name}`` is the part of that name under
-            "shared", built once for both.
+            "shared", built once for both; ``{"partial": [constructor, arguments]}`` is one that the model calls itself,
+            as a ``SequenceModel`` its mixer.
         sha256: of the safetensors file.
     """
 
@@ -121,13 +125,15 @@ def save_pretrained(
         build: for "model" and "guide" the constructor, of ``pyro_memory.models``, ``guides`` or the package itself, and
             its arguments, which JSON must be able to hold; see ``Card`` for parts that are modules. A part that both
             use is written once.
-        facts: about, data, licence, protocol, numbers, training, commit.
+        facts: about, data, licence, protocol, numbers, training, and what else the card should tell. The commit is that
+            of the working directory, unless it is given.
         folder: where to write.
         memory: the stores that belong to the pair, for ``load_memory``.
 
     Raises:
         ValueError: if a fact is missing, or ``build`` does not build these modules. Nothing is written then.
     """
+    facts = {"commit": _commit()} | dict(facts)
     missing = [key for key in FACTS if key not in facts]
     if missing:
         raise ValueError(f"`facts` must tell {', '.join(FACTS)}; missing: {', '.join(missing)}")
@@ -146,9 +152,17 @@ def save_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.safetensors").write_bytes(content)
-    card = {"facts": dict(facts), "build": dict(build), "sha256": hashlib.sha256(content).hexdigest()}
+    card = {"facts": facts, "build": dict(build), "sha256": hashlib.sha256(content).hexdigest()}
     (folder / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n")
     return _card(folder / f"{name}.json")
+
+
+def _commit() -> str:
+    """Of the git repository of the working directory."""
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _card(path: Path) -> Card:
@@ -205,20 +219,26 @@ def _pair(build: Mapping[str, Any]) -> nn.ModuleDict:
 
 def _built(spec: Any, shared: Mapping[str, nn.Module]) -> nn.Module:
     """Calls a constructor of this package with its arguments, those that are parts built first."""
-    constructor, arguments = spec
+    call, arguments = _constructor(spec[0]), spec[1]
+
+    def made(argument: Any) -> Any:
+        if isinstance(argument, Mapping) and set(argument) == {"build"}:
+            return _built(argument["build"], shared)
+        if isinstance(argument, Mapping) and set(argument) == {"partial"}:
+            return partial(_constructor(argument["partial"][0]), **argument["partial"][1])
+        if isinstance(argument, Mapping) and set(argument) == {"shared"}:
+            return shared[argument["shared"]]
+        return argument
+
+    return call(**{name: made(argument) for name, argument in arguments.items()})
+
+
+def _constructor(constructor: str) -> Any:
+    """A class of this package or its class method, by name."""
     kind, _, method = constructor.partition(".")
     # Looked up when asked for: models and guides are made of this package's parts, not the other way round.
     homes = [importlib.import_module(name) for name in HOMES]
     found = [getattr(home, kind) for home in homes if kind in home.__all__ and isinstance(getattr(home, kind), type)]
     if not found:
         raise ValueError(f"`build` must name a class of {', '.join(HOMES)}; got {constructor!r}")
-
-    def made(argument: Any) -> Any:
-        if isinstance(argument, Mapping) and set(argument) == {"build"}:
-            return _built(argument["build"], shared)
-        if isinstance(argument, Mapping) and set(argument) == {"shared"}:
-            return shared[argument["shared"]]
-        return argument
-
-    call = getattr(found[0], method) if method else found[0]
-    return call(**{name: made(argument) for name, argument in arguments.items()})
+    return getattr(found[0], method) if method else found[0]

@@ -96,6 +96,12 @@ def test_the_variable_names_the_folder_above(folder, cache, monkeypatch):
     assert len(omniglot("background")) == 12
 
 
+def test_the_folder_of_all_data_sets_will_do(folder, cache):
+    (folder.parent / "all").mkdir()
+    folder.rename(folder.parent / "all" / "omniglot")
+    assert len(omniglot("background", root=folder.parent / "all")) == 12
+
+
 def test_an_unknown_split_or_size_is_named():
     with pytest.raises(ValueError, match=r'`split` must be "background" or "evaluation"; got \'train\''):
         omniglot("train")

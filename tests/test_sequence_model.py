@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -27,6 +28,7 @@ from pyro_memory.models import (
     TitansMAL,
     TransformerMixer,
 )
+from pyro_memory.plotting import plot_text
 
 MIXERS = {
     "transformer": partial(TransformerMixer, heads=2, window=5),
@@ -81,6 +83,21 @@ def test_the_loss_is_the_hand_computed_log_likelihood(model):
     torch.testing.assert_close(surprise.nats, -each)
     assert torch.equal(surprise.scored, mask)
     assert surprise.mean == pytest.approx(-each[mask].mean().item())
+
+
+def test_a_text_is_written_on_grounds_as_dark_as_it_was_surprising():
+    text, nats = "ab\ncdefg", torch.arange(8.0)
+    ax = plot_text(text, nats, columns=4)
+    sheet = ax.images[0].get_array()
+    assert [t.get_text() for t in ax.texts] == ["a", "b", "¶", "c", "d", "e", "f", "g"]
+    assert sheet.shape == (3, 4)
+    assert sheet[0, :3].tolist() == [0, 1, 2]
+    assert sheet[1].tolist() == [3, 4, 5, 6]  # a full line goes on in the next
+    assert sheet[2, 0] == 7
+    assert sheet.mask.sum() == 4  # blanks have no ground
+    plt.close(ax.figure)
+    with pytest.raises(ValueError, match="`nats` must have one number for each of the 8 characters; got 7"):
+        plot_text(text, nats[:7])
 
 
 def test_windowed_attention_equals_attention_with_a_band_mask():

@@ -1,12 +1,15 @@
 """Weights that come with the package, and their cards."""
 
 import json
+import math
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ink
+from pyro.infer import Trace_ELBO
 from safetensors.torch import load
 from torch.testing import assert_close
 
@@ -23,8 +26,8 @@ from pyro_memory import (
     remember,
 )
 from pyro_memory.data import FewShotTasks, SetTasks, glyphs, load_images
-from pyro_memory.guides import VAEBaseGuide, VMAGuide, VSMGuide
-from pyro_memory.models import VMA, VSM, VAEBase
+from pyro_memory.guides import EmptyGuide, VAEBaseGuide, VMAGuide, VSMGuide
+from pyro_memory.models import VMA, VSM, SequenceModel, TitansLMM, VAEBase
 from pyro_memory.zoo import FACTS, FOLDER, save_pretrained
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,8 +71,8 @@ def test_what_does_not_fit_is_refused(saved):
         load_pretrained("large", folder)
     with pytest.raises(ValueError, match="`folder` must hold weights with their cards"):
         load_pretrained("small", folder / "nowhere")
-    facts = {key: value for key, value in FACT.items() if key != "commit"}
-    with pytest.raises(ValueError, match="missing: commit"):
+    facts = {key: value for key, value in FACT.items() if key != "protocol"}
+    with pytest.raises(ValueError, match="missing: protocol"):
         save_pretrained("other", *saved[0], build=BUILD, facts=facts, folder=folder)
     wider = {role: (name, SIZES | {"latent_dim": 4}) for role, (name, _) in BUILD.items()}
     with pytest.raises(ValueError, match="was saved from other modules"):
@@ -125,7 +128,30 @@ def test_what_model_and_guide_share_is_written_once_and_stores_come_along(tmp_pa
         save_pretrained("unshared", *pair, build=unshared, facts=FACT, folder=tmp_path)
 
 
-@pytest.mark.parametrize("name", pretrained())
+def test_a_model_makes_its_own_mixers_again_and_the_commit_is_told(tmp_path, monkeypatch):
+    size = {"dim": 8, "blocks": 2, "parameters": 4000}
+    mixer = partial(TitansLMM, heads=2, chunk_size=4)
+    model = SequenceModel.tokens(11, mixer, **size)
+    made = {"partial": ["TitansLMM", mixer.keywords]}
+    build = {
+        "model": ["SequenceModel.tokens", {"vocabulary": 11, "mixer": made, **size}], "guide": ["EmptyGuide", {}],
+    }  # fmt: skip
+    facts = {key: value for key, value in FACT.items() if key != "commit"} | {"vocabulary": "abc"}
+    monkeypatch.chdir(tmp_path)
+    card = save_pretrained("small", model, EmptyGuide(), build=build, facts=facts, folder=tmp_path)
+    assert card.facts["commit"] == "unknown"  # no repository here
+    assert card.facts["vocabulary"] == "abc"
+    again, guide = load_pretrained("small", tmp_path)
+    x = torch.randint(11, (3, 12))
+    assert_close(again.x_dist(x).logits, model.x_dist(x).logits, rtol=0, atol=0.02)
+    assert math.isfinite(Trace_ELBO(max_plate_nesting=1).loss(again, guide, x))
+    monkeypatch.chdir(ROOT)
+    if (ROOT / ".git").exists():
+        commit = save_pretrained("small", model, EmptyGuide(), build=build, facts=facts, folder=tmp_path)
+        assert len(commit.facts["commit"]) == 40
+
+
+@pytest.mark.parametrize("name", [n for n in pretrained() if not n.startswith("titans")])
 def test_shipped_weights_are_whole_and_explain_letters(name):
     """Glyphs are not what they were trained on: drawn letters all the same, better explained than by a fair coin."""
     model, guide = load_pretrained(name)

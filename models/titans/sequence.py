@@ -83,9 +83,9 @@ class SequenceModel(PyroModule):
         h_t = blocks(start, x_1 .. x_t)         RMSNorm, mixer, RMSNorm, SwiGLU; residual
         x_{t+1} ~ readout(h_t)                  or, where targets are given, targets_t ~ readout(h_t)
 
-    Trained with an empty guide (``lambda *args: None``) and ``Trace_ELBO`` this is maximum likelihood. A guide over
-    what a user makes random, such as ``model.readout.weight = PyroSample(...)``, makes it Bayesian; then give
-    ``data_size``, so that the data weigh against the prior as all of them would.
+    Trained with an ``EmptyGuide`` and ``Trace_ELBO`` this is maximum likelihood. A guide over what a user makes random,
+    such as ``model.readout.weight = PyroSample(...)``, makes it Bayesian; then give ``data_size``, so that the data
+    weigh against the prior as all of them would.
 
     Args:
         embedding: maps elements to vectors ``[*batch, dim]``.

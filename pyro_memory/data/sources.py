@@ -16,7 +16,7 @@ def cache_dir() -> Path:
 
 
 def find_file(name: str, *, folder: str, root: str | Path | None, url: str, sha256: str) -> Path:
-    """Gives the path of a file: in ``root``, else in ``$PYRO_MEMORY_DATA/folder``, else downloaded once.
+    """Gives the path of a file: in ``root`` or ``root/folder``, in ``$PYRO_MEMORY_DATA/folder``, or downloaded once.
 
     Raises:
         FileNotFoundError: if a folder was named and the file is not there.
@@ -25,7 +25,9 @@ def find_file(name: str, *, folder: str, root: str | Path | None, url: str, sha2
     if root is None and VARIABLE in os.environ:
         root = Path(os.environ[VARIABLE]) / folder
     if root is not None:
-        path = Path(root) / name
+        path, nested = Path(root) / name, Path(root) / folder / name
+        if nested.is_file() and not path.is_file():  # the folder of all data sets was named
+            return nested
         if not path.is_file():
             raise FileNotFoundError(
                 f"`root` must be a folder that holds {name}; there is no {path}. Put the file from {url} there, or "
