@@ -23,44 +23,21 @@ import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroSample
+from titans_parts import MIXERS, leave_weights, mixers
 
-from pyro_memory import fit, load_pretrained, save_pretrained
+from pyro_memory import fit, load_pretrained
 from pyro_memory.data import SERIES, load_series
 from pyro_memory.guides import EmptyGuide
-from pyro_memory.models import (
-    DLinear,
-    LSTMMixer,
-    SequenceModel,
-    StudentTReadout,
-    TitansLMM,
-    TitansMAC,
-    TitansMAG,
-    TitansMAL,
-    TransformerMixer,
-)
+from pyro_memory.models import DLinear, SequenceModel, StudentTReadout
 from pyro_memory.plotting import BLUE, ORANGE
 
 HORIZONS = {"eeg": [24, 48]}  # the others: 96 192 336 720
 
 
-def mixers(args):
-    memory = {"heads": args.heads, "chunk_size": 4}
-    return {
-        "LMM": partial(TitansLMM, **memory),
-        "MAC": partial(TitansMAC, segment=16, **memory),
-        "MAG": partial(TitansMAG, window=16, **memory),
-        "MAL": partial(TitansMAL, window=16, **memory),
-        "transformer": partial(TransformerMixer, heads=args.heads, window=16),
-        "LSTM": LSTMMixer,
-        "DLinear": None,
-    }
-
-
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = partial(parser.add_argument, metavar="N", type=int)
-    names = ("LMM", "MAC", "MAG", "MAL", "transformer", "LSTM", "DLinear")
-    parser.add_argument("--models", nargs="+", choices=names, default=["LMM", "DLinear"])
+    parser.add_argument("--models", nargs="+", choices=(*MIXERS, "DLinear"), default=["LMM", "DLinear"])
     parser.add_argument("--data", choices=SERIES, default="eeg", help="the embedded recording by default")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the csv files (eeg needs none)")
     add("--past", default=96)
@@ -169,15 +146,15 @@ def run(name, mixer, horizon, series, args):
     row["coverage of 90%"] = sum(inside) / len(inside)
     print(f"  MSE {row['mse']:.4f}  MAE {row['mae']:.4f}  coverage of 90% intervals {row['coverage of 90%']:.3f}")
     if name == args.weights:
-        leave_weights(file, model, guide, mixer, row, series, args)
+        leave_median(file, model, guide, mixer, row, series, args)
     return model, guide, row
 
 
-def leave_weights(file, model, guide, mixer, row, series, args):
-    """The forecaster with the guide's median for its read-out, in half precision with a card."""
+def leave_median(file, model, guide, mixer, row, series, args):
+    """Writes the forecaster with the guide's median for its read-out: without it, nothing of it is random."""
     horizon = row["horizon"]
-    size = {"dim": args.dim, "blocks": args.blocks, "outputs": horizon}
-    plain = SequenceModel.series(args.patch, mixer, **size)
+    sizes = {"features": args.patch, "dim": args.dim, "blocks": args.blocks, "outputs": horizon}
+    plain = SequenceModel.series(mixer=mixer, **sizes)
     (weight,) = guide.median().values()
     plain.load_state_dict(model.state_dict() | {"readout.weight": weight})
     facts = {
@@ -190,13 +167,7 @@ def leave_weights(file, model, guide, mixer, row, series, args):
         "training": f"{args.steps} steps of {args.batch} windows, all channels, seed {args.seed}; read-out weights are "
         "the guide's median",
     }
-    made = {"partial": [mixer.func.__name__, mixer.keywords]}
-    build = {
-        "model": ["SequenceModel.series", {"features": args.patch, "mixer": made, **size}],
-        "guide": ["EmptyGuide", {}],
-    }
-    card = save_pretrained(file, plain, EmptyGuide(), build=build, facts=facts, folder=args.out / "weights")
-    print(f"\n{card}")
+    leave_weights(file, plain, "series", sizes, mixer, facts, args.out / "weights")
 
 
 def draw_fans(shown, series, args, path):
@@ -236,7 +207,7 @@ def main():
     print(series)
     if args.past % args.patch:
         raise SystemExit(f"--patch must divide --past; got {args.patch} and {args.past}")
-    made = mixers(args)
+    made = mixers(args.heads, 4, 16) | {"DLinear": None}
     horizons = args.horizons or HORIZONS.get(args.data, [96, 192, 336, 720])
     rows, shown = [], {}
     for horizon in horizons:

@@ -19,41 +19,21 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from pyro.infer import Trace_ELBO
+from titans_parts import MIXERS, leave_weights, mixers
 
-from pyro_memory import TokenSurprise, fit, save_pretrained, token_surprise, warm_cosine
+from pyro_memory import TokenSurprise, fit, token_surprise, warm_cosine
 from pyro_memory.data import CHARACTERS, CharacterText, NeedleTasks, load_text
 from pyro_memory.guides import EmptyGuide
-from pyro_memory.models import (
-    LSTMMixer,
-    SequenceModel,
-    TitansLMM,
-    TitansMAC,
-    TitansMAG,
-    TitansMAL,
-    TransformerMixer,
-)
+from pyro_memory.models import SequenceModel
 from pyro_memory.plotting import BLUE, ORANGE
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def mixers(args):
-    memory = {"heads": args.heads, "chunk_size": 16}
-    return {
-        "LMM": partial(TitansLMM, **memory),
-        "MAC": partial(TitansMAC, segment=args.window, **memory),
-        "MAG": partial(TitansMAG, window=args.window, **memory),
-        "MAL": partial(TitansMAL, window=args.window, **memory),
-        "transformer": partial(TransformerMixer, heads=args.heads, window=args.window),
-        "LSTM": LSTMMixer,
-    }
-
-
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = partial(parser.add_argument, metavar="N", type=int)
-    names = ("LMM", "MAC", "MAG", "MAL", "transformer", "LSTM")
-    parser.add_argument("--models", nargs="+", choices=names, default=["LMM", "MAG", "transformer"])
+    parser.add_argument("--models", nargs="+", choices=MIXERS, default=["LMM", "MAG", "transformer"])
     parser.add_argument("--data", choices=["text"], default="text", help="plain text; the embedded one by default")
     parser.add_argument("--data-dir", metavar="DIR", help="a .txt or .txt.gz file, or a folder of them")
     add("--length", default=256, help="characters of a training window (default 256)")
@@ -132,14 +112,15 @@ def run(name, mixer, text, args):
         row["needle"] = {depth: needle_accuracy(model, text, depth, args) for depth in DEPTHS}
         print("  digits of a needle   " + "  ".join(f"{d}: {v['accuracy']:.2f}" for d, v in row["needle"].items()))
     if name == args.weights:
-        leave_weights(name, model, mixer, size, text, row, args)
+        sizes, told = {"vocabulary": len(text.vocabulary), **size}, facts(name, text, row, args)
+        leave_weights(f"titans-{name.lower()}-{args.name}", model, "tokens", sizes, mixer, told, args.out / "weights")
     return model, row
 
 
-def leave_weights(name, model, mixer, size, text, row, args):
-    """Weights in half precision with a card, which holds the vocabulary, ready for ``load_pretrained``."""
+def facts(name, text, row, args):
+    """What the card of its weights says; who reads with them needs the vocabulary."""
     lengths = {n: row[f"test_{n}"] for n in (args.length, 4 * args.length)}
-    facts = {
+    return {
         "about": f"Titans {name}, a language model of characters, trained on {args.name}",
         "data": f"{args.name}: {text}; the last 5% are the test part",
         "licence": "the text's own; tinyshakespeare is in the public domain",
@@ -150,16 +131,6 @@ def leave_weights(name, model, mixer, size, text, row, args):
         "training": f"{args.steps} steps of {args.batch} windows of {args.length} characters, seed {args.seed}",
         "vocabulary": text.vocabulary,
     }
-    made = {"partial": [mixer.func.__name__, mixer.keywords]}
-    build = {
-        "model": ["SequenceModel.tokens", {"vocabulary": len(text.vocabulary), "mixer": made, **size}],
-        "guide": ["EmptyGuide", {}],
-    }
-    card = save_pretrained(
-        f"titans-{name.lower()}-{args.name}", model, EmptyGuide(), build=build, facts=facts,
-        folder=args.out / "weights",
-    )  # fmt: skip
-    print(f"\n{card}")
 
 
 def draw_needle(models, text, read, args, path):
@@ -199,7 +170,7 @@ def main():
     text = CharacterText(load_text(args.data_dir), extra=CHARACTERS)
     print(text)
     planted = NeedleTasks(text, split="test", length=args.length, depth=0.35, seed=args.seed + 1).read(0, 0)
-    made = mixers(args)
+    made = mixers(args.heads, 16, args.window)
     models, rows = {}, []
     for name in args.models:
         models[name], row = run(name, made[name], text, args)

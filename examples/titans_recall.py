@@ -18,19 +18,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from pyro.infer import Trace_ELBO
+from titans_parts import MIXERS, leave_weights, mixers
 
-from pyro_memory import fit, save_pretrained, warm_cosine
+from pyro_memory import fit, warm_cosine
 from pyro_memory.data import RecallTasks
 from pyro_memory.guides import EmptyGuide
-from pyro_memory.models import (
-    LSTMMixer,
-    SequenceModel,
-    TitansLMM,
-    TitansMAC,
-    TitansMAG,
-    TitansMAL,
-    TransformerMixer,
-)
+from pyro_memory.models import SequenceModel
 
 FACTORS = (1, 2, 4, 8, 16)
 ABLATIONS = {
@@ -43,23 +36,10 @@ ABLATIONS = {
 }
 
 
-def mixers(args):
-    memory = {"heads": args.heads, "chunk_size": args.chunk}
-    return {
-        "LMM": partial(TitansLMM, **memory),
-        "MAC": partial(TitansMAC, segment=args.window, **memory),
-        "MAG": partial(TitansMAG, window=args.window, **memory),
-        "MAL": partial(TitansMAL, window=args.window, **memory),
-        "transformer": partial(TransformerMixer, heads=args.heads, window=args.window),
-        "LSTM": LSTMMixer,
-    }
-
-
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = partial(parser.add_argument, metavar="N", type=int)
-    names = ("LMM", "MAC", "MAG", "MAL", "transformer", "LSTM")
-    parser.add_argument("--models", nargs="+", choices=names, default=["LMM", "transformer", "LSTM"])
+    parser.add_argument("--models", nargs="+", choices=MIXERS, default=["LMM", "transformer", "LSTM"])
     parser.add_argument(
         "--ablations", nargs="+", choices=ABLATIONS, default=["none"], help="what a memory goes without"
     )
@@ -133,17 +113,17 @@ def run(name, mixer, seed, args):
     print("  accuracy by length  " + "  ".join(f"{k}: {a:.3f} ({se:.3f})" for k, (a, se) in by_length.items()))
     print("  accuracy by gap     " + "  ".join(f"{k}: {a:.3f} ({se:.3f})" for k, (a, se) in by_gap.items()))
     if name == args.weights and seed == 0:
-        leave_weights(name, model, mixer, size, by_length, args)
+        sizes, told = {"vocabulary": args.vocabulary, **size}, facts(name, by_length, args)
+        leave_weights(f"titans-{name.lower()}-recall", model, "tokens", sizes, mixer, told, args.out / "weights")
     return {
         "model": name, "seed": seed, "parameters": count, "seconds": result.seconds,
         "learning": result.history["evaluation"], "by_length": by_length, "by_gap": by_gap,
     }  # fmt: skip
 
 
-def leave_weights(name, model, mixer, size, by_length, args):
-    """Weights in half precision with a card, ready for ``load_pretrained``."""
-    made = {"partial": [mixer.func.__name__, mixer.keywords]}
-    facts = {
+def facts(name, by_length, args):
+    """What the card of its weights says."""
+    return {
         "about": f"Titans {name} trained on associative recall",
         "data": f"MQAR (Arora et al., 2023), {args.pairs} pairs of {args.vocabulary} tokens, drawn by RecallTasks",
         "licence": "none needed: made from random numbers",
@@ -151,14 +131,6 @@ def leave_weights(name, model, mixer, size, by_length, args):
         "numbers": {f"length {n}": f"{a:.3f} ({se:.3f})" for n, (a, se) in by_length.items()},
         "training": f"{args.steps} steps of {args.batch} sequences, seed 0",
     }
-    build = {
-        "model": ["SequenceModel.tokens", {"vocabulary": args.vocabulary, "mixer": made, **size}],
-        "guide": ["EmptyGuide", {}],
-    }
-    card = save_pretrained(
-        f"titans-{name.lower()}-recall", model, EmptyGuide(), build=build, facts=facts, folder=args.out / "weights"
-    )
-    print(f"\n{card}")
 
 
 def draw(rows, args, path):
@@ -191,7 +163,7 @@ def main():
     args = arguments()
     start = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
-    made = mixers(args)
+    made = mixers(args.heads, args.chunk, args.window)
     runs = {}
     for name in args.models:
         memory = name in ("LMM", "MAC", "MAG", "MAL")
