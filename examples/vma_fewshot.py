@@ -363,11 +363,7 @@ def draw_samples(model, data, args, path):
     for i in range(6):
         _, memory = FewShotTasks(data, classes=1, shots=4, targets=1, seed=args.seed + 2)[i]
         memory = memory.to(args.device)
-        if args.base == "vae":
-            content = model.content(memory[model.a_dist(memory).sample((10,))])
-            x = model.x_dist(model.z_dist(content).sample(), content).mean
-        else:
-            x = model.generate(memory, (10,))
+        x = model.generate(memory, (10,))
         rows.append(torch.cat([memory.values, torch.zeros_like(x[:1]), x]))
         labels.append("")
     fig, ax = plt.subplots(figsize=(9, 4), layout="constrained")

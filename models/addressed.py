@@ -12,7 +12,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_memory.addressing import UniformPrior
-from pyro_memory.checks import check_images, resolve_memory
+from pyro_memory.checks import check_images, chosen_memory, resolve_memory
 from pyro_memory.context import Context
 from pyro_memory.models.base import BaseModel
 from pyro_memory.naming import unique_name
@@ -77,8 +77,15 @@ class Addressed(PyroModule):
 
     @torch.no_grad()
     def generate(
-        self, memory: SlotMemory, shape: Sequence[int] = (), a: Int[Tensor, "*batch"] | None = None
+        self, memory: SlotMemory | None = None, shape: Sequence[int] = (), a: Int[Tensor, "*batch"] | None = None
     ) -> Float[Tensor, "*batch channel height width"]:
-        """Draws images, each after a lookup of its own, or from the slots at ``a``."""
+        """Draws images, each after a lookup of its own; pixels are means of the last distribution, not draws of it.
+
+        Args:
+            memory: as of ``forward``.
+            shape: how many, ``[*shape]`` of a shared memory, ``[*shape, batch]`` of one a datum.
+            a: read these slots instead.
+        """
+        memory = chosen_memory(self, memory)
         a = self.a_dist(memory).sample(torch.Size(shape)) if a is None else a
         return self.base.generate(self.context(a, memory), a.shape)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_memory.addressing import UniformPrior
-from pyro_memory.checks import check_images, resolve_memory
+from pyro_memory.checks import check_images, chosen_memory, resolve_memory
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import (
     BernoulliImage,
@@ -113,6 +114,22 @@ class VMA(PyroModule):
             content = memory.read(a, self.content)
             z = pyro.sample("z", self.z_dist(content))
             pyro.sample("x", self.x_dist(z, content), obs=x)
+
+    @torch.no_grad()
+    def generate(
+        self, memory: SlotMemory | None = None, shape: Sequence[int] = (), a: Int[Tensor, "*batch"] | None = None
+    ) -> Float[Tensor, "*batch channel height width"]:
+        """Draws images, each after a lookup of its own; pixels are means of the last distribution, not draws of it.
+
+        Args:
+            memory: as of ``forward``.
+            shape: how many, ``[*shape]`` of a shared memory, ``[*shape, batch]`` of one a datum.
+            a: read these slots instead.
+        """
+        memory = chosen_memory(self, memory)
+        a = self.a_dist(memory).sample(torch.Size(shape)) if a is None else a
+        content = memory.read(a, self.content)
+        return self.x_dist(self.z_dist(content).sample(), content).mean
 
 
 class TwoPyramids(nn.Module):

@@ -31,15 +31,25 @@ def check_images(x: Tensor, likelihood: nn.Module | None = None) -> None:
         )
 
 
-def resolve_memory(module: nn.Module, x: Tensor, memory: SlotMemory | None) -> SlotMemory:
+def chosen_memory(module: nn.Module, memory: SlotMemory | None) -> SlotMemory:
     """Gives the memory to read: the argument or the module's templates, with its "none" slot if it has one.
 
     Raises:
-        ValueError: if there is neither, or shapes do not fit ``x``.
+        ValueError: if there is neither.
     """
     if memory is None and module.templates is None:
         raise ValueError("`memory` must be a SlotMemory, since the module was built without `templates`; got None")
     memory = module.templates() if memory is None else memory
+    return memory.with_none() if module.none_slot else memory
+
+
+def resolve_memory(module: nn.Module, x: Tensor, memory: SlotMemory | None) -> SlotMemory:
+    """Gives the memory to read, as ``chosen_memory``, for the images ``x``.
+
+    Raises:
+        ValueError: likewise, and if shapes do not fit ``x``.
+    """
+    memory = chosen_memory(module, memory)
     if memory.event_shape != x.shape[1:]:
         raise ValueError(
             f"`memory` must hold items of the shape of `x`, {list(x.shape[1:])}; got {list(memory.event_shape)}"
@@ -49,7 +59,7 @@ def resolve_memory(module: nn.Module, x: Tensor, memory: SlotMemory | None) -> S
             f"`memory` must be shared, or one for each of the {len(x)} data with batch_dim=-1; got "
             f"{memory.values.shape[0]} memories with batch_dim={memory.batch_dim}"
         )
-    return memory.with_none() if module.none_slot else memory
+    return memory
 
 
 def check_task(

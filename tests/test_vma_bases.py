@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from pyro_memory import VIMCO, Context, LeaveOneOutELBO, SlotMemory, TemplateMemory, fit, importance_bound
 from pyro_memory.guides import AddressedGuide, DiffusionBaseGuide, HierarchicalBaseGuide, VAEBaseGuide
-from pyro_memory.models import Addressed, DiffusionBase, HierarchicalBase, VAEBase
+from pyro_memory.models import VMA, Addressed, DiffusionBase, HierarchicalBase, VAEBase
 from pyro_memory.weights import Particles, weigh
 from pyro_memory.zoo import FACTS, load_pretrained, save_pretrained
 
@@ -148,9 +148,9 @@ def test_a_lookup_is_learned_from_noisy_steps_and_pays():
     assert wrong < given - 10
 
 
-def test_images_come_from_the_slot_that_is_read():
-    model, _ = pair("diffusion")
-    sharpen(model.eval(), 1.5)
+@pytest.mark.parametrize("model", [lambda: pair("diffusion")[0], lambda: VMA.mlp(SHAPE, latent_dim=3, hidden=(8, 8))])
+def test_images_come_from_the_slot_that_is_read(model):
+    model = sharpen(model().eval(), 2.0)
     memory = SlotMemory(torch.stack([torch.zeros(SHAPE), torch.ones(SHAPE)]))
 
     def drawn(a):
@@ -161,6 +161,10 @@ def test_images_come_from_the_slot_that_is_read():
     assert_close(drawn(0), drawn(0))
     assert (drawn(0) - drawn(1)).abs().max() > 0.01
     assert model.generate(memory, (2, 3)).shape == (2, 3, *SHAPE)
+    each = SlotMemory(memory.values.expand(4, 2, *SHAPE), batch_dim=-1)
+    assert model.generate(each, (5,)).shape == (5, 4, *SHAPE)
+    with pytest.raises(ValueError, match="built without `templates`"):
+        model.generate()
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -183,6 +187,7 @@ def test_an_empty_memory_needs_a_none_slot_and_templates_stand_in_for_an_argumen
     model, guide = pair("vae", templates=TemplateMemory(4, SHAPE))
     with torch.no_grad():
         assert math.isfinite(VIMCO(2, max_plate_nesting=1).loss(model, guide, x))
+    assert model.generate(shape=(7,)).shape == (7, *SHAPE)
 
 
 def test_a_prior_over_addresses_can_be_chosen():
