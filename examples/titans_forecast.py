@@ -25,7 +25,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroSample
 from titans_parts import MIXERS, leave_weights, mixers
 
-from pyro_memory import fit, load_pretrained
+from pyro_memory import fit, load_pretrained, pretrained
 from pyro_memory.data import SERIES, load_series
 from pyro_memory.guides import EmptyGuide
 from pyro_memory.models import DLinear, SequenceModel, StudentTReadout
@@ -55,11 +55,25 @@ def arguments():
     parser.add_argument(
         "--pretrained", action="store_true", help="measure the package's titans-MODEL-DATA-HORIZON; train nothing"
     )
-    parser.add_argument("--weights", metavar="MODEL", help="leave this model's weights in --out/weights")
+    parser.add_argument(
+        "--weights", metavar="MODEL", choices=MIXERS, help="leave this model's weights in --out/weights"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/titans_forecast"))
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.horizons = args.horizons or HORIZONS.get(args.data, [96, 192, 336, 720])
+    if args.weights and (args.weights not in args.models or args.robust or args.pretrained):
+        parser.error(f"--weights must be one of --models {' '.join(args.models)}, trained, without --robust")
+    if args.pretrained:
+        missing = [n for h in args.horizons for m in args.models if (n := weights_name(m, h, args)) not in pretrained()]
+        if missing:
+            parser.error(f"--pretrained: no weights {', '.join(missing)}; there are {', '.join(pretrained())}")
+    return args
+
+
+def weights_name(model, horizon, args):
+    return f"titans-{model.lower()}-{args.data.lower()}-{horizon}"
 
 
 class Patches:
@@ -119,8 +133,9 @@ def draws(model, guide, patches, index, args):
 
 def run(name, mixer, horizon, series, args):
     torch.manual_seed(args.seed)
-    file = f"titans-{name.lower()}-{args.data.lower()}-{horizon}"
+    file = weights_name(name, horizon, args)
     model, guide = load_pretrained(file) if args.pretrained else build(mixer, horizon, series, args)
+    model = model.to(args.device)
     window = partial(series.windows, past=args.past, horizon=horizon)
     valid, test = (Patches(window(split, batch=64), args.patch) for split in ("valid", "test"))
     print(f"\n{name}, horizon {horizon}")
@@ -208,14 +223,13 @@ def main():
     if args.past % args.patch:
         raise SystemExit(f"--patch must divide --past; got {args.patch} and {args.past}")
     made = mixers(args.heads, 4, 16) | {"DLinear": None}
-    horizons = args.horizons or HORIZONS.get(args.data, [96, 192, 336, 720])
     rows, shown = [], {}
-    for horizon in horizons:
+    for horizon in args.horizons:
         for name in args.models:
             model, guide, row = run(name, made[name], horizon, series, args)
             rows.append(row)
             shown.setdefault(horizon, (name, model, guide))
-    print_table(rows, horizons)
+    print_table(rows, args.horizons)
     draw_fans(shown, series, args, args.out / "fans.png")
     record = {
         "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")},

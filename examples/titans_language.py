@@ -48,12 +48,17 @@ def arguments():
     add("--evaluate", default=40_000, help="test characters at most (default 40,000)")
     parser.add_argument("--learning-rate", metavar="X", type=float, default=3e-3)
     add("--seed", default=0)
-    parser.add_argument("--weights", metavar="MODEL", help="leave this model's weights in --out/weights")
+    parser.add_argument(
+        "--weights", metavar="MODEL", choices=MIXERS, help="leave this model's weights in --out/weights"
+    )
     parser.add_argument("--name", default="text", help="of the text, for the weights (default: text)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/titans_language"))
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.weights and args.weights not in args.models:
+        parser.error(f"--weights must be one of --models {' '.join(args.models)}; got {args.weights}")
+    return args
 
 
 class Batches:
@@ -124,7 +129,8 @@ def facts(name, text, row, args):
         "about": f"Titans {name}, a language model of characters, trained on {args.name}",
         "data": f"{args.name}: {text}; the last 5% are the test part",
         "licence": "the text's own; tinyshakespeare is in the public domain",
-        "protocol": f"bits per character on {args.evaluate:,} characters of the test part, in windows of each length",
+        "protocol": "bits per character of the test part, in windows of each length that follow each other: "
+        f"{row[f'test_{args.length}']['elements']:,} characters",
         "numbers": {
             f"windows of {n}": f"{r['bits']:.3f} ({r['se'] / math.log(2):.3f}) bits" for n, r in lengths.items()
         },

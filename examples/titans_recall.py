@@ -57,11 +57,19 @@ def arguments():
     add("--evaluate", default=256, help="test sequences at each length (default 256)")
     parser.add_argument("--learning-rate", metavar="X", type=float, default=5e-3)
     add("--seeds", nargs="+", default=[0])
-    parser.add_argument("--weights", metavar="MODEL", help="leave this model's weights, of seed 0, in --out/weights")
+    parser.add_argument(
+        "--weights",
+        metavar="MODEL",
+        choices=MIXERS,
+        help="leave this model's weights, of the first seed, in --out/weights",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/titans_recall"))
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.weights and (args.weights not in args.models or "none" not in args.ablations):
+        parser.error(f"--weights must be one of --models {' '.join(args.models)}, not ablated; got {args.weights}")
+    return args
 
 
 def tasks(args, length, seed, gap=None, batch=None):
@@ -112,7 +120,7 @@ def run(name, mixer, seed, args):
         by_gap[gap] = accuracy(model, tasks(args, length, 20_000, gap, small), args)
     print("  accuracy by length  " + "  ".join(f"{k}: {a:.3f} ({se:.3f})" for k, (a, se) in by_length.items()))
     print("  accuracy by gap     " + "  ".join(f"{k}: {a:.3f} ({se:.3f})" for k, (a, se) in by_gap.items()))
-    if name == args.weights and seed == 0:
+    if name == args.weights and seed == args.seeds[0]:
         sizes, told = {"vocabulary": args.vocabulary, **size}, facts(name, by_length, args)
         leave_weights(f"titans-{name.lower()}-recall", model, "tokens", sizes, mixer, told, args.out / "weights")
     return {
@@ -129,7 +137,7 @@ def facts(name, by_length, args):
         "licence": "none needed: made from random numbers",
         "protocol": f"trained at length {args.length}; the share of right answers on {args.evaluate} new sequences",
         "numbers": {f"length {n}": f"{a:.3f} ({se:.3f})" for n, (a, se) in by_length.items()},
-        "training": f"{args.steps} steps of {args.batch} sequences, seed 0",
+        "training": f"{args.steps} steps of {args.batch} sequences, seed {args.seeds[0]}",
     }
 
 

@@ -81,7 +81,7 @@ def arguments():
         "--test-on", choices=("evaluation", "background"), default="evaluation",
         help="classes that training has not seen (default), or those that it has",
     )  # fmt: skip
-    add("--curve", default=4, help="bounds of unseen classes on the way, 20 particles (default 4 of them)")
+    add("--curve", default=4, help="bounds of unseen classes on the way, 20 particles, diffusion 8 (default 4 of them)")
     add("--evaluate", default=128, help="test targets, shared by all rows (default 128)")
     add("--particles", default=100, help="K of the test bounds (default 100; diffusion: 8 is plenty of work)")
     add("--latent-dim", default=32)
@@ -91,17 +91,34 @@ def arguments():
         "--none-slot", action="store_true", help='give VMA a "none" slot and empty every eighth memory while training'
     )
     add("--seed", default=0)
-    parser.add_argument("--lookup", metavar="NAME", help="begin with the address of these weights (diffusion only)")
+    parser.add_argument("--lookup", metavar="NAME", help="begin with the address of these weights; --base diffusion")
     parser.add_argument("--folder", metavar="DIR", help="where weights lie (default: the package's)")
     weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--start", metavar="NAME", help="train on from the weights vae-NAME and vma-NAME")
-    weights.add_argument(
-        "--pretrained", metavar="NAME", help="measure the weights vae-NAME and vma-NAME; train nothing"
-    )
+    both = "vae-NAME and vma-NAME (--base diffusion: diffusion-NAME and vma-diffusion-NAME)"
+    weights.add_argument("--start", metavar="NAME", help=f"train on from the weights {both}")
+    weights.add_argument("--pretrained", metavar="NAME", help=f"measure the weights {both}; train nothing")
     parser.add_argument("--name", help="of the weights that are left in --out/weights (default: the data's)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.lookup and (args.base == "vae" or args.start or args.pretrained):
+        parser.error("--lookup is for a new model of --base diffusion; others have an address")
+    if args.lookup and args.lookup not in (known := [n for n in pretrained() if n.startswith("vma")]):
+        parser.error(f"--lookup must be one of {', '.join(known)}; got {args.lookup}")
+    if args.base == "diffusion":  # nothing depends on these
+        args.latent_dim = args.train_particles = None
+    return args
+
+
+def files(args):
+    """How weights and checkpoints of the model without memory and of VMA are named."""
+    return dict(zip((ALONE[args.base], "VMA"), FILES[args.base], strict=True))
+
+
+def checkpoint(name, args):
+    parts = [files(args)[name], f"from-{args.start}" if args.start else ""]
+    parts.append(f"lookup-of-{args.lookup}" if args.lookup and name == "VMA" else "")
+    return "-".join(filter(None, parts))
 
 
 def train(name, model, guide, tasks, evaluation, args):
@@ -130,7 +147,8 @@ def train(name, model, guide, tasks, evaluation, args):
         learning_rate=args.learning_rate,
         schedule=warm_cosine(args.steps),
         clip_norm=5000.0,
-        checkpoint=args.out / f"{name.lower()}{f'-from-{args.start}' if args.start else ''}.safetensors",
+        information_every=100 if args.base == "vae" else None,  # a path's KL costs as much as many steps
+        checkpoint=args.out / f"{checkpoint(name, args)}.safetensors",
         resume=not args.fresh,
         seed=args.seed,
         device=args.device,
@@ -143,17 +161,16 @@ def begin(background, args):
     """The pairs to train or to measure, and how ``load_pretrained`` builds them again."""
     weights = args.pretrained or args.start
     if weights:
-        names = {
-            name: f"{file}-{weights}" for name, file in zip((ALONE[args.base], "VMA"), FILES[args.base], strict=True)
-        }
+        names = {name: f"{file}-{weights}" for name, file in files(args).items()}
         folder = (args.folder,) if args.folder else ()
         pairs = {name: load_pretrained(file, *folder) for name, file in names.items()}
         if args.start:
             pairs = {name: tuple(part.train() for part in pair) for name, pair in pairs.items()}
         build = {name: pretrained(*folder)[file].build for name, file in names.items()}
-        if args.base == "vae":
-            size = build["VMA"]["model"][1]  # of the record: what was built, not what was asked for
-            args.latent_dim, args.channels, args.none_slot = (size[k] for k in ("latent_dim", "channels", "none_slot"))
+        size = build["VMA"]["model"][1]  # of the record: what was built, not what was asked for
+        args.none_slot = size["none_slot"]
+        size = size["base"]["build"][1] if args.base == "diffusion" else size
+        args.channels, args.latent_dim = size["channels"], size.get("latent_dim")
         return pairs, build
     torch.manual_seed(args.seed)
     return (begin_vae if args.base == "vae" else begin_diffusion)(background.shape, args)
@@ -178,7 +195,7 @@ def begin_diffusion(shape, args):
         embedding["channels"] = pretrained()[args.lookup].build["guide"][1]["channels"]
     guide = AddressedGuide.convolutional(base=DiffusionBaseGuide(), **embedding, **none_slot)
     if args.lookup:
-        guide.address = load_pretrained(args.lookup)[1].address.train()
+        guide.address.load_state_dict(load_pretrained(args.lookup)[1].address.state_dict())
     pairs = {
         "diffusion": (DiffusionBase(**size), DiffusionBaseGuide()),
         "VMA": (Addressed(DiffusionBase(**reading), **none_slot), guide),
@@ -196,7 +213,7 @@ def begin_diffusion(shape, args):
 
 def leave_weights(pairs, build, results, numbers, args):
     """Weights in half precision with a card each, ready for ``load_pretrained``."""
-    for (name, pair), file in zip(pairs.items(), FILES[args.base], strict=True):
+    for name, pair in pairs.items():
         trained = f"{results[name].steps} steps of {args.batch} images, seed {args.seed}"
         if args.base == "vae":
             trained += f", K = {args.train_particles}"
@@ -217,7 +234,7 @@ def leave_weights(pairs, build, results, numbers, args):
             "numbers": numbers[name],
             "training": trained,
         }
-        file = f"{file}-{args.name or args.data}"
+        file = f"{files(args)[name]}-{args.name or args.data}"
         card = save_pretrained(file, *pair, build=build[name], facts=facts, folder=args.out / "weights")
         print(f"\n{card}" if args.name else f"weights of the {name}: {args.out / 'weights' / file}.safetensors")
 

@@ -89,7 +89,10 @@ def arguments():
     add("--dim", default=16, help="dimensions of an embedding (default 16)")
     add("--channels", nargs="+", default=[16, 32, 48], help="maps of the base model's pyramids")
     add("--recall-channels", nargs="+", default=[8, 16, 32], help="maps of the pyramid that recalls")
-    add("--shots", nargs="+", default=[0, 1, 2, 5, 10], help="numbers of images in a support to test with")
+    add(
+        "--shots", nargs="+", default=[0, 1, 2, 5, 10],
+        help="images in a support to test with, 5 among them; training has up to the most, as the data allow",
+    )  # fmt: skip
     add("--evaluate", default=200, help="test images, shared by all rows (default 200)")
     add("--skip", default=0, help="leave out the first test images: others than those that choices were made on")
     add("--particles", default=100, help="K of the test bounds (default 100; diffusion: 8 paths at most)")
@@ -103,6 +106,8 @@ def arguments():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
     args = parser.parse_args()
+    if 5 not in args.shots:
+        parser.error("--shots must hold 5, at which stores are compared")
     if args.pretrained and args.memory == "none":
         parser.error("--pretrained weights have a memory; --memory support empties its stores")
     return args
@@ -224,7 +229,26 @@ def test_sets(evaluation, shots, args):
     """The same targets for each number of shots; of more shots the first are those of fewer."""
     targets = torch.randperm(len(evaluation), generator=torch.Generator().manual_seed(1))
     targets = targets[args.skip : args.skip + args.evaluate]
+    if max(args.shots) + 2 > min(len(m) for m in evaluation.members):  # no image is left for a second of a class
+        targets = apart(targets, evaluation.labels, 20)
     return SetTasks(evaluation, tasks=20, shots=shots, targets=targets, seed=1)
+
+
+def apart(targets, labels, tasks):
+    """The targets in an order in which no ``tasks`` of one index, in a row, have two of one class, while there are
+    others; a target that has to wait stands first in the next."""
+    waiting, ordered = targets.tolist(), []
+    while waiting:
+        seen, later = set(), []
+        for target in waiting:
+            label = int(labels[target])
+            if len(seen) < tasks and label not in seen:
+                seen.add(label)
+                ordered.append(target)
+            else:
+                later.append(target)
+        waiting = later
+    return torch.tensor(ordered)
 
 
 def particles(args):
@@ -364,11 +388,17 @@ def main():
     print(f"loading {args.data}")
     background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", "evaluation"))
     print(f"  train on {background}\n  test on  {evaluation}")
+    for shots in args.shots:  # what cannot be measured is refused before training
+        sets = test_sets(evaluation, shots, args)
+        for i in range(len(sets)):
+            sets[i]
     if args.pretrained:
         model, guide = (part.to(args.device) for part in load_pretrained(args.pretrained))
         life = SimpleNamespace(memory=load_memory(args.pretrained).to(args.device), consolidation=None)
         args.base = next(name for name, pair in BASES.items() if isinstance(model.base, pair[0]))
         result, training = None, {}
+        if max(args.shots) > (most := life.memory.episodes.items.shape[1]):
+            raise SystemExit(f"--shots must be at most {most}, the images of an episode of {args.pretrained}")
     else:
         model, guide, batches, life = build(background, args)
         found, cpu = (None, 0.0) if life is None else teach(model.recall, background, evaluation, args)

@@ -32,7 +32,7 @@ class Addressed(PyroModule):
     whose particles share the noise of a step, so that the address learns from what tells their slots apart.
 
     Args:
-        base: the base generative model, built with ``reads=True``; any ``BaseModel``.
+        base: the base generative model, built with ``reads=True`` and without a code; any ``BaseModel``.
         address_prior: maps a memory to the distribution of a; ``UniformPrior()`` by default.
         templates: learned contents, read where ``memory`` is None; the guide takes the same instance.
         none_slot: appends a slot of zeros that is always filled, so that an empty memory is legal; set it for both.
@@ -41,8 +41,8 @@ class Addressed(PyroModule):
     ``batch``.
 
     Raises:
-        ValueError: for a base that reads nothing, an empty memory without a "none" slot, shapes that do not fit, and
-            images that the base model cannot explain.
+        ValueError: for a base that reads nothing or needs a code, an empty memory without a "none" slot, shapes that do
+            not fit, and images that the base model cannot explain.
 
     References: Variational Memory Addressing in Generative Models (Bornschein et al., 2017),
     https://arxiv.org/abs/1709.07116
@@ -53,8 +53,10 @@ class Addressed(PyroModule):
         none_slot: bool = False, name: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(name or unique_name(self))
-        if base.content is None:
-            raise ValueError("`base` must read what is looked up; build it with reads=True")
+        if base.content is None or base.code_dim:
+            raise ValueError(
+                "`base` must read what is looked up and be told nothing else; build it with reads=True and code_dim=0"
+            )
         self.base = base
         self.address_prior = UniformPrior() if address_prior is None else address_prior
         self.templates = templates
@@ -84,8 +86,13 @@ class Addressed(PyroModule):
         Args:
             memory: as of ``forward``.
             shape: how many, ``[*shape]`` of a shared memory, ``[*shape, batch]`` of one a datum.
-            a: read these slots instead.
+            a: read these slots instead; without ``shape``.
+
+        Raises:
+            ValueError: as of ``forward``, and for both ``shape`` and ``a``.
         """
+        if a is not None and len(shape):
+            raise ValueError("`shape` must be left out where the slots at `a` are read: it is that of `a`")
         memory = chosen_memory(self, memory)
         a = self.a_dist(memory).sample(torch.Size(shape)) if a is None else a
         return self.base.generate(self.context(a, memory), a.shape)

@@ -28,9 +28,11 @@ class BaseModel(PyroModule):
     Attributes:
         likelihood: has ``support``, the range of a pixel.
         content: computes features of an image read from memory, or None if the model reads none.
+        code_dim: dimensions of the context's code that it must be told; 0 for none.
     """
 
     content: nn.Module | None  # no default here: it would hide the module that a subclass sets
+    code_dim: int = 0
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__(name or unique_name(self))
@@ -86,6 +88,7 @@ class VAEBase(BaseModel):
     ) -> None:  # fmt: skip
         super().__init__(name)
         self.latent_dim = latent_dim
+        self.code_dim = code_dim
         self.content = content_network(shape, channels, reads, code_dim)
         self.read_dim = math.prod(self.content.shapes[-1]) if self.content else 0
         told = self.read_dim + code_dim

@@ -39,9 +39,10 @@ class DiffusionBase(BaseModel):
     - ``eval()``: ``path`` is a latent site, which the guide draws by adding noise. Weights are unbiased estimates of
       ``p(x | c, m)``, and the nats compare with any other model's.
     - ``train()``: a random step of each image, times T, stands in for the whole path. The mean is the same bound; site
-      ``x`` is a factor marked as noisy, which serves an objective of one particle (``Trace_ELBO``,
-      ``TraceGraph_ELBO``). ``VIMCO`` and ``importance_bound`` refuse it, since the logarithm of a mean of noisy weights
-      is no bound. Call ``eval()`` on both before measuring; ``fit`` does so for its own measurements.
+      ``x`` is a factor marked as noisy, which serves objectives that are linear in log weights: ``Trace_ELBO``, and
+      beside discrete latents ``LeaveOneOutELBO``. ``VIMCO`` and ``importance_bound`` refuse it, since the logarithm of
+      a mean of noisy weights is no bound. Call ``eval()`` on both before measuring; ``fit`` does so for its own
+      measurements.
 
     Args:
         shape: channels, height, width of binary images.
@@ -75,6 +76,7 @@ class DiffusionBase(BaseModel):
             raise ValueError(f"`predicts` must be one of {', '.join(PREDICTS)}; got {predicts!r}")
         self.shape, self.predicts = tuple(shape), predicts
         self.schedule = CosineSchedule(steps, first)
+        self.code_dim = code_dim
         self.content = content_network(shape, channels, reads, code_dim)
         self.encoder = SkipPyramid((shape[0] + 1, *shape[1:]), channels)  # the image, and how noisy it is
         self.decoder = ConvDecoder(shape, TIME_DIM + code_dim, channels)

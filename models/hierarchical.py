@@ -51,6 +51,7 @@ class HierarchicalBase(BaseModel):
             GaussianMLP(up + code_dim, hidden, dim) if up + code_dim else nn.Identity()
             for dim, up in zip(self.latent_dims, above, strict=True)
         )
+        self.code_dim = code_dim
         self.content = content_network(shape, channels, reads, code_dim)
         self.likelihood = likelihood(ConvDecoder(shape, sum(latent_dims) + code_dim, channels))
         self.register_buffer("zero", torch.zeros(self.latent_dims[-1]), persistent=False)

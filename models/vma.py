@@ -124,8 +124,13 @@ class VMA(PyroModule):
         Args:
             memory: as of ``forward``.
             shape: how many, ``[*shape]`` of a shared memory, ``[*shape, batch]`` of one a datum.
-            a: read these slots instead.
+            a: read these slots instead; without ``shape``.
+
+        Raises:
+            ValueError: as of ``forward``, and for both ``shape`` and ``a``.
         """
+        if a is not None and len(shape):
+            raise ValueError("`shape` must be left out where the slots at `a` are read: it is that of `a`")
         memory = chosen_memory(self, memory)
         a = self.a_dist(memory).sample(torch.Size(shape)) if a is None else a
         content = memory.read(a, self.content)

@@ -194,7 +194,7 @@ def _matched(path, header, tensors, model, guide) -> list[tuple[Tensor, Tensor]]
     differences = [
         f"{role} is a {header[role]} in the file, a {_kind(program)} here"
         for role, program in (("model", model), ("guide", guide))
-        if header[role] != _kind(program)
+        if header[role] != _kind(program) and any(key.startswith(f"{role}.") for key in own | saved)
     ]
     differences += [f"{key} is missing in the file" for key in own if key not in saved]
     differences += [f"{key} is only in the file" for key in saved if key not in own]

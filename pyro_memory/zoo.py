@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -126,7 +127,7 @@ def save_pretrained(
             its arguments, which JSON must be able to hold; see ``Card`` for parts that are modules. A part that both
             use is written once.
         facts: about, data, licence, protocol, numbers, training, and what else the card should tell. The commit is that
-            of the working directory, unless it is given.
+            of the running script's repository, unless it is given.
         folder: where to write.
         memory: the stores that belong to the pair, for ``load_memory``.
 
@@ -158,9 +159,13 @@ def save_pretrained(
 
 
 def _commit() -> str:
-    """Of the git repository of the working directory."""
+    """Of the git repository that holds the running script, or else the working directory."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    folder = Path(script).parent if script else None
     try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=folder
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from pyro_memory import checkpoints
 from pyro_memory.checkpoints import load_checkpoint, load_weights, read_header, save_checkpoint
+from pyro_memory.guides import EmptyGuide
 
 
 class Net(nn.Module):
@@ -79,6 +80,11 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, place)
     monkeypatch.undo()
     assert sorted(tmp_path.iterdir()) == files
     assert load_weights(path, Net(), empty)["step"] == 1
+
+
+def test_a_guide_without_weights_may_be_written_in_another_way(tmp_path):
+    path = save_checkpoint(tmp_path / "a.safetensors", Net(), empty)
+    assert load_weights(path, Net(), EmptyGuide())["guide"] == "function"
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,8 @@ def test_images_come_from_the_slot_that_is_read(model):
     assert model.generate(each, (5,)).shape == (5, 4, *SHAPE)
     with pytest.raises(ValueError, match="built without `templates`"):
         model.generate()
+    with pytest.raises(ValueError, match="`shape` must be left out where the slots at `a` are read"):
+        model.generate(memory, (2,), a=torch.zeros(2, dtype=torch.long))
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -195,14 +197,24 @@ def test_a_prior_over_addresses_can_be_chosen():
         def forward(self, memory):
             return dist.Categorical(torch.tensor([0.7, 0.2, 0.1]))
 
-    model = Addressed(BASES["vae"][0](reads=True), address_prior=Skewed())
-    assert_close(model.a_dist(SlotMemory(ink(3, *SHAPE))).probs, torch.tensor([0.7, 0.2, 0.1]))
+    model, guide = pair("vae")
+    skewed = Addressed(model.base, address_prior=Skewed())
+    args = ink(4, *SHAPE), SlotMemory(ink(3, *SHAPE))
+    trace = poutine.trace(guide).get_trace(*args)
+    with torch.no_grad():
+        one, other = (
+            poutine.trace(poutine.replay(m, trace=trace)).get_trace(*args).log_prob_sum() for m in (model, skewed)
+        )
+    ratio = torch.tensor([0.7, 0.2, 0.1])[trace.nodes["a"]["value"]] * 3
+    assert_close(other - one, ratio.log().sum(), atol=1e-3, rtol=0)
+    assert ratio.log().sum().abs() > 0.1
 
 
 @pytest.mark.parametrize("name", BASES)
 def test_a_base_that_reads_nothing_is_refused(name):
-    with pytest.raises(ValueError, match="`base` must read what is looked up; build it with reads=True"):
-        Addressed(BASES[name][0]())
+    for options in ({}, {"code_dim": 3}):
+        with pytest.raises(ValueError, match="`base` must read what is looked up and be told nothing else"):
+            Addressed(BASES[name][0](**options))
 
 
 def test_weights_are_saved_with_how_to_build_them(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def test_a_model_makes_its_own_mixers_again_and_the_commit_is_told(tmp_path, mon
         "model": ["SequenceModel.tokens", {"vocabulary": 11, "mixer": made, **size}], "guide": ["EmptyGuide", {}],
     }  # fmt: skip
     facts = {key: value for key, value in FACT.items() if key != "commit"} | {"vocabulary": "abc"}
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "script.py"), raising=False)
     card = save_pretrained("small", model, EmptyGuide(), build=build, facts=facts, folder=tmp_path)
     assert card.facts["commit"] == "unknown"  # no repository here
     assert card.facts["vocabulary"] == "abc"
@@ -145,7 +146,7 @@ def test_a_model_makes_its_own_mixers_again_and_the_commit_is_told(tmp_path, mon
     x = torch.randint(11, (3, 12))
     assert_close(again.x_dist(x).logits, model.x_dist(x).logits, rtol=0, atol=0.02)
     assert math.isfinite(Trace_ELBO(max_plate_nesting=1).loss(again, guide, x))
-    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(ROOT / "examples" / "results.py"))
     if (ROOT / ".git").exists():
         commit = save_pretrained("small", model, EmptyGuide(), build=build, facts=facts, folder=tmp_path)
         assert len(commit.facts["commit"]) == 40

@@ -91,9 +91,10 @@ def load_series(name: str, root: str | Path | None = None) -> Series:
 
 
 def _csv(name: str, root: str | Path | None) -> bytes:
-    folder = Path(os.environ[VARIABLE]) / "ett" if root is None and VARIABLE in os.environ else root
-    packed = None if folder is None else Path(folder) / f"{name}.gz"
-    if packed is not None and packed.is_file():
+    folder = os.environ.get(VARIABLE) if root is None else root
+    for packed in () if folder is None else (Path(folder) / f"{name}.gz", Path(folder) / "ett" / f"{name}.gz"):
+        if not packed.is_file():
+            continue
         try:
             return gzip.decompress(packed.read_bytes())
         except (OSError, EOFError) as error:

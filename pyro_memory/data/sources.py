@@ -30,8 +30,8 @@ def find_file(name: str, *, folder: str, root: str | Path | None, url: str, sha2
             return nested
         if not path.is_file():
             raise FileNotFoundError(
-                f"`root` must be a folder that holds {name}; there is no {path}. Put the file from {url} there, or "
-                f"give no folder (and no {VARIABLE}) to have it downloaded"
+                f"`root` must be a folder that holds {name}, or {folder}/{name}; there is no {path}. Put the file from "
+                f"{url} there, or give no folder (and no {VARIABLE}) to have it downloaded"
             )
         return path
     try:
