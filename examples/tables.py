@@ -263,6 +263,13 @@ def set_stores(record, recipe):
     return table(lines)
 
 
+def set_contribution(record, recipe):
+    """What one model loses at five shots without what its memory held, paired by image."""
+    rows = record["contribution"].items()
+    lost = [(name, f"{r['lost']:.2f} ({r['lost_se']:.2f})") for name, r in rows if name != "given"]
+    return table([["nats lost", *(name for name, _ in lost)], ["at five shots", *(cell for _, cell in lost)]])
+
+
 def set_samples(record, recipe):
     """Images generated from five of each of 100 unseen classes, judged in a classifier's features; mean over seeds."""
     heads = [
@@ -414,6 +421,11 @@ TABLES = {
     "vma_fewshot_varied": (few_shot, few_shot_curve),
     "vma_fewshot_varied_seen": (few_shot,),
     "vma_fewshot_seen": (few_shot,),
+    "vma_diffusion": (few_shot, few_shot_curve),
+    "vma_diffusion_table": (few_shot,),
+    "vma_diffusion_classes": (few_shot,),
+    "vma_diffusion_gmn": (few_shot,),
+    "vma_diffusion_tight": (few_shot,),
     "vma_recall_glyphs": (recall,),
     "vma_templates_mnist": (templates,),
     "vma_large_omniglot": (large_sizes, large_nearest),
@@ -422,12 +434,15 @@ TABLES = {
     "vsm_omniglot": SETS,
     "vsm_hierarchical": SETS,
     "vsm_diffusion": (*SETS, set_samples),
-    "vsm_diffusion_more": (set_row,),
+    "vsm_diffusion_long": (set_row, set_contribution),
+    "vsm_diffusion_more": (set_row, set_contribution),
+    "vsm_diffusion_tight": (set_row,),
     "vsm_digit_pairs": SETS,
     "vsm_stream_mnist": (stream,),
     "titans_recall": (by_length, by_gap),
     "titans_recall_ablations": (by_length, by_gap),
     "titans_language": (language,),
+    "titans_language_long": (language,),
     "titans_forecast": (forecast,),
     "titans_forecast_long": (forecast,),
     "titans_forecast_dlinear": (forecast,),

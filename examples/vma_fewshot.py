@@ -91,7 +91,7 @@ def arguments():
         "--none-slot", action="store_true", help='give VMA a "none" slot and empty every eighth memory while training'
     )
     add("--seed", default=0)
-    parser.add_argument("--lookup", metavar="NAME", help="begin with the address of these weights; --base diffusion")
+    parser.add_argument("--lookup", metavar="NAME", help="hold the address of these weights; --base diffusion")
     parser.add_argument("--folder", metavar="DIR", help="where weights lie (default: the package's)")
     weights = parser.add_mutually_exclusive_group()
     both = "vae-NAME and vma-NAME (--base diffusion: diffusion-NAME and vma-diffusion-NAME)"
@@ -135,8 +135,10 @@ def train(name, model, guide, tasks, evaluation, args):
 
     if args.base == "vae":
         objective = VIMCO(args.train_particles, max_plate_nesting=1)
-    else:  # one noisy step an image is enough; beside an address, particles share the noise
-        objective = LeaveOneOutELBO(2, max_plate_nesting=1) if name == "VMA" else Trace_ELBO(max_plate_nesting=1)
+    elif name == "VMA" and not args.lookup:  # an address that learns is judged by particles that share the noise
+        objective = LeaveOneOutELBO(2, max_plate_nesting=1)
+    else:  # one noisy step an image is enough
+        objective = Trace_ELBO(max_plate_nesting=1)
 
     return fit(
         model,
@@ -196,6 +198,7 @@ def begin_diffusion(shape, args):
     guide = AddressedGuide.convolutional(base=DiffusionBaseGuide(), **embedding, **none_slot)
     if args.lookup:
         guide.address.load_state_dict(load_pretrained(args.lookup)[1].address.state_dict())
+        guide.address.requires_grad_(False)  # signals of single noisy steps would sharpen it until it is one slot
     pairs = {
         "diffusion": (DiffusionBase(**size), DiffusionBaseGuide()),
         "VMA": (Addressed(DiffusionBase(**reading), **none_slot), guide),
@@ -218,7 +221,7 @@ def leave_weights(pairs, build, results, numbers, args):
         if args.base == "vae":
             trained += f", K = {args.train_particles}"
         elif args.lookup and name == "VMA":
-            trained += f", the address from {args.lookup} on"
+            trained += f", the address that of {args.lookup}, held"
         if args.start:
             trained += f", from the weights of the {name} of {args.start} on"
         if args.turned:

@@ -95,7 +95,7 @@ def arguments():
     )  # fmt: skip
     add("--evaluate", default=200, help="test images, shared by all rows (default 200)")
     add("--skip", default=0, help="leave out the first test images: others than those that choices were made on")
-    add("--particles", default=100, help="K of the test bounds (default 100; diffusion: 8 paths at most)")
+    add("--particles", help="K of the test bounds (default 100; diffusion: 8 paths of many steps each)")
     add("--classifier-steps", default=0, help="train a classifier so long, to judge generated images in its features")
     parser.add_argument("--learning-rate", metavar="X", type=float, default=4e-3)
     parser.add_argument("--prior-alpha", metavar="X", type=float, default=100.0, help="how firm widths of concepts are")
@@ -212,7 +212,7 @@ def leave_weights(model, guide, life, bounds, shape, args):
         "data": f"{args.data}, background classes; measured on evaluation classes",
         "licence": LICENCES[args.data],
         "protocol": f"supports of the query's class without the query; {args.evaluate} queries, the same in each cell, "
-        f"after {args.skip} left out; K = {particles(args)}",
+        f"after {args.skip} left out; K = {args.particles}",
         "numbers": {f"{n} shot{'s' * (n != 1)}": f"{b.mean:.2f} ({b.se:.2f})" for n, b in bounds.items()},
         "training": f"{args.steps} steps of {args.tasks} x {args.queries} images, {args.turned:.0%} of the tasks "
         f"turned or mirrored, after {args.recognition} of recognition; memory {args.memory}, conversion {args.rule}, "
@@ -251,17 +251,12 @@ def apart(targets, labels, tasks):
     return torch.tensor(ordered)
 
 
-def particles(args):
-    """K of the test bounds: each of a diffusion model's particles is a path of many steps."""
-    return min(args.particles, 8) if args.base == "diffusion" else args.particles
-
-
-def measure(model, guide, life, sets, args, alter=lambda memory: memory, wrong=False):
-    """The bound of each target given its support, which memory has seen too."""
+def measure(model, guide, life, sets, args, alter=lambda memory: memory, wrong=False, most=None):
+    """The bound of each target given its support, which memory has seen too; of ``most`` indices at most."""
     nesting = {"max_plate_nesting": 1 if life is None else 2}
-    few = {"particles": particles(args)} | ({"chunk_size": 4} if args.base == "diffusion" else {})
+    few = {"particles": args.particles} | ({"chunk_size": 4} if args.base == "diffusion" else {})
     parts = []
-    for i in tqdm(range(len(sets)), leave=False, desc=f"{sets.items} shots"):
+    for i in tqdm(range(min(len(sets), most or len(sets))), leave=False, desc=f"{sets.items} shots"):
         x, support = (t.to(args.device) for t in sets[i])
         if life is None:
             parts.append(importance_bound(model, guide, x.flatten(0, 1), **few, **nesting))
@@ -292,19 +287,21 @@ def levels(model, guide, life, evaluation, args):
 
 
 def contribution(model, guide, life, evaluation, bounds, args):
-    """What each store was worth to this model at five shots, and the right support against another class's."""
-    sets = test_sets(evaluation, 5, args)
-    others = {"wrong class": measure(model, guide, life, sets, args, wrong=True)}
+    """What each store was worth to this model at five shots, and the right support against another class's, on 200
+    targets at most."""
+    changes = {"wrong class": {"wrong": True}}
     if args.memory in ("both", "semantic"):
-        others["concepts emptied"] = measure(model, guide, life, sets, args, lambda m: m.without_concepts())
+        changes["concepts emptied"] = {"alter": lambda m: m.without_concepts()}
     if args.memory in ("both", "episodic"):
-        others["episodes emptied"] = measure(model, guide, life, sets, args, lambda m: m.without_episodes())
-        others["episodes shuffled"] = measure(model, guide, life, sets, args, lambda m: m.shuffled())
+        changes["episodes emptied"] = {"alter": lambda m: m.without_episodes()}
+        changes["episodes shuffled"] = {"alter": lambda m: m.shuffled()}
     if args.memory == "both":
-        others["both emptied"] = measure(
-            model, guide, life, sets, args, lambda m: m.without_concepts().without_episodes()
-        )
-    return MemoryContribution(bounds[5], others)
+        changes["both emptied"] = {"alter": lambda m: m.without_concepts().without_episodes()}
+    sets = test_sets(evaluation, 5, args)
+    others = {name: measure(model, guide, life, sets, args, most=10, **change) for name, change in changes.items()}
+    count = len(others["wrong class"].bound)
+    given = BoundEstimate(bounds[5].bound[:count], bounds[5].effective_particles[:count], args.particles)
+    return MemoryContribution(given, others)
 
 
 @torch.no_grad()
@@ -410,6 +407,7 @@ def main():
     if life is not None:
         print(f"{life.memory.concepts}\n{life.memory.episodes}\n{life.consolidation or ''}")
 
+    args.particles = args.particles or (8 if args.base == "diffusion" else 100)
     print("\nmeasuring")
     torch.manual_seed(args.seed)
     bounds = {shots: measure(model, guide, life, test_sets(evaluation, shots, args), args) for shots in args.shots}
