@@ -144,7 +144,7 @@ def save_pretrained(
     kept |= {f"{MEMORY}{k}": t for k, t in ({} if memory is None else memory.to_tensors()).items()}
     kept = {k: _halved(t) for k, t in kept.items()}
     twin = _loaded(name, build, kept).state_dict()
-    different = [k for k, t in twin.items() if not torch.equal(_halved(t), _halved(weights[k]))]
+    different = [k for k, t in twin.items() if not torch.equal(t.half(), weights[k].cpu().half())]
     if different:
         raise ValueError(
             f"`build` must share the parts that model and guide share, and no others; {different[0]} differs"
@@ -176,7 +176,7 @@ def _card(path: Path) -> Card:
 
 
 def _read(name: str, folder: str | Path) -> tuple[Card, dict[str, Tensor]]:
-    """A card and its tensors, those in half precision made single."""
+    """A card and its tensors, those of fewer bits made single."""
     known = pretrained(folder)
     if not known:
         raise ValueError(f"`folder` must hold weights with their cards; {folder} has none")
@@ -190,8 +190,12 @@ def _read(name: str, folder: str | Path) -> tuple[Card, dict[str, Tensor]]:
 
 
 def _halved(tensor: Tensor) -> Tensor:
-    """A tensor as it is written: in half precision, unless it holds whole numbers."""
-    return (tensor.half() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+    """A tensor as it is written: in half precision, or in a byte where that loses nothing, as of binary images."""
+    tensor = tensor.detach().cpu().contiguous()
+    if not tensor.is_floating_point():
+        return tensor
+    half, byte = tensor.half(), tensor.to(torch.float8_e4m3fn)
+    return byte if torch.equal(byte.float(), tensor.float()) else half
 
 
 def _first_names(pair: nn.Module) -> dict[str, str]:
