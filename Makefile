@@ -34,7 +34,7 @@ results: install ## run the recipes of up to MINUTES (15) and rebuild the tables
 	$(RUN) examples/results.py --minutes $(or $(MINUTES),15)
 
 gallery: install ## draw docs/gallery.md anew from the shipped weights
-	$(RUN) examples/results.py --only gallery_letters gallery_sets --fresh
+	$(RUN) examples/results.py --only gallery_letters gallery_sets gallery_surprise gallery_forecasts --fresh
 
 docs: install ## build the site, tutorials and reference, in out/site
 	$(BIN)/mkdocs build -q
@@ -78,6 +78,7 @@ examples: install ## run every example at a few steps
 	$(RUN) examples/titans_recall.py --steps 4 --evaluate 8 --batch 8 --out out/examples/titans_recall
 	$(RUN) examples/titans_language.py --steps 4 --batch 4 --evaluate 2048 --out out/examples/titans_language
 	$(RUN) examples/titans_forecast.py --steps 4 --batch 8 --draws 5 --out out/examples/titans_forecast
+	$(RUN) examples/surprise.py --write 50 --out out/examples/surprise
 	$(RUN) examples/vma_templates.py --steps 20 --evaluate 20 --particles 10 --slots 8 64 --out out/examples/templates
 	$(RUN) examples/vma_large.py --steps 5 --slots 2000 --evaluate 8 --particles 10 --out out/examples/large
 	$(RUN) benchmarks/addressing.py --slots 1000 --mapped 2000 --repeats 1 --out out/examples/addressing

@@ -141,7 +141,11 @@ def with_tables(text):
 
     def write(found):
         kind, name = found.groups()
-        record = json.loads((DOCS / "data" / f"{name}.json").read_text())
+        path = DOCS / "data" / f"{name}.json"
+        if not path.exists():
+            print(f"{name} has no record; its table stays as it is")
+            return found.group()
+        record = json.loads(path.read_text())
         (render,) = (f for f in TABLES[name] if f.__name__ == kind)
         return f"<!-- {kind} {name} -->\n\n{render(record, recipes.get(name, {}))}\n\n<!-- end -->"
 

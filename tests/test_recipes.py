@@ -40,6 +40,8 @@ def test_a_recipe_s_script_takes_its_arguments(name, monkeypatch):
 def test_tables_are_what_the_records_say(path):
     text = path.read_text()
     assert results.with_tables(text) == text, "run python examples/results.py --tables"
+    for _, name in results.BLOCK.findall(text):
+        assert (ROOT / "docs" / "data" / f"{name}.json").exists()
 
 
 def test_a_recipe_runs_once_and_leaves_its_record(tmp_path, monkeypatch, capsys):
