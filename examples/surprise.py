@@ -68,8 +68,8 @@ def main():
     written = letters.decode(written[0])
     print(f"\nwritten on from {text[: args.begin]!r}:\n{written}")
     fig, ax = plt.subplots(figsize=(11, 0.26 * (len(lines) + 4) + 0.6), layout="constrained")
-    columns = min(72, 1 + max(map(len, lines)))
-    plot_text(text, surprise.nats[0], ax, columns=columns).set_title(f"How surprising each character is to {args.weights}")
+    ax = plot_text(text, surprise.nats[0], ax, columns=min(72, 1 + max(map(len, lines))))
+    ax.set_title(f"How surprising each character is to {args.weights}")
     fig.savefig(args.out / "surprise.png", dpi=120)
     record = {
         "arguments": {"weights": args.weights, "seed": args.seed, "temperature": args.temperature},

@@ -96,6 +96,7 @@ def arguments():
     add("--evaluate", default=200, help="test images, shared by all rows (default 200)")
     add("--skip", default=0, help="leave out the first test images: others than those that choices were made on")
     add("--particles", help="K of the test bounds (default 100; diffusion: 8 paths of many steps each)")
+    parser.add_argument("--bounds-only", action="store_true", help="measure nothing but bounds by shots, draw nothing")
     add("--classifier-steps", default=0, help="train a classifier so long, to judge generated images in its features")
     parser.add_argument("--learning-rate", metavar="X", type=float, default=4e-3)
     parser.add_argument("--prior-alpha", metavar="X", type=float, default=100.0, help="how firm widths of concepts are")
@@ -110,6 +111,8 @@ def arguments():
         parser.error("--shots must hold 5, at which stores are compared")
     if args.pretrained and args.memory == "none":
         parser.error("--pretrained weights have a memory; --memory support empties its stores")
+    if args.bounds_only and not args.pretrained:
+        parser.error("--bounds-only is for --pretrained weights; a training run leaves its own")
     return args
 
 
@@ -378,6 +381,11 @@ def draw_summary(result, bounds, told, added, gained, path, args):
     fig.savefig(path.with_name("levels.png"), dpi=120)
 
 
+def finish(record, args, begun):
+    (args.out / "results.json").write_text(json.dumps(record))
+    print(f"\nresults are in {args.out} ({time.perf_counter() - begun:.0f} s)")
+
+
 def main():
     args = arguments()
     begun = time.perf_counter()
@@ -425,6 +433,8 @@ def main():
         "torch": torch.__version__, "threads": torch.get_num_threads(), **training,
         "bounds": {s: b.to_dict() | {"each": [round(v, 2) for v in b.bound.tolist()]} for s, b in bounds.items()},
     }  # fmt: skip
+    if args.bounds_only:
+        return finish(record, args, begun)
     if args.classifier_steps:
         record["samples"] = sample_quality(model, life, background, evaluation, args)
     if life is None:
@@ -446,8 +456,7 @@ def main():
         }  # fmt: skip
         if not args.pretrained:
             leave_weights(model, guide, life, bounds, background.shape, args)
-    (args.out / "results.json").write_text(json.dumps(record))
-    print(f"\nfigures and results.json are in {args.out} ({time.perf_counter() - begun:.0f} s)")
+    finish(record, args, begun)
 
 
 if __name__ == "__main__":
