@@ -198,7 +198,7 @@ def begin_diffusion(shape, args):
     guide = AddressedGuide.convolutional(base=DiffusionBaseGuide(), **embedding, **none_slot)
     if args.lookup:
         guide.address.load_state_dict(load_pretrained(args.lookup)[1].address.state_dict())
-        guide.address.requires_grad_(False)  # signals of single noisy steps would sharpen it until it is one slot
+        guide.address.requires_grad_(False)  # left to learn beside noisy steps, it sharpens until it is one slot
     pairs = {
         "diffusion": (DiffusionBase(**size), DiffusionBaseGuide()),
         "VMA": (Addressed(DiffusionBase(**reading), **none_slot), guide),
