@@ -12,7 +12,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_memory.addressing import UniformPrior
-from pyro_memory.checks import check_images, chosen_memory, resolve_memory
+from pyro_memory.checks import check_images, choose_slots, resolve_memory
 from pyro_memory.context import Context
 from pyro_memory.models.base import BaseModel
 from pyro_memory.naming import unique_name
@@ -83,18 +83,6 @@ class Addressed(PyroModule):
     def generate(
         self, memory: SlotMemory | None = None, shape: Sequence[int] = (), a: Int[Tensor, "*batch"] | None = None
     ) -> Float[Tensor, "*batch channel height width"]:
-        """Draws images, each after a lookup of its own; pixels are means of the last distribution, not draws of it.
-
-        Args:
-            memory: as of ``forward``.
-            shape: how many, ``[*shape]`` of a shared memory, ``[*shape, batch]`` of one a datum.
-            a: read these slots instead; without ``shape``.
-
-        Raises:
-            ValueError: as of ``forward``, and for both ``shape`` and ``a``.
-        """
-        if a is not None and len(shape):
-            raise ValueError("`shape` must be left out where the slots at `a` are read: it is that of `a`")
-        memory = chosen_memory(self, memory)
-        a = self.a_dist(memory).sample(torch.Size(shape)) if a is None else a
+        """Draws images, each after a lookup of its own; arguments and errors are those of ``VMA.generate``."""
+        memory, a = choose_slots(self, memory, shape, a)
         return self.base.generate(self.context(a, memory), a.shape)

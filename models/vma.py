@@ -12,7 +12,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_memory.addressing import UniformPrior
-from pyro_memory.checks import check_images, chosen_memory, resolve_memory
+from pyro_memory.checks import check_images, choose_slots, resolve_memory
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import (
     BernoulliImage,
@@ -129,10 +129,7 @@ class VMA(PyroModule):
         Raises:
             ValueError: as of ``forward``, and for both ``shape`` and ``a``.
         """
-        if a is not None and len(shape):
-            raise ValueError("`shape` must be left out where the slots at `a` are read: it is that of `a`")
-        memory = chosen_memory(self, memory)
-        a = self.a_dist(memory).sample(torch.Size(shape)) if a is None else a
+        memory, a = choose_slots(self, memory, shape, a)
         content = memory.read(a, self.content)
         return self.x_dist(self.z_dist(content).sample(), content).mean
 

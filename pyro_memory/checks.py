@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from pyro_memory.slots import SlotMemory
@@ -41,6 +43,20 @@ def chosen_memory(module: nn.Module, memory: SlotMemory | None) -> SlotMemory:
         raise ValueError("`memory` must be a SlotMemory, since the module was built without `templates`; got None")
     memory = module.templates() if memory is None else memory
     return memory.with_none() if module.none_slot else memory
+
+
+def choose_slots(
+    model: nn.Module, memory: SlotMemory | None, shape: Sequence[int], a: Tensor | None
+) -> tuple[SlotMemory, Tensor]:
+    """Gives the memory to generate from and the slots to read: those at ``a``, or ``[*shape]`` draws from the prior.
+
+    Raises:
+        ValueError: as of ``chosen_memory``, and for both ``shape`` and ``a``.
+    """
+    if a is not None and len(shape):
+        raise ValueError("`shape` must be left out where the slots at `a` are read: it is that of `a`")
+    memory = chosen_memory(model, memory)
+    return memory, model.a_dist(memory).sample(torch.Size(shape)) if a is None else a
 
 
 def resolve_memory(module: nn.Module, x: Tensor, memory: SlotMemory | None) -> SlotMemory:
