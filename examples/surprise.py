@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from pyro_memory import load_pretrained, pretrained, token_surprise
-from pyro_memory.data import CharacterText
+from pyro_memory.data import CharacterText, load_text
 from pyro_memory.plotting import plot_text
 
 # Shakespeare's sonnet 18, which is not among the plays that the model read, then English of another kind.
@@ -54,7 +54,14 @@ def main():
     card = pretrained()[args.weights]
     print(card)
     letters = CharacterText(card.facts["vocabulary"])
-    text = (args.text.read_text() if args.text else TEXT)[: args.characters]
+    text = (load_text(args.text) if args.text else TEXT)[: args.characters]
+    if not text.strip():
+        raise SystemExit(f"--text must hold characters; {args.text} has none")
+    if strange := sorted(set(text) - set(letters.vocabulary)):
+        raise SystemExit(
+            f"{args.weights} knows none of {''.join(strange)!r}: write the text without; it knows "
+            f"{letters.vocabulary!r}"
+        )
     tokens = letters.encode(text)[None]
     surprise = token_surprise(model, tokens)
     print(f"\n{surprise}\n")

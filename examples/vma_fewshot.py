@@ -52,10 +52,8 @@ from pyro_memory.data import LICENCES, NAMES, FewShotTasks, load_images
 from pyro_memory.guides import AddressedGuide, DiffusionBaseGuide, VAEGuide, VMAGuide
 from pyro_memory.models import VAE, VMA, Addressed, DiffusionBase
 
-FILES = {
-    "vae": ("vae", "vma"),
-    "diffusion": ("diffusion", "vma-diffusion"),
-}  # weights with NAME, without memory and with
+# How weights are named, with NAME: of the model without memory and of the one with it.
+FILES = {"vae": ("vae", "vma"), "diffusion": ("diffusion", "vma-diffusion")}
 PROTOCOLS = {
     "vma": "VMA's: the target is never in memory",
     "gmn": "GMN's: slots are drawn with replacement, the target among them",
