@@ -1,6 +1,8 @@
 """Compiles the kernels for a GPU that need not be here, and prints what each configuration takes of it.
 
-Registers a thread, bytes a thread spilled to local memory, bytes of shared memory a program. Needs torch and triton.
+Registers a thread, bytes a thread spilled to local memory, bytes of shared memory a program, and the instructions of
+its loops, each counted once (for a walk with all hidden units in one tile: of a chunk), or of all if it has none. Needs
+torch and triton.
 
     python benchmarks/kernels_resources.py --dim 64 --expansion 0 1 4 --chunk 64 --dtype bfloat16
 """
@@ -24,6 +26,10 @@ from pyro_memory.kernels import memory_triton, triton_launch  # noqa: E402
 
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
 POINTERS[torch.int32] = "*i32"
+INSTRUCTIONS = {
+    "matrix": ("HGMMA", "HMMA", "DMMA"), "local": ("LDL", "STL"), "shared": ("LDS", "STS", "LDSM", "STSM"),
+    "shuffle": ("SHFL",), "barrier": ("BAR",), "global": ("LDG", "STG", "LDGSTS"),
+}  # fmt: skip
 
 
 def source(kernel, args, constants):
@@ -44,12 +50,34 @@ def source(kernel, args, constants):
 
 
 def resources(binary):
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    """Registers and spilled bytes a thread, and how many instructions of each kind its loops have."""
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+    def run(tool, *options):
+        return subprocess.run([tools / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return tuple(int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK"))
+        usage, code = run("cuobjdump", "-res-usage"), run("nvdisasm")
+    taken = [int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK")]
+    names = in_loops(code)
+    return *taken, len(names), {kind: sum(map(names.count, group)) for kind, group in INSTRUCTIONS.items()}
+
+
+def in_loops(code):
+    """Instructions between a label and a branch back to it in what nvdisasm prints, each once; all where none is."""
+    line = r"^(?:(\.L_\w+):|\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?([A-Z][A-Z0-9]+)(.*?);)"
+    labels, names, looped = {}, [], set()
+    for label, name, rest in re.findall(line, code, re.MULTILINE):
+        if label:
+            labels[label] = len(names)
+            continue
+        target = re.search(r"\((\.L_\w+)\)", rest) if name == "BRA" else None
+        start = labels.get(target[1], len(names)) if target else len(names)
+        looped.update(range(start, len(names)))  # empty for the program's end, a branch to itself
+        names.append(name)
+    return [names[i] for i in sorted(looped) or range(len(names))]
 
 
 def compiler(capability, first_only):
@@ -63,11 +91,12 @@ def compiler(capability, first_only):
                 target=GPUTarget("cuda", capability, 32),
                 options={"num_warps": warps, "num_stages": stages},
             )
-            registers, stack = resources(compiled.asm["cubin"])
+            registers, stack, total, kinds = resources(compiled.asm["cubin"])
             widths = "-".join(str(options[name]) for name in ("DI", "DH", "DO") if name in options)
             print(
                 f"{kernel.__name__:16} {widths:12} chunk {options.get('C', 1):3} tile {tile:3} warps {warps:2} stages "
-                f"{stages}  registers {registers:3}  spilled {stack:5}  shared {compiled.metadata.shared:6}",
+                f"{stages}  registers {registers:3}  spilled {stack:5}  shared {compiled.metadata.shared:6}  in loops "
+                f"{total:5}: " + ", ".join(f"{kind} {count}" for kind, count in kinds.items()),
                 flush=True,
             )
 

@@ -8,7 +8,7 @@ Letters as in ``chunked``; a 1 or 2 names the layer.
 import triton
 import triton.language as tl
 
-from pyro_memory.kernels.triton_gates import end_weights, gate_weights, load_gates
+from pyro_memory.kernels.triton_gates import ROWS, load_end, load_G, load_reads
 from pyro_memory.kernels.triton_parts import (
     act,
     act_slope,
@@ -25,22 +25,23 @@ from pyro_memory.kernels.triton_parts import (
 
 @triton.jit
 def deep_forward(
-    p_q, p_k, p_v, p_gates, p_norm, p_lengths, p_y, p_state, p_kept,
+    p_q, p_k, p_v, p_G, p_rows, p_norm, p_lengths, p_y, p_state, p_kept,
     T, heads, first, last, every, kept_stride,
     DI: tl.constexpr, DH: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,
     C: tl.constexpr, BC: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, LENGTHS: tl.constexpr,
-    READS: tl.constexpr, KEEP: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr, SCANS: tl.constexpr,
+    READS: tl.constexpr, KEEP: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Writes y, and the state (W1, W2, S1, S2) in place; keeps that before every n-th chunk from ``first``."""
     i_r = tl.program_id(0).to(tl.int64)
     i_h = i_r % heads
     dtype: tl.constexpr = p_state.dtype.element_ty
+    low: tl.constexpr = tl.bfloat16 if PRECISION == "bf16" else dtype
     o_c, o_i, o_o = tl.arange(0, BC), tl.arange(0, BI), tl.arange(0, BO)
     SECOND: tl.constexpr = DI * DH  # where W2 lies
     N: tl.constexpr = DI * DH + DH * DO
     length = tl.load(p_lengths + i_r) if LENGTHS else T
     p_q, p_k, p_v, p_y = p_q + i_r * T * DI, p_k + i_r * T * DI, p_v + i_r * T * DO, p_y + i_r * T * DO
-    p_gates += i_r * 6 * T
+    p_G, p_rows = p_G + i_r * (last - first) * 2 * BC * BC, p_rows + i_r * (last - first) * 2 * ROWS * BC
     p_state, p_kept = p_state + i_r * 2 * N, p_kept + i_r * kept_stride
     if RESIDENT:
         o_h = tl.arange(0, BH)
@@ -53,16 +54,10 @@ def deep_forward(
         o_t = i_c * C + o_c
         inside = (o_c < C) & (o_t < T)
         here = inside & (o_t < length)
-        i_end = tl.minimum(C, length - i_c * C) - 1
-        b_k = load_tokens(p_k, o_t, o_i, here, DI, dtype)  # [BC, BI]
-        b_v = load_tokens(p_v, o_t, o_o, here, DO, dtype)  # [BC, BO]
-        b_q = load_tokens(p_q, o_t, o_i, here, DI, dtype)
-        b_theta, b_eta, b_a = load_gates(p_gates, o_t, here, T)
-        b_beta1, b_f1, b_m1, b_P1, b_G1 = gate_weights(b_theta, b_eta, b_a, BC, SCANS)
-        beta1, f1, m1, b_end_P1, b_end_G1 = end_weights(b_beta1, b_f1, b_m1, b_P1, b_G1, i_end, BC)
-        b_theta, b_eta, b_a = load_gates(p_gates + 3 * T, o_t, here, T)
-        b_beta2, b_f2, b_m2, b_P2, b_G2 = gate_weights(b_theta, b_eta, b_a, BC, SCANS)
-        beta2, f2, m2, b_end_P2, b_end_G2 = end_weights(b_beta2, b_f2, b_m2, b_P2, b_G2, i_end, BC)
+        p_G1, p_rows1 = p_G + (i_c - first) * 2 * BC * BC, p_rows + (i_c - first) * 2 * ROWS * BC
+        p_G2, p_rows2 = p_G1 + BC * BC, p_rows1 + ROWS * BC
+        b_k = load_tokens(p_k, o_t, o_i, here, DI, low)  # [BC, BI]
+        b_v = load_tokens(p_v, o_t, o_o, here, DO, low)  # [BC, BO]
 
         b_z2 = tl.zeros([BC, BO], dtype)
         for i_h1 in range((DH + BH - 1) // BH):
@@ -74,8 +69,13 @@ def deep_forward(
         b_D2 = loss_gradient(b_z2, b_k, b_v, p_norm, i_h, o_o, DO, NORM)
         if not RESIDENT:
             tl.debug_barrier()  # before other threads write over what this loop read
+        beta1, f1, m1, b_end_G1, b_end_P1 = load_end(p_rows1, BC)
+        beta2, f2, m2, b_end_G2, b_end_P2 = load_end(p_rows2, BC)
         if READS:
-            b_GA1 = b_G1 * dot(b_q, tl.trans(b_k), PRECISION)
+            b_q = load_tokens(p_q, o_t, o_i, here, DI, low)
+            b_beta1, b_f1 = load_reads(p_rows1, BC)
+            b_beta2, b_f2 = load_reads(p_rows2, BC)
+            b_GA1 = (load_G(p_G1, BC) * dot(b_q, tl.trans(b_k), PRECISION)).to(low)
             b_A2 = tl.zeros([BC, BC], dtype)
             b_y = tl.zeros([BC, BO], dtype)
         for i_h2 in range((DH + BH - 1) // BH):
@@ -96,9 +96,9 @@ def deep_forward(
             b_h = act(b_z1, ACTIVATION)  # [BC, BH]
             b_D1 = dot(b_D2, tl.trans(b_W2), PRECISION) * act_slope(b_z1, ACTIVATION)
             if READS:
-                b_x = b_beta1[:, None] * dot(b_q, b_W1, PRECISION) + b_f1[:, None] * dot(b_q, b_S1, PRECISION)
+                b_x = b_beta1 * dot(b_q, b_W1, PRECISION) + b_f1 * dot(b_q, b_S1, PRECISION)
                 b_x = act(b_x - dot(b_GA1, b_D1, PRECISION), ACTIVATION)
-                b_y += b_beta2[:, None] * dot(b_x, b_W2, PRECISION) + b_f2[:, None] * dot(b_x, b_S2, PRECISION)
+                b_y += b_beta2 * dot(b_x, b_W2, PRECISION) + b_f2 * dot(b_x, b_S2, PRECISION)
                 b_A2 += dot(b_x, tl.trans(b_h), PRECISION)
             b_kT, b_hT = tl.trans(b_k), tl.trans(b_h)
             b_W1 = beta1 * b_W1 + f1 * b_S1
@@ -115,7 +115,7 @@ def deep_forward(
         if not RESIDENT:
             tl.debug_barrier()  # the next chunk's loads may fall to other threads; it also keeps loads from moving up
         if READS:
-            b_y -= dot(b_G2 * b_A2, b_D2, PRECISION)
+            b_y -= dot(load_G(p_G2, BC) * b_A2, b_D2, PRECISION)
             if NORM:
                 b_w, b_b = load_norm(p_norm, i_h, o_o, DO, dtype)
                 b_n, _ = norm(b_y, o_o, DO)

@@ -1,16 +1,22 @@
-"""What a chunk's gates weigh, inside the Triton kernels; see ``coefficients`` for the same in PyTorch.
+"""What a chunk's gates weigh: a kernel before the walk over the chunks, one after the walk back; see ``coefficients``.
 
 With P_ti = theta_i prod_{i < j <= t} eta_j and B_tk = prod_{k < j <= t} (1 - alpha_j), and G = B P, the states are
 
     W_t = beta_t W + f_t S - sum_i G_ti u_i        S_t = m_t S - sum_i P_ti u_i
 
-Products over ranges are running products of a matrix of ones below the range, so that gates of 0 and 1 are exact: a
-difference of summed logarithms would be undefined at 0 and lose digits beside it. The row of a chunk's last token makes
-the state after it; in a chunk without one (i_end < 0) the state stays.
+A program is a chunk of a layer of a row (a head of a sequence), so that all chunks are weighed at once. It writes G
+``[BC, BC]`` and ``ROWS`` rows of BC numbers: beta, f, m, the rows of G and P of the chunk's last token, which make the
+state after it, and last that token's beta, f and m. In a chunk without tokens the state stays.
+
+A product over a range of tokens is a power of two of a difference of running sums of logarithms, with zeros counted
+apart, so that gates of 0 and 1 are exact. The sums are in float64 and subtracted in two parts: a difference of two long
+sums would lose the digits that a running product keeps.
 """
 
 import triton
 import triton.language as tl
+
+ROWS = tl.constexpr(6)
 
 
 @triton.jit
@@ -23,11 +29,35 @@ def load_gates(p_gates, o_t, here, T):
 
 
 @triton.jit
-def range_products(b_g, BC: tl.constexpr, LAG: tl.constexpr):
-    """[BC, BC]: prod_{i < j <= t - LAG} g_j where i <= t - LAG, else 0; with LAG 1, b_g holds g_{t-1} at t."""
+def log_sums(b_g):
+    """Log2 of each g that is not 0, the running sums of these, in float64, and running counts of zeros."""
+    b_zero = b_g == 0
+    b_log = tl.log2(tl.where(b_zero, 1.0, b_g).to(tl.float64))
+    return b_log, tl.cumsum(b_log, 0), tl.cumsum(b_zero.to(tl.int32), 0)
+
+
+@triton.jit
+def range_products(b_sum_t, b_count_t, b_sum_i, b_count_i, BC: tl.constexpr, LAG: tl.constexpr, dtype: tl.constexpr):
+    """[BC, BC]: prod_{i < j <= t - LAG} g_j where i <= t - LAG, else 0; with LAG 1 the sums of t stop before it."""
     o_c = tl.arange(0, BC)
-    b_factor = tl.where(o_c[:, None] > o_c[None, :] + LAG, b_g[:, None], 1.0)
-    return tl.where(o_c[:, None] >= o_c[None, :] + LAG, tl.cumprod(b_factor, axis=0), 0.0)
+    b_high_t, b_high_i = b_sum_t.to(dtype), b_sum_i.to(dtype)
+    b_log = b_high_t[:, None] - b_high_i[None, :]
+    if dtype != tl.float64:
+        b_log += (b_sum_t - b_high_t).to(dtype)[:, None] - (b_sum_i - b_high_i).to(dtype)[None, :]
+    kept = (o_c[:, None] >= o_c[None, :] + LAG) & (b_count_t[:, None] == b_count_i[None, :])
+    return tl.exp2(tl.where(kept, b_log, float("-inf")))
+
+
+@triton.jit
+def _at(b_x, i):
+    return tl.sum(tl.where(tl.arange(0, b_x.shape[0]) == i, b_x, 0), 0)
+
+
+@triton.jit
+def _until(b_sum, b_count, i_end, BC: tl.constexpr):
+    """[BC]: prod_{i < j <= end} g_j, 0 past the end."""
+    kept = (tl.arange(0, BC) <= i_end) & (b_count == _at(b_count, i_end))
+    return tl.exp2(tl.where(kept, _at(b_sum, i_end) - b_sum, float("-inf")))
 
 
 @triton.jit
@@ -36,105 +66,142 @@ def _compose(b_a, b_x, b_a_next, b_x_next):
 
 
 @triton.jit
-def carry(b_g, b_X, BC: tl.constexpr, SCANS: tl.constexpr):
-    """Y_t = g_t Y_{t-1} + X_t for the rows of ``[BC, BC]``: by a scan, or by the product of its range products."""
-    if SCANS:
-        _, b_Y = tl.associative_scan((tl.broadcast_to(b_g[:, None], [BC, BC]), b_X), 0, _compose)
-    else:
-        b_Y = tl.dot(range_products(b_g, BC, 0), b_X, input_precision="ieee")
-    return b_Y
-
-
-@triton.jit
-def carry_back(b_g, b_g_next, b_X, BC: tl.constexpr, SCANS: tl.constexpr):
-    """Y_t = X_t + g_{t+1} Y_{t+1}: the same, transposed."""
-    if SCANS:
-        b_next = tl.broadcast_to(b_g_next[:, None], [BC, BC])
-        _, b_Y = tl.associative_scan((b_next, b_X), 0, _compose, reverse=True)
-    else:
-        b_Y = tl.dot(tl.trans(range_products(b_g, BC, 0)), b_X, input_precision="ieee")
-    return b_Y
-
-
-@triton.jit
-def gate_weights(b_theta, b_eta, b_a, BC: tl.constexpr, SCANS: tl.constexpr):
-    """beta, f and m ``[BC]``, P and G ``[BC, BC]``."""
-    b_P = range_products(b_eta, BC, 0) * b_theta[None, :]
-    b_m = tl.cumprod(b_eta, axis=0)
-    b_f = tl.sum(range_products(b_a, BC, 0) * b_m[None, :], 1)
-    return tl.cumprod(b_a, axis=0), b_f, b_m, b_P, carry(b_a, b_P, BC, SCANS)
-
-
-@triton.jit
-def end_weights(b_beta, b_f, b_m, b_P, b_G, i_end, BC: tl.constexpr):
-    """Their rows of the chunk's last token: numbers beta, f and m, and P and G ``[BC, 1]``."""
-    b_end = tl.arange(0, BC) == i_end
-    beta = tl.where(i_end < 0, 1.0, tl.sum(tl.where(b_end, b_beta, 0.0), 0))
-    m = tl.where(i_end < 0, 1.0, tl.sum(tl.where(b_end, b_m, 0.0), 0))
-    f = tl.sum(tl.where(b_end, b_f, 0.0), 0)
-    b_end_P = tl.sum(tl.where(b_end[:, None], b_P, 0.0), 0)
-    b_end_G = tl.sum(tl.where(b_end[:, None], b_G, 0.0), 0)
-    return beta, f, m, b_end_P[:, None], b_end_G[:, None]
-
-
-@triton.jit
-def keep_gate_gradients(
-    p_gate, i_end, b_dbeta, b_df, b_dG, end_beta, end_f, end_m, b_end_G, b_end_P, BC: tl.constexpr
+def gates_forward(
+    p_gates, p_lengths, p_G, p_rows, T, first, chunks, layers,
+    C: tl.constexpr, BC: tl.constexpr, LENGTHS: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """Stores the gradients of a chunk's weights, ``[BC + 4, BC]``; those of its end come apart, ``end_...``."""
+    i_p = tl.program_id(0).to(tl.int64)  # (row, chunk, layer)
+    i_l, i_c, i_r = i_p % layers, (i_p // layers) % chunks, i_p // (layers * chunks)
+    p_gates += (i_r * layers + i_l) * 3 * T
+    p_G, p_rows = p_G + i_p * BC * BC, p_rows + i_p * ROWS * BC
+    dtype: tl.constexpr = p_gates.dtype.element_ty
     o_c = tl.arange(0, BC)
-    b_end = o_c == i_end
-    tl.store(p_gate + o_c, b_dbeta + tl.where(b_end, end_beta, 0.0))
-    tl.store(p_gate + BC + o_c, b_df + tl.where(b_end, end_f, 0.0))
-    tl.store(p_gate + 2 * BC + o_c, tl.where(b_end, end_m, 0.0))
-    tl.store(p_gate + 3 * BC + o_c, b_end_P)
-    b_dG += tl.where(b_end[:, None], b_end_G[None, :], 0.0)
-    tl.store(p_gate + 4 * BC + o_c[:, None] * BC + o_c[None, :], b_dG)
+    t = (first + i_c) * C
+    length = tl.load(p_lengths + i_r) if LENGTHS else T
+    here = (o_c < C) & (t + o_c < length)
+    i_end = tl.minimum(C, length - t) - 1
+    none = i_end < 0
+    b_theta, b_eta, b_a = load_gates(p_gates, t + o_c, here, T)
+    _, b_sum, b_count = log_sums(b_eta)
+    b_E = range_products(b_sum, b_count, b_sum, b_count, BC, 0, dtype)
+    b_m = tl.cumprod(b_eta, 0)
+    b_end_P = b_theta * _until(b_sum, b_count, i_end, BC).to(dtype)
+    _, b_sum, b_count = log_sums(b_a)
+    b_B = range_products(b_sum, b_count, b_sum, b_count, BC, 0, dtype)
+    b_G = tl.dot(b_B, b_E * b_theta[None, :], input_precision=PRODUCT)
+    tl.store(p_G + o_c[:, None] * BC + o_c[None, :], b_G.to(p_G.dtype.element_ty))
+
+    b_beta = tl.cumprod(b_a, 0)
+    _, b_f = tl.associative_scan((b_a, b_m), 0, _compose)  # f_t = a_t f_{t-1} + m_t
+    b_eta_next = tl.load(p_gates + T + t + 1 + o_c, mask=(o_c < i_end), other=1)
+    b_end_B = _until(b_sum, b_count, i_end, BC).to(dtype)
+    _, b_end_G = tl.associative_scan((b_eta_next, b_end_B), 0, _compose, reverse=True)
+    tl.store(p_rows + o_c, b_beta)
+    tl.store(p_rows + BC + o_c, b_f)
+    tl.store(p_rows + 2 * BC + o_c, b_m)
+    tl.store(p_rows + 3 * BC + o_c, b_theta * b_end_G)
+    tl.store(p_rows + 4 * BC + o_c, b_end_P)
+    tl.store(p_rows + 5 * BC, tl.where(none, 1.0, _at(b_beta, i_end)))
+    tl.store(p_rows + 5 * BC + 1, _at(b_f, i_end))
+    tl.store(p_rows + 5 * BC + 2, tl.where(none, 1.0, _at(b_m, i_end)))
+
+
+@triton.jit
+def load_end(p_rows, BC: tl.constexpr):
+    """What makes the state after a chunk: beta, f and m, and the last rows of G and P as columns ``[BC, 1]``."""
+    o_c = tl.arange(0, BC)
+    b_end_G, b_end_P = tl.load(p_rows + 3 * BC + o_c), tl.load(p_rows + 4 * BC + o_c)
+    p_rows += 5 * BC
+    return tl.load(p_rows), tl.load(p_rows + 1), tl.load(p_rows + 2), b_end_G[:, None], b_end_P[:, None]
+
+
+@triton.jit
+def load_reads(p_rows, BC: tl.constexpr):
+    """What reads take of the chunk's first state: beta and f as columns ``[BC, 1]``."""
+    o_c = tl.arange(0, BC)
+    return tl.load(p_rows + o_c)[:, None], tl.load(p_rows + BC + o_c)[:, None]
+
+
+@triton.jit
+def load_G(p_G, BC: tl.constexpr):
+    o_c = tl.arange(0, BC)
+    return tl.load(p_G + o_c[:, None] * BC + o_c[None, :])
+
+
+# gradients of these lie alike: G, then ROWS rows, m's of which is empty: only the last token's m makes a state
+
+
+@triton.jit
+def store_read_gradients(p_grads, b_dbeta, b_df, b_dG, BC: tl.constexpr):
+    o_c = tl.arange(0, BC)
+    tl.store(p_grads + o_c[:, None] * BC + o_c[None, :], b_dG)
+    p_grads += BC * BC
+    tl.store(p_grads + o_c, b_dbeta)
+    tl.store(p_grads + BC + o_c, b_df)
+
+
+@triton.jit
+def store_row_gradients(p_grads, b_end_G, b_end_P, BC: tl.constexpr):
+    o_c = tl.arange(0, BC)
+    tl.store(p_grads + (BC + 3) * BC + o_c, b_end_G)
+    tl.store(p_grads + (BC + 4) * BC + o_c, b_end_P)
+
+
+@triton.jit
+def store_end_gradients(p_grads, beta, f, m, BC: tl.constexpr):
+    p_grads += (BC + 5) * BC
+    tl.store(p_grads, beta)
+    tl.store(p_grads + 1, f)
+    tl.store(p_grads + 2, m)
 
 
 @triton.jit
 def gates_backward(
-    p_gates, p_lengths, p_gate, p_dgates, T, first, chunks, layers,
-    C: tl.constexpr, BC: tl.constexpr, LENGTHS: tl.constexpr, SCANS: tl.constexpr,
+    p_gates, p_lengths, p_G, p_rows, p_grads, p_dgates, T, first, chunks, layers,
+    C: tl.constexpr, BC: tl.constexpr, LENGTHS: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
-    """From what ``keep_gate_gradients`` stored to theta, eta and alpha: a program is a chunk of a layer of a row."""
-    i_l, i_p = tl.program_id(0) % layers, tl.program_id(0) // layers
-    i_r, i_c = (i_p // chunks).to(tl.int64), i_p % chunks
+    """From the gradients of what ``gates_forward`` gives to theta, eta and alpha."""
+    i_p = tl.program_id(0).to(tl.int64)
+    i_l, i_c, i_r = i_p % layers, (i_p // layers) % chunks, i_p // (layers * chunks)
     p_gates += (i_r * layers + i_l) * 3 * T
     p_dgates += (i_r * layers + i_l) * 3 * T
-    p_gate += ((i_r * chunks + i_c) * layers + i_l) * (BC + 4) * BC
+    p_G, p_rows, p_grads = p_G + i_p * BC * BC, p_rows + i_p * ROWS * BC, p_grads + i_p * (BC + ROWS) * BC
+    p_drows = p_grads + BC * BC
+    dtype: tl.constexpr = p_gates.dtype.element_ty
     o_c = tl.arange(0, BC)
+    o_matrix = o_c[:, None] * BC + o_c[None, :]
     t = (first + i_c) * C
-    o_t = t + o_c
     length = tl.load(p_lengths + i_r) if LENGTHS else T
-    inside = (o_c < C) & (o_t < T)
-    here = inside & (o_t < length)
-    i_end = tl.minimum(C, length - t) - 1
-    b_dbeta, b_df = tl.load(p_gate + o_c), tl.load(p_gate + BC + o_c)
-    b_dm, b_end_P = tl.load(p_gate + 2 * BC + o_c), tl.load(p_gate + 3 * BC + o_c)
-    b_dG = tl.load(p_gate + 4 * BC + o_c[:, None] * BC + o_c[None, :])
-    b_dP = tl.where((o_c == i_end)[:, None], b_end_P[None, :], 0.0)
+    inside = (o_c < C) & (t + o_c < T)
+    b_theta, b_eta, b_a = load_gates(p_gates, t + o_c, inside & (t + o_c < length), T)
+    lower, later = o_c[:, None] >= o_c[None, :], o_c > 0
+    at_end = o_c == tl.minimum(C, length - t) - 1
+    p_ends = p_drows + 5 * BC + 0 * o_c
+    b_dbeta = tl.load(p_drows + o_c) + tl.load(p_ends, mask=at_end, other=0)
+    b_df = tl.load(p_drows + BC + o_c) + tl.load(p_ends + 1, mask=at_end, other=0)
+    b_dm = tl.load(p_ends + 2, mask=at_end, other=0)
+    b_end_G, b_end_P = tl.load(p_drows + 3 * BC + o_c), tl.load(p_drows + 4 * BC + o_c)
 
-    b_theta, b_eta, b_a = load_gates(p_gates, o_t, here, T)
-    _, b_eta_before, b_a_before = load_gates(p_gates, o_t - 1, here & (o_c > 0), T)
-    _, b_eta_next, b_a_next = load_gates(p_gates, o_t + 1, here & (o_c < i_end), T)
-    b_B, b_E = range_products(b_a, BC, 0), range_products(b_eta, BC, 0)
-    low = o_c[:, None] >= o_c[None, :]
+    # through G = B P, beta and f
+    _, b_sum, b_count = log_sums(b_a)
+    b_B = range_products(b_sum, b_count, b_sum, b_count, BC, 0, dtype)
+    b_dG = tl.load(p_grads + o_matrix) + tl.where(at_end[:, None], b_end_G[None, :], 0.0)
+    b_to_G = tl.where(lower, tl.dot(tl.trans(b_B), b_dG, input_precision=PRODUCT), 0.0)
     b_to_beta = tl.sum(b_B * b_dbeta[:, None], 0)
     b_to_f = tl.sum(b_B * b_df[:, None], 0)
+    b_G_before = tl.load(p_G + o_matrix - BC, mask=later[:, None], other=0).to(dtype)
+    b_da = tl.sum(b_to_G * b_G_before, 1) + b_to_beta * tl.load(p_rows + o_c - 1, mask=later, other=1)
+    b_da += b_to_f * tl.load(p_rows + BC + o_c - 1, mask=later, other=0)
+    tl.store(p_dgates + 2 * T + t + o_c, -b_da, mask=inside)
+
+    # through P and m
+    b_log, b_sum, b_count = log_sums(b_eta)
+    b_E = range_products(b_sum, b_count, b_sum, b_count, BC, 0, dtype)
+    b_dP = b_to_G + tl.where(at_end[:, None], b_end_P[None, :], 0.0)
+    b_to_P = tl.where(lower, tl.dot(tl.trans(b_E), b_dP, input_precision=PRODUCT), 0.0)
+    tl.store(p_dgates + t + o_c, tl.sum(tl.where(o_c[:, None] == o_c[None, :], b_to_P, 0.0), 1), mask=inside)
     b_to_m = tl.sum(b_E * (b_dm + b_to_f)[:, None], 0)
-    b_to_G = tl.where(low, carry_back(b_a, b_a_next, b_dG, BC, SCANS), 0.0)
-    b_to_P = tl.where(low, carry_back(b_eta, b_eta_next, b_dP + b_to_G, BC, SCANS), 0.0)
-
-    b_P_before = range_products(b_eta_before, BC, 1) * b_theta[None, :]
-    b_G_before = carry(b_a_before, b_P_before, BC, SCANS)
-    b_m_before = tl.cumprod(b_eta_before, axis=0)
-    b_beta_before = tl.cumprod(b_a_before, axis=0)
-    b_f_before = tl.sum(range_products(b_a_before, BC, 1) * tl.cumprod(b_eta, axis=0)[None, :], 1)
-
-    b_dtheta = tl.sum(tl.where(o_c[:, None] == o_c[None, :], b_to_P, 0.0), 0)
-    b_deta = tl.sum(b_to_P * b_P_before, 1) + b_to_m * b_m_before
-    b_da = tl.sum(b_to_G * b_G_before, 1) + b_to_f * b_f_before + b_to_beta * b_beta_before
-    tl.store(p_dgates + o_t, b_dtheta, mask=inside)
-    tl.store(p_dgates + T + o_t, b_deta, mask=inside)
-    tl.store(p_dgates + 2 * T + o_t, -b_da, mask=inside)
+    b_before = range_products(b_sum - b_log, b_count - (b_eta == 0).to(tl.int32), b_sum, b_count, BC, 1, dtype)
+    b_deta = tl.sum(b_to_P * b_before * b_theta[None, :], 1)
+    b_deta += b_to_m * tl.load(p_rows + 2 * BC + o_c - 1, mask=later, other=1)
+    tl.store(p_dgates + T + t + o_c, b_deta, mask=inside)

@@ -15,10 +15,11 @@ from pyro_memory.kernels.memory_triton_decode import deep_decode, linear_decode
 from pyro_memory.kernels.memory_triton_deep import deep_forward
 from pyro_memory.kernels.memory_triton_deep_backward import deep_backward
 from pyro_memory.kernels.memory_triton_linear import linear_backward, linear_forward
-from pyro_memory.kernels.triton_gates import gates_backward
+from pyro_memory.kernels.triton_gates import ROWS, gates_backward, gates_forward
 
 RESIDENT_BYTES = 2**17  # W and S that a program keeps in registers: half of a streaming multiprocessor's
-TUNED_BY = ("DI", "DO", "C", "NORM", "PRECISION")
+TUNED_BY = ("DI", "DO", "C", "NORM", "PRECISION", "PRODUCT")
+GATES = ((0, 4, 1), (0, 8, 1))
 
 
 def interpreted() -> bool:
@@ -39,7 +40,8 @@ def forward(
     """Writes y and kept, and ``state`` in place, over a range of chunks."""
     options = _options(q, state, widths, chunk_size, norm, lengths)
     heads = 1 if norm is None else len(norm)
-    args = (q, k, v, gates, norm, lengths, y, state, kept, q.shape[1], heads, chunks.start, chunks.stop)
+    weights = _gate_weights(q, gates, lengths, chunks, options)
+    args = (q, k, v, *weights, norm, lengths, y, state, kept, q.shape[1], heads, chunks.start, chunks.stop)
     args += (max(every, 1), kept.stride(0))
     options |= {"READS": reads, "KEEP": every > 0}
     if len(widths) == 2:
@@ -75,8 +77,9 @@ def backward(
     dq, dk, dv, dgates, dnorm, dstate = grads
     options = _options(q, dstate, widths, chunk_size, norm, lengths)
     layers, size = len(widths) - 1, options["BC"]
-    gate = dstate.new_empty(len(q), len(chunks), layers, size + 4, size)
-    args = (dy, q, k, v, gates, norm, lengths, kept, dq, dk, dv, gate, dnorm, dstate)
+    weights = _gate_weights(q, gates, lengths, chunks, options)
+    dweights = dstate.new_empty(len(q), len(chunks), layers, size + ROWS.value, size)
+    args = (dy, q, k, v, *weights, norm, lengths, kept, dq, dk, dv, dweights, dnorm, dstate)
     numbers = (q.shape[1], 1 if norm is None else len(norm), chunks.start, chunks.stop, kept.stride(0))
     if layers == 1:
         _launch(linear_backward, (len(q),), args + numbers, options, _warps(widths, (1,)))
@@ -84,10 +87,27 @@ def backward(
         hidden = widths[1]
         scratch = dstate.new_empty(len(q), 2, size, hidden)
         deep = options | {"DH": hidden, "ACTIVATION": activation}
-        _launch(deep_backward, (len(q),), (*args, scratch, *numbers), deep, _warps(widths, (1,), _tiles(hidden)[:1]))
-    options = {name: options[name] for name in ("C", "BC", "LENGTHS", "SCANS")}
-    args = (gates, lengths, gate, dgates, q.shape[1], chunks.start, len(chunks), layers)
-    _launch(gates_backward, (len(q) * len(chunks) * layers,), args, options, ((0, 4, 1),))
+        _launch(deep_backward, (len(q),), (*args, scratch, *numbers), deep, _warps(widths, (1,), _tiles(hidden)))
+    args = (gates, lengths, *weights, dweights, dgates, q.shape[1], chunks.start, len(chunks), layers)
+    _launch(gates_backward, (len(q) * len(chunks) * layers,), args, _gate_options(options), GATES)
+
+
+def _gate_weights(
+    q: Tensor, gates: Tensor, lengths: Tensor | None, chunks: range, options: dict[str, object]
+) -> tuple[Tensor, Tensor]:
+    """G, in the products' precision, and the rows beside it, of all layers of a range of chunks."""
+    layers, size = gates.shape[1] // 3, options["BC"]
+    lead = len(q), len(chunks), layers
+    G = gates.new_empty(*lead, size, size, dtype=torch.bfloat16 if options["PRECISION"] == "bf16" else gates.dtype)
+    rows = gates.new_empty(*lead, ROWS.value, size)
+    args = (gates, lengths, G, rows, q.shape[1], chunks.start, len(chunks), layers)
+    _launch(gates_forward, (len(q) * len(chunks) * layers,), args, _gate_options(options), GATES)
+    return G, rows
+
+
+def _gate_options(options: dict[str, object]) -> dict[str, object]:
+    product = {"bf16": "tf32", "rounded": "ieee"}.get(options["PRECISION"], options["PRECISION"])
+    return {name: options[name] for name in ("C", "BC", "LENGTHS")} | {"PRODUCT": product}
 
 
 def _options(
@@ -96,7 +116,7 @@ def _options(
     return {
         "DI": widths[0], "DO": widths[-1], "BI": block(widths[0]), "BO": block(widths[-1]),
         "C": chunk_size, "BC": block(chunk_size), "NORM": norm is not None, "LENGTHS": lengths is not None,
-        "PRECISION": _precision(q, state), "SCANS": not interpreted(),
+        "PRECISION": _precision(q, state),
     }  # fmt: skip
 
 
@@ -106,6 +126,8 @@ def _precision(q: Tensor, state: Tensor) -> str:
     bfloat16 tokens: bfloat16 products. float16: tf32, which has float16's digits and the range that gradients need.
     float32: three tf32 products that give float32's digits, or one where torch is allowed that for matrix products.
     """
+    if interpreted() and q.dtype == torch.bfloat16 and state.dtype == torch.float32:
+        return "rounded"
     if interpreted() or state.dtype == torch.float64 or torch.version.hip is not None:
         return "ieee"
     if q.dtype == torch.bfloat16:

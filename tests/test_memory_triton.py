@@ -134,13 +134,7 @@ def at_the_ends(gate):
 
 
 @pytest.mark.parametrize("gates", [at_the_ends, lambda g: torch.full_like(g, 1e-30)])
-@pytest.mark.parametrize("scans", [False, True])
-def test_gates_of_zero_and_one_and_long_products_stay_right(gates, scans, monkeypatch):
-    """A GPU composes gates by scans, the interpreter by products, which are faster there: here both."""
-    from pyro_memory.kernels import triton_launch
-
-    options = triton_launch._options
-    monkeypatch.setattr(triton_launch, "_options", lambda *args: options(*args) | {"SCANS": scans})
+def test_gates_of_zero_and_one_and_long_products_stay_right(gates):
     tensors = problem((16, 16), 20, heads=1, norm=True)
     for name in ("momentum", "decay"):
         tensors[name] = [gates(t) for t in tensors[name]]
