@@ -15,6 +15,7 @@ from pyro_memory.kernels.triton_gates import (
     load_G,
     load_reads,
     store_end_gradients,
+    store_G_gradient,
     store_read_gradients,
     store_row_gradients,
 )
@@ -210,10 +211,12 @@ def deep_backward(
             b_dq += load_tokens(p_dy, o_t, o_o, here, DO, dtype)  # q stands beside LN
         store_tokens(p_dq, o_t, o_i, inside, DI, b_dq)
         b_dk += dot(tl.trans(b_dA1), b_q, PRECISION)
-        store_read_gradients(p_grads1, b_dbeta1, b_df1, b_dM1 * b_A1, BC)
+        store_G_gradient(p_grads1, b_dM1 * b_A1, BC)
+        store_read_gradients(p_grads1, b_dbeta1, b_df1, BC)
         store_row_gradients(p_grads1, b_dend_G1, b_dend_P1, BC)
         store_end_gradients(p_grads1, tl.sum(b_dend1), tl.sum(b_dend_f1), tl.sum(b_dend_m1), BC)
-        store_read_gradients(p_grads2, b_dbeta2, b_df2, b_dG2, BC)
+        store_G_gradient(p_grads2, b_dG2, BC)
+        store_read_gradients(p_grads2, b_dbeta2, b_df2, BC)
         store_row_gradients(p_grads2, b_dend_G2, b_dend_P2, BC)
         store_end_gradients(p_grads2, tl.sum(b_dend2), tl.sum(b_dend_f2), tl.sum(b_dend_m2), BC)
 

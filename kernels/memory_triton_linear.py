@@ -12,6 +12,7 @@ from pyro_memory.kernels.triton_gates import (
     load_G,
     load_reads,
     store_end_gradients,
+    store_G_gradient,
     store_read_gradients,
     store_row_gradients,
 )
@@ -157,14 +158,19 @@ def linear_backward(
             b_dz = norm_backward(b_dz * b_w[None, :], b_n, b_rstd, o_o, DO)
         b_dD -= dot(tl.trans(b_G * b_A), b_dz, PRECISION)
         b_dM = -dot(b_dz, tl.trans(b_D), PRECISION)
-        b_by_W, b_by_S = dot(b_dz, tl.trans(b_W), PRECISION), dot(b_dz, tl.trans(b_S), PRECISION)
-        store_read_gradients(p_grads, tl.sum(b_by_W * b_q, 1), tl.sum(b_by_S * b_q, 1), b_dM * b_A, BC)
-        b_dA = b_dM * b_G
-        b_dq = b_beta * b_by_W + b_f * b_by_S + dot(b_dA, b_k, PRECISION)
+        store_G_gradient(p_grads, b_dM * b_A, BC)
+        b_dA = (b_dM * b_G).to(low)
+        b_dk += dot(tl.trans(b_dA), b_q, PRECISION)
+        b_dq = dot(b_dA, b_k, PRECISION)
+        b_by_W = dot(b_dz, tl.trans(b_W), PRECISION)
+        b_dbeta = tl.sum(b_by_W * b_q, 1)
+        b_dq += b_beta * b_by_W
+        b_by_S = dot(b_dz, tl.trans(b_S), PRECISION)
+        store_read_gradients(p_grads, b_dbeta, tl.sum(b_by_S * b_q, 1), BC)
+        b_dq += b_f * b_by_S
         if NORM:
             b_dq += b_dy  # q stands beside LN
         store_tokens(p_dq, o_t, o_i, inside, DI, b_dq)
-        b_dk += dot(tl.trans(b_dA), b_q, PRECISION)
         b_qT = tl.trans(b_q)
         b_gS += dot(b_qT, b_f * b_dz, PRECISION)
         b_gW += dot(b_qT, b_beta * b_dz, PRECISION)

@@ -132,9 +132,14 @@ def load_G(p_G, BC: tl.constexpr):
 
 
 @triton.jit
-def store_read_gradients(p_grads, b_dbeta, b_df, b_dG, BC: tl.constexpr):
+def store_G_gradient(p_grads, b_dG, BC: tl.constexpr):
     o_c = tl.arange(0, BC)
     tl.store(p_grads + o_c[:, None] * BC + o_c[None, :], b_dG)
+
+
+@triton.jit
+def store_read_gradients(p_grads, b_dbeta, b_df, BC: tl.constexpr):
+    o_c = tl.arange(0, BC)
     p_grads += BC * BC
     tl.store(p_grads + o_c, b_dbeta)
     tl.store(p_grads + BC + o_c, b_df)
