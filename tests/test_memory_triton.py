@@ -143,6 +143,19 @@ def test_gates_of_zero_and_one_and_long_products_stay_right(gates):
     assert all(t.isfinite().all() for t in with_gradients(single, chunk_size=16, backend="triton"))
 
 
+def test_what_went_before_in_a_chunk_costs_later_gates_no_digits():
+    """Gates of 1e-4 and then of 0.9: sums of their logarithms are long, differences of these short."""
+    tensors = problem((16, 16), 32, heads=1)
+    for name, small, usual in (("momentum", 1e-4, 0.9), ("decay", 1 - 1e-4, 0.1)):
+        tensors[name] = [torch.where(torch.arange(32, device=DEVICE) < 16, small, usual).expand_as(tensors[name][0])]
+    truth = with_gradients(tensors, chunk_size=32, backend="reference")
+    single = {name: [t.float() for t in group] for name, group in tensors.items()}
+    peers = with_gradients(single, chunk_size=32, backend="torch")
+    actual = with_gradients(single, chunk_size=32, backend="triton")
+    for value, peer, exact in zip(actual, peers, truth, strict=True):
+        assert_no_worse(value, [peer], exact)
+
+
 @pytest.mark.parametrize("widths", [(3, 2), (3, 4, 2), (3, 4, 3)])
 def test_gradients_pass_gradcheck(widths):
     tensors = problem(widths, 4, heads=1, norm=widths[0] == widths[-1])
