@@ -41,7 +41,8 @@ from pyro_memory.kernels.triton_parts import (
 
 @triton.jit
 def deep_backward(
-    p_dy, p_q, p_k, p_v, p_G, p_rows, p_norm, p_lengths, p_kept, p_dq, p_dk, p_dv, p_gate, p_dnorm, p_dstate, p_scratch,
+    p_dy, p_q, p_k, p_v, p_G, p_rows, p_norm, p_lengths, p_kept, p_dq, p_dk, p_dv, p_dweights, p_dnorm, p_dstate,
+    p_scratch,
     T, heads, first, last, kept_stride,
     DI: tl.constexpr, DH: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,
     C: tl.constexpr, BC: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, LENGTHS: tl.constexpr,
@@ -59,7 +60,7 @@ def deep_backward(
     p_q, p_k, p_dq, p_dk = p_q + i_r * T * DI, p_k + i_r * T * DI, p_dq + i_r * T * DI, p_dk + i_r * T * DI
     p_v, p_dy, p_dv = p_v + i_r * T * DO, p_dy + i_r * T * DO, p_dv + i_r * T * DO
     p_G, p_rows = p_G + i_r * (last - first) * 2 * BC * BC, p_rows + i_r * (last - first) * 2 * ROWS * BC
-    p_gate += i_r * (last - first) * 2 * (BC + ROWS) * BC
+    p_dweights += i_r * (last - first) * 2 * (BC + ROWS) * BC
     p_kept, p_gW = p_kept + i_r * kept_stride, p_dstate + i_r * 2 * N
     p_gS = p_gW + N
     p_dh = p_scratch + i_r * 2 * BC * DH
@@ -77,7 +78,7 @@ def deep_backward(
         p_S = p_W + N
         p_G1, p_rows1 = p_G + i_kept * 2 * BC * BC, p_rows + i_kept * 2 * ROWS * BC
         p_G2, p_rows2 = p_G1 + BC * BC, p_rows1 + ROWS * BC
-        p_grads1 = p_gate + i_kept * 2 * (BC + ROWS) * BC
+        p_grads1 = p_dweights + i_kept * 2 * (BC + ROWS) * BC
         p_grads2 = p_grads1 + (BC + ROWS) * BC
 
         # the keys' way in

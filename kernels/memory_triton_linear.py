@@ -90,7 +90,7 @@ def linear_forward(
 
 @triton.jit
 def linear_backward(
-    p_dy, p_q, p_k, p_v, p_G, p_rows, p_norm, p_lengths, p_kept, p_dq, p_dk, p_dv, p_gate, p_dnorm, p_dstate,
+    p_dy, p_q, p_k, p_v, p_G, p_rows, p_norm, p_lengths, p_kept, p_dq, p_dk, p_dv, p_dweights, p_dnorm, p_dstate,
     T, heads, first, last, kept_stride,
     DI: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, C: tl.constexpr, BC: tl.constexpr,
     NORM: tl.constexpr, LENGTHS: tl.constexpr, PRECISION: tl.constexpr,
@@ -106,7 +106,7 @@ def linear_backward(
     p_q, p_k, p_dq, p_dk = p_q + i_r * T * DI, p_k + i_r * T * DI, p_dq + i_r * T * DI, p_dk + i_r * T * DI
     p_v, p_dy, p_dv = p_v + i_r * T * DO, p_dy + i_r * T * DO, p_dv + i_r * T * DO
     p_G, p_rows = p_G + i_r * (last - first) * BC * BC, p_rows + i_r * (last - first) * ROWS * BC
-    p_gate += i_r * (last - first) * (BC + ROWS) * BC
+    p_dweights += i_r * (last - first) * (BC + ROWS) * BC
     p_kept, p_dstate = p_kept + i_r * kept_stride, p_dstate + i_r * 2 * N
     b_gW = load_matrix(p_dstate, o_i, o_o, DI, DO, dtype)
     b_gS = load_matrix(p_dstate + N, o_i, o_o, DI, DO, dtype)
@@ -119,9 +119,7 @@ def linear_backward(
         inside = (o_c < C) & (o_t < T)
         here = inside & (o_t < length)
         i_kept = tl.cast(i_c - first, tl.int64)
-        p_here, p_grads = p_rows + i_kept * ROWS * BC, p_gate + i_kept * (BC + ROWS) * BC
-        beta, f, m, b_end_G, b_end_P = load_end(p_here, BC)
-        p_here, p_grads = p_rows + i_kept * ROWS * BC, p_gate + i_kept * (BC + ROWS) * BC
+        p_here, p_grads = p_rows + i_kept * ROWS * BC, p_dweights + i_kept * (BC + ROWS) * BC
         beta, f, m, b_end_G, b_end_P = load_end(p_here, BC)
         b_W = load_matrix(p_kept + i_kept * 2 * N, o_i, o_o, DI, DO, dtype)
         b_S = load_matrix(p_kept + i_kept * 2 * N + N, o_i, o_o, DI, DO, dtype)

@@ -15,8 +15,7 @@ def dot(b_x, b_y, PRECISION: tl.constexpr):
     if PRECISION == "bf16":
         b_z = tl.dot(b_x.to(tl.bfloat16), b_y.to(tl.bfloat16))
     elif PRECISION == "rounded":  # the same where products in bfloat16 do not work: in the interpreter
-        dtype: tl.constexpr = tl.float32
-        b_x, b_y = b_x.to(tl.bfloat16).to(dtype), b_y.to(tl.bfloat16).to(dtype)
+        b_x, b_y = b_x.to(tl.bfloat16).to(tl.float32), b_y.to(tl.bfloat16).to(tl.float32)
         b_z = tl.dot(b_x, b_y, input_precision="ieee")
     else:
         b_z = tl.dot(b_x, b_y, input_precision=PRECISION)
