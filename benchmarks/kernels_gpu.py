@@ -15,8 +15,12 @@ import csv
 import dataclasses
 import datetime
 import itertools
+import multiprocessing
+import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -67,6 +71,51 @@ def _tuple(value):
     return value if isinstance(value, tuple) else (value,)
 
 
+# --- kernels compiled ahead: the autotuner would compile one configuration after the other
+
+
+def compile_for(capability):
+    """Makes a process compile where it would launch."""
+    import compile_only
+
+    from pyro_memory.kernels import dispatch
+
+    compile_only.install(capability)
+    dispatch.why_not_triton = lambda *args, **options: None
+    torch.set_num_threads(1)
+
+
+def compile_one(case, dtype, which):
+    """Leaves one configuration of each kernel that the case launches in Triton's cache."""
+    from pyro_memory.kernels import triton_launch
+
+    def launch(kernel, grid, args, options, configurations):
+        tile, warps, stages = configurations[which % len(configurations)]
+        tile = {"BH": tile} if tile else {}
+        kernel.warmup(*args, grid=grid, num_warps=warps, num_stages=stages, **options, **tile)
+
+    triton_launch._launch = launch
+    forward, both = passes(*ours(dataclasses.replace(case, time=case.chunk, batch=1, heads=1), "triton", dtype, "cpu"))
+    forward()
+    both()
+
+
+def compile_ahead(wanted, capability):
+    """All configurations of all kernels of the cases, each with a dtype, on all cores."""
+    wanted = {(dataclasses.replace(case, time=0, batch=0, heads=0), dtype) for case, dtype in wanted}
+    jobs = [(*pair, which) for which in range(4) for pair in sorted(wanted, key=str)]
+    workers = min(len(jobs), len(os.sched_getaffinity(0)))
+    print(f"compiling the kernels of {len(wanted)} kinds of memory on {workers} processes", flush=True)
+    start = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=compile_for, initargs=(capability,)) as pool:
+        for done, job in enumerate([pool.submit(compile_one, *job) for job in jobs]):
+            job.result()
+            if (done + 1) % (workers * 4) == 0:
+                print(f"  {done + 1} of {len(jobs)}, {time.monotonic() - start:.0f} s", flush=True)
+    print(f"  compiled in {time.monotonic() - start:.0f} s", flush=True)
+
+
 # --- the check
 
 
@@ -114,23 +163,24 @@ def check(case, dtype, device="cuda"):
         raise SystemExit(f"the check failed for {case} in {dtype}: no time is reported")
 
 
-def check_all(device="cuda", dtypes=(torch.float32, torch.bfloat16, torch.float16)):
+CHECKS = [
+    (Case(dim, expansion, chunk, 200, 2, 2, norm), dtype)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32)
+    for dim, expansion, chunk, norm in ((64, 0, 64, False), (48, 0, 16, True), (64, 1, 64, True), (64, 4, 32, True))
+]
+
+
+def check_all(device="cuda"):
     print("check: values, states and gradients against the token rule")
-    for dtype in dtypes:
-        for dim, expansion, chunk, norm in (
-            (64, 0, 64, False),
-            (48, 0, 16, True),
-            (64, 1, 64, True),
-            (64, 4, 32, True),
-        ):
-            check(Case(dim, expansion, chunk, 200, 2, 2, norm), dtype, device)
+    for case, dtype in CHECKS:
+        check(case, dtype, device)
 
 
 # --- what is timed
 
 
-def ours(case, backend):
-    arguments = inputs(case)
+def ours(case, backend, dtype=torch.bfloat16, device="cuda"):
+    arguments = inputs(case, dtype, device)
 
     def step(**arguments):
         return neural_memory(**arguments, chunk_size=case.chunk, residual_norm=case.norm, backend=backend)[0]
@@ -183,7 +233,7 @@ def time_ms(fn):
 
 
 def passes(step, arguments):
-    """Functions to time: forward without gradients, and forward with backward in everything."""
+    """Forward without gradients, and forward with backward in everything."""
     tensors = [t for a in arguments.values() for t in _tuple(a)]
 
     def forward():
@@ -194,7 +244,7 @@ def passes(step, arguments):
         y = step(**arguments)
         torch.autograd.grad(y, tensors, torch.ones_like(y), allow_unused=True)
 
-    return dict(zip(PASSES, (forward, both), strict=True))
+    return forward, both
 
 
 def ceilings():
@@ -246,7 +296,7 @@ def run_case(case, rates):
             row = dataclasses.asdict(case) | {"implementation": name, "pass": kind}
             row["floor_ms"] = floor = floor_ms(case, kind, *rates)
             try:
-                fn = passes(*make(case))[kind]
+                fn = dict(zip(PASSES, passes(*make(case)), strict=True))[kind]
                 fn()
                 torch.cuda.reset_peak_memory_stats()
                 row["median_ms"], row["p20_ms"], row["p80_ms"] = time_ms(fn)
@@ -322,6 +372,9 @@ def main():
             file=sys.stderr,
         )
         return 2
+    timed = [] if options.check else cases(options.quick)
+    capability = torch.cuda.get_device_capability()
+    compile_ahead([*CHECKS, *((case, torch.bfloat16) for case in timed)], 10 * capability[0] + capability[1])
     check_all()
     if options.check:
         return 0
@@ -333,7 +386,7 @@ def main():
     with open(options.out / "kernels_gpu.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        for case in cases(options.quick):
+        for case in timed:
             for row in run_case(case, rates):
                 rows.append(row)
                 writer.writerow(about | row)

@@ -14,39 +14,19 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import compile_only
 import torch
 import triton
 from bare import load_kernels
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 load_kernels()
 
 from pyro_memory.kernels import memory_triton, triton_launch  # noqa: E402
 
-POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
-POINTERS[torch.int32] = "*i32"
 INSTRUCTIONS = {
     "matrix": ("HGMMA", "HMMA", "DMMA"), "local": ("LDL", "STL"), "shared": ("LDS", "STS", "LDSM", "STSM"),
     "shuffle": ("SHFL",), "barrier": ("BAR",), "global": ("LDG", "STG", "LDGSTS"),
 }  # fmt: skip
-
-
-def source(kernel, args, constants):
-    """What the launch would compile: types of the arguments, constants, which are multiples of 16."""
-    named = dict(zip(kernel.arg_names, args, strict=False)) | constants
-    signature, constexprs, attributes = {}, {}, {}
-    for i, name in enumerate(kernel.arg_names):
-        value = named[name]
-        if isinstance(value, torch.Tensor):
-            signature[name] = POINTERS[value.dtype]
-        elif value is None or name in constants:
-            signature[name], constexprs[(i,)] = "constexpr", value
-        else:
-            signature[name] = "i32"
-        if isinstance(value, torch.Tensor) or (signature[name] == "i32" and value % 16 == 0):
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    return ASTSource(kernel, signature, constexprs, attributes)
 
 
 def resources(binary):
@@ -80,17 +60,13 @@ def in_loops(code):
     return [names[i] for i in sorted(looped) or range(len(names))]
 
 
-def compiler(capability, first_only):
+def compiler(first_only):
     """Stands in for the launch."""
 
     def compile_all(kernel, grid, args, options, configurations):
         for tile, warps, stages in configurations[:1] if first_only else configurations:
             constants = options | ({"BH": tile} if tile else {})
-            compiled = triton.compile(
-                source(kernel, args, constants),
-                target=GPUTarget("cuda", capability, 32),
-                options={"num_warps": warps, "num_stages": stages},
-            )
+            compiled = kernel.warmup(*args, grid=grid, num_warps=warps, num_stages=stages, **constants)
             registers, stack, total, kinds = resources(compiled.asm["cubin"])
             widths = "-".join(str(options[name]) for name in ("DI", "DH", "DO") if name in options)
             print(
@@ -130,7 +106,8 @@ if __name__ == "__main__":
     parser.add_argument("--first", action="store_true", help="only the first configuration of each kernel")
     options = parser.parse_args()
     print(f"triton {triton.__version__}, compute capability {options.capability}")
-    triton_launch._launch = compiler(options.capability, options.first)
+    compile_only.install(options.capability)
+    triton_launch._launch = compiler(options.first)
     for dim in options.dim:
         for expansion in options.expansion:
             for chunk in options.chunk:

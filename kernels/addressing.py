@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 TILE = 2**18  # scores held at once: a megabyte of float32, which stays in the cache
+WIDEST = 128  # columns that a block of the Triton kernels holds
 
 
 class AddressRead(NamedTuple):
@@ -71,7 +72,7 @@ def fused_address(
         nearest: how many slots of highest score to find for each query.
         chunk_size: slots of a chunk; by default as many as keep a chunk's scores in the cache. Ignored by "triton".
         generator: of the samples.
-        backend: "torch", "triton" (CUDA; Linux), or "auto": Triton for CUDA tensors where it is installed.
+        backend: "torch", "triton" (CUDA; Linux; at most 128 columns of keys and values), or "auto": Triton if it can.
 
     Raises:
         ValueError: if shapes do not fit one another, nothing is left to read, or ``nearest`` exceeds the filled slots.
@@ -84,9 +85,15 @@ def fused_address(
     _check(query, key, value, log_prior, mask, samples, nearest, chunk_size)
     if backend not in ("auto", "torch", "triton"):
         raise ValueError(f'`backend` must be "auto", "torch" or "triton"; got {backend!r}')
+    fits = max(query.shape[-1], 0 if value is None else value.shape[-1]) <= WIDEST
     if backend == "auto":
-        backend = "triton" if query.is_cuda and importlib.util.find_spec("triton") else "torch"
+        backend = "triton" if query.is_cuda and fits and importlib.util.find_spec("triton") else "torch"
     if backend == "triton":
+        if not fits:
+            raise ValueError(
+                f'`key` and `value` must have at most {WIDEST} columns for backend="triton"; got {query.shape[-1]} and '
+                f'{0 if value is None else value.shape[-1]}. Use "auto" or "torch"'
+            )
         from pyro_memory.kernels.addressing_triton import TritonAddress
 
         parts = TritonAddress.apply(query, key, value, log_prior, mask, samples, generator)

@@ -6,11 +6,13 @@ import torch
 import triton
 import triton.language as tl
 
+from pyro_memory.kernels.dispatch import float_precision, on_device_of
+
 LOWEST = tl.constexpr(-1.0e30)  # stands for minus infinity where a difference of two must stay a number
 
 
 @triton.jit
-def _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED: tl.constexpr):
+def _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED: tl.constexpr, PRECISION: tl.constexpr):
     """The scores of one block of slots, [B, M]; LOWEST where there is no filled slot; and the keys, [M, D]."""
     inside = i_slot < slots
     k = tl.load(
@@ -18,7 +20,7 @@ def _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED: tl.constexpr):
     ).to(q.dtype)
     if MASKED:
         inside = inside & (tl.load(p_mask + i_slot, mask=inside, other=0) != 0)
-    s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     return tl.where(inside[None, :], s, LOWEST), k, inside
 
 
@@ -28,6 +30,7 @@ def _forward(
     batch, slots, dim, value_dim, span, seed,
     B: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr, S: tl.constexpr, SAMPLES: tl.constexpr,
     MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, SUM: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One block of queries over one span of slots; sums are relative to the largest score of the span."""
     i_span = tl.program_id(1)
@@ -42,7 +45,7 @@ def _forward(
     drawn = tl.zeros([B, S], tl.int32)
     for start in range(i_span * span, tl.minimum((i_span + 1) * span, slots), M):
         i_slot = start + tl.arange(0, M)
-        s, _, inside = _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED)
+        s, _, inside = _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED, PRECISION)
         new = tl.maximum(top, tl.max(s, 1))
         w = tl.where(inside[None, :], tl.exp(s - new[:, None]), 0.0)
         old = tl.exp(top - new)
@@ -60,7 +63,7 @@ def _forward(
                 mask=inside[:, None] & (v < value_dim)[None, :],
                 other=0.0,
             ).to(SUM)  # [M, V]
-            read = old[:, None] * read + tl.dot(w, content, input_precision="ieee")
+            read = old[:, None] * read + tl.dot(w, content, input_precision=PRECISION)
         if SAMPLES:
             lse = tl.where(mass > 0, tl.log(tl.maximum(mass, 1.0e-37)) + new, LOWEST)
             block = start // M
@@ -94,11 +97,11 @@ def _forward(
 def _slopes(
     q, g_read, i_b, i_slot, d, v, p_key, p_value, p_prior, p_mask, p_lse, p_constant, p_entropy_kl, p_kl,
     batch, slots, dim, value_dim,
-    MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr,
+    MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Probabilities and the loss's derivative by the scores of one block, [B, M] each; and the keys, [M, D]."""
     row = i_b < batch
-    s, k, inside = _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED)
+    s, k, inside = _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED, PRECISION)
     live = row[:, None] & inside[None, :]
     log_p = tl.where(live, s - tl.load(p_lse + i_b, mask=row, other=0.0)[:, None], 0.0)
     p = tl.where(live, tl.exp(log_p), 0.0)
@@ -113,7 +116,7 @@ def _slopes(
             mask=inside[:, None] & (v < value_dim)[None, :],
             other=0.0,
         ).to(q.dtype)  # [M, V]
-        slope = slope + tl.dot(g_read, tl.trans(content), input_precision="ieee")
+        slope = slope + tl.dot(g_read, tl.trans(content), input_precision=PRECISION)
     return p, p * slope, k
 
 
@@ -123,6 +126,7 @@ def _backward_query(
     batch, slots, dim, value_dim,
     B: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
     MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, SUM: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of one block of queries: over all slots."""
     i_b = tl.program_id(0) * B + tl.arange(0, B)
@@ -138,9 +142,9 @@ def _backward_query(
     for start in range(0, slots, M):
         _, d_score, k = _slopes(
             q, g_read, i_b, start + tl.arange(0, M), d, v, p_key, p_value, p_prior, p_mask, p_lse, p_constant,
-            p_entropy_kl, p_kl, batch, slots, dim, value_dim, MASKED, PRIOR, READ,
+            p_entropy_kl, p_kl, batch, slots, dim, value_dim, MASKED, PRIOR, READ, PRECISION,
         )  # fmt: skip
-        d_query += tl.dot(d_score, k, input_precision="ieee")
+        d_query += tl.dot(d_score, k, input_precision=PRECISION)
     tl.store(p_d_query + o_query, d_query, mask=in_query)
 
 
@@ -151,6 +155,7 @@ def _backward_slot(
     batch, slots, dim, value_dim,
     B: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
     MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, SUM: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of one block of keys, values and log priors: over all queries."""
     i_slot = tl.program_id(0) * M + tl.arange(0, M)
@@ -166,11 +171,11 @@ def _backward_slot(
             g_read = tl.load(p_g_read + i_b[:, None] * value_dim + v[None, :], mask=in_read, other=0.0)
         p, d_score, _ = _slopes(
             q, g_read, i_b, i_slot, d, v, p_key, p_value, p_prior, p_mask, p_lse, p_constant, p_entropy_kl, p_kl,
-            batch, slots, dim, value_dim, MASKED, PRIOR, READ,
+            batch, slots, dim, value_dim, MASKED, PRIOR, READ, PRECISION,
         )  # fmt: skip
-        d_key += tl.dot(tl.trans(d_score), q, input_precision="ieee")
+        d_key += tl.dot(tl.trans(d_score), q, input_precision=PRECISION)
         if READ:
-            d_value += tl.dot(tl.trans(p), g_read, input_precision="ieee")
+            d_value += tl.dot(tl.trans(p), g_read, input_precision=PRECISION)
         if PRIOR:
             d_prior -= tl.sum(p * tl.load(p_kl + i_b, mask=i_b < batch, other=0.0)[:, None], 0)
     o_slot = i_slot[:, None].to(tl.int64)
@@ -182,16 +187,13 @@ def _backward_slot(
         tl.store(p_d_prior + i_slot, d_prior, mask=i_slot < slots)
 
 
-def _blocks(batch: int, dim: int, value_dim: int) -> dict[str, int]:
-    """Block sizes: powers of two, at least the 16 that a matrix product on a GPU needs."""
-    wide = max(16, triton.next_power_of_2(dim), triton.next_power_of_2(value_dim))
-    if wide > 512:
-        raise ValueError(
-            f'`key` and `value` must have at most 512 columns for backend="triton"; got {dim}, {value_dim}'
-        )
-    b = min(64, max(16, triton.next_power_of_2(batch)))
-    d = max(16, triton.next_power_of_2(dim))
-    return {"B": b, "M": 64 if wide <= 128 else 32, "D": d, "V": max(16, triton.next_power_of_2(value_dim))}
+def _blocks(batch: int, dim: int, value_dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """Block sizes: powers of two, at least the 16 that a product needs, within the 99 KB that smaller GPUs share."""
+    d, v = (max(16, triton.next_power_of_2(n)) for n in (dim, value_dim))
+    most = 2**14 // (max(d, v) * dtype.itemsize)  # rows of 16 KB of keys, and of values
+    b = min(64, most, triton.next_power_of_2(batch))
+    stages = 2 if most > 64 else 1  # of loads ahead of products
+    return {"B": max(16, b), "M": min(64, most), "D": d, "V": v, "num_stages": stages}
 
 
 class TritonAddress(torch.autograd.Function):
@@ -205,7 +207,7 @@ class TritonAddress(torch.autograd.Function):
         mask = None if mask is None else mask.contiguous().to(torch.int8)
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         (batch, dim), slots, value_dim = query.shape, len(key), 0 if value is None else value.shape[-1]
-        blocks = _blocks(batch, dim, value_dim)
+        blocks = _blocks(batch, dim, value_dim, dtype)
         rows = triton.cdiv(batch, blocks["B"])
         # About a thousand programs, each over whole blocks of slots.
         span = triton.cdiv(triton.cdiv(slots, max(1, 1024 // rows)), blocks["M"]) * blocks["M"]
@@ -217,11 +219,13 @@ class TritonAddress(torch.autograd.Function):
         seed = int(torch.randint(2**31 - 2, (), generator=generator)) if samples else 0
         options = {"MASKED": mask is not None, "PRIOR": log_prior is not None, "READ": value is not None}
         options["SUM"] = tl.float64 if dtype == torch.float64 else tl.float32
+        options["PRECISION"] = float_precision(dtype)
         tensors = [query if t is None else t for t in (query, key, value, log_prior, mask)]  # a stand-in is never read
-        _forward[rows, splits](
-            *tensors, sums, read, drawn, maxima, batch, slots, dim, value_dim, span, seed, **blocks, **options,
-            S=triton.next_power_of_2(max(1, samples)), SAMPLES=samples,
-        )  # fmt: skip
+        with on_device_of(query):
+            _forward[rows, splits](
+                *tensors, sums, read, drawn, maxima, batch, slots, dim, value_dim, span, seed, **blocks, **options,
+                S=triton.next_power_of_2(max(1, samples)), SAMPLES=samples,
+            )  # fmt: skip
         top, total, score, prior, outside = sums.unbind()
         peak = top.amax(0)
         share = (top - peak).exp()
@@ -260,11 +264,13 @@ class TritonAddress(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             d_query = torch.empty_like(query)
             grid = (triton.cdiv(batch, ctx.blocks["B"]),)
-            _backward_query[grid](*shared, d_query, *sizes, **ctx.blocks, **ctx.options)
+            with on_device_of(query):
+                _backward_query[grid](*shared, d_query, *sizes, **ctx.blocks, **ctx.options)
         if any(ctx.needs_input_grad[1:4]):
             d_key = torch.empty_like(key)
             d_value, d_prior = (None if t is None else torch.empty_like(t) for t in (value, log_prior))
             grid = (triton.cdiv(slots, ctx.blocks["M"]),)
             outputs = [d_key if t is None else t for t in (d_key, d_value, d_prior)]
-            _backward_slot[grid](*shared, *outputs, *sizes, **ctx.blocks, **ctx.options)
+            with on_device_of(query):
+                _backward_slot[grid](*shared, *outputs, *sizes, **ctx.blocks, **ctx.options)
         return d_query, d_key, d_value, d_prior, None, None, None

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pyro_memory.kernels.dispatch import on_device_of
+
 BLOCK_TIME, BLOCK_DIM = 32, 64
 
 
@@ -53,12 +55,8 @@ def _launch(x: Tensor, a: Tensor, initial: Tensor, h: Tensor, da: Tensor, before
         return
     block = min(BLOCK_DIM, triton.next_power_of_2(dim))
     grid = (rows, triton.cdiv(dim, block))
-    options = {"BT": BLOCK_TIME, "BD": block, "BACK": back}
-    if x.is_cuda:
-        with torch.cuda.device(x.device):
-            _scan_kernel[grid](x, a, initial, h, da, before, time, dim, **options, num_warps=4)
-    else:
-        _scan_kernel[grid](x, a, initial, h, da, before, time, dim, **options)
+    with on_device_of(x):
+        _scan_kernel[grid](x, a, initial, h, da, before, time, dim, BT=BLOCK_TIME, BD=block, BACK=back)
 
 
 @torch.library.custom_op("pyro_memory::decay_scan", mutates_args=(), schema="(Tensor x, Tensor a, Tensor h0) -> Tensor")

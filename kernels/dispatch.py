@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
 import torch
@@ -44,6 +45,18 @@ def why_not_triton(
 def interpreting() -> bool:
     """Whether Triton kernels that load now run in its interpreter."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def float_precision(dtype: torch.dtype) -> str:
+    """How Triton multiplies blocks: float32 as three tf32 products, or one where torch is allowed that."""
+    if dtype == torch.float64 or interpreting() or torch.version.hip is not None:
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device, which need not be that of its arguments."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def check_backend(backend: str) -> None:

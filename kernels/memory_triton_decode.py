@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from pyro_memory.kernels.triton_parts import (
+    NUMBERS,
     act,
     act_slope,
     load_matrix,
@@ -52,7 +53,7 @@ def _store_read(p_y, p_norm, i_r, i_h, b_q, b_z, DO: tl.constexpr, BO: tl.conste
     store_tokens(p_y + i_r * DO, o_1, o_o, o_1 == 0, DO, b_z)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def linear_decode(
     p_q, p_k, p_v, p_gates, p_norm, p_before, p_y, p_after, heads,
     DI: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, NORM: tl.constexpr,
@@ -73,7 +74,7 @@ def linear_decode(
     _store_read(p_y, p_norm, i_r, i_h, b_q, _through(b_q, b_W), DO, BO, NORM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def deep_decode(
     p_q, p_k, p_v, p_gates, p_norm, p_before, p_y, p_after, heads,
     DI: tl.constexpr, DH: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,

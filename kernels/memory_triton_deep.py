@@ -10,6 +10,7 @@ import triton.language as tl
 
 from pyro_memory.kernels.triton_gates import ROWS, load_end, load_G, load_reads
 from pyro_memory.kernels.triton_parts import (
+    NUMBERS,
     act,
     act_slope,
     dot,
@@ -23,7 +24,7 @@ from pyro_memory.kernels.triton_parts import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def deep_forward(
     p_q, p_k, p_v, p_G, p_rows, p_norm, p_lengths, p_y, p_state, p_kept,
     T, heads, first, last, every, kept_stride,

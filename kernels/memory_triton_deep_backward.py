@@ -20,6 +20,7 @@ from pyro_memory.kernels.triton_gates import (
     store_row_gradients,
 )
 from pyro_memory.kernels.triton_parts import (
+    NUMBERS,
     act,
     act_curvature,
     act_slope,
@@ -39,7 +40,7 @@ from pyro_memory.kernels.triton_parts import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def deep_backward(
     p_dy, p_q, p_k, p_v, p_G, p_rows, p_norm, p_lengths, p_kept, p_dq, p_dk, p_dv, p_dweights, p_dnorm, p_dstate,
     p_scratch,

@@ -17,6 +17,7 @@ from pyro_memory.kernels.triton_gates import (
     store_row_gradients,
 )
 from pyro_memory.kernels.triton_parts import (
+    NUMBERS,
     column_sums,
     dot,
     load_matrix,
@@ -33,7 +34,7 @@ from pyro_memory.kernels.triton_parts import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def linear_forward(
     p_q, p_k, p_v, p_G, p_rows, p_norm, p_lengths, p_y, p_state, p_kept,
     T, heads, first, last, every, kept_stride,
@@ -88,7 +89,7 @@ def linear_forward(
     store_matrix(p_state + N, o_i, o_o, DI, DO, b_S)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def linear_backward(
     p_dy, p_q, p_k, p_v, p_G, p_rows, p_norm, p_lengths, p_kept, p_dq, p_dk, p_dv, p_dweights, p_dnorm, p_dstate,
     T, heads, first, last, kept_stride,

@@ -16,6 +16,8 @@ sums would lose the digits that a running product keeps.
 import triton
 import triton.language as tl
 
+from pyro_memory.kernels.triton_parts import NUMBERS
+
 ROWS = tl.constexpr(6)
 
 
@@ -65,7 +67,7 @@ def _compose(b_a, b_x, b_a_next, b_x_next):
     return b_a * b_a_next, b_x * b_a_next + b_x_next
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def gates_forward(
     p_gates, p_lengths, p_G, p_rows, T, first, chunks, layers,
     C: tl.constexpr, BC: tl.constexpr, LENGTHS: tl.constexpr, PRODUCT: tl.constexpr,
@@ -160,7 +162,7 @@ def store_end_gradients(p_grads, beta, f, m, BC: tl.constexpr):
     tl.store(p_grads + 2, m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def gates_backward(
     p_gates, p_lengths, p_G, p_rows, p_grads, p_dgates, T, first, chunks, layers,
     C: tl.constexpr, BC: tl.constexpr, LENGTHS: tl.constexpr, PRODUCT: tl.constexpr,

@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from pyro_memory.kernels.dispatch import float_precision, on_device_of
 from pyro_memory.kernels.memory_triton_decode import deep_decode, linear_decode
 from pyro_memory.kernels.memory_triton_deep import deep_forward
 from pyro_memory.kernels.memory_triton_deep_backward import deep_backward
@@ -128,13 +129,10 @@ def _precision(q: Tensor, state: Tensor) -> str:
     """
     if interpreted() and q.dtype == torch.bfloat16 and state.dtype == torch.float32:
         return "rounded"
-    if interpreted() or state.dtype == torch.float64 or torch.version.hip is not None:
-        return "ieee"
-    if q.dtype == torch.bfloat16:
-        return "bf16"
-    if q.dtype == torch.float16 or torch.get_float32_matmul_precision() != "highest":
-        return "tf32"
-    return "tf32x3"
+    precision = float_precision(state.dtype)
+    if precision != "ieee" and q.dtype in (torch.bfloat16, torch.float16):
+        return "bf16" if q.dtype == torch.bfloat16 else "tf32"
+    return precision
 
 
 def _tiles(hidden: int) -> tuple[int, ...]:
@@ -158,8 +156,14 @@ def _launch(
         tile = {"BH": configurations[0][0]} if configurations[0][0] else {}
         kernel[grid](*args, **options, **tile)
         return
-    with torch.cuda.device(args[0].device):
-        _tuned(kernel, configurations)[grid](*args, **options)
+    try:
+        with on_device_of(args[0]):
+            _tuned(kernel, configurations)[grid](*args, **options)
+    except triton.runtime.errors.OutOfResources as error:
+        raise RuntimeError(
+            f"{kernel.__name__} does not fit this GPU in any of its configurations ({error}). Use bfloat16 tokens, a "
+            f'`chunk_size` below {options.get("C", 1)}, or backend="torch"'
+        ) from error
 
 
 @functools.cache

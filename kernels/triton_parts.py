@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 
 NORM_EPS = tl.constexpr(1e-5)
+# Arguments for whose values nothing is compiled anew: without this, those of 1 and multiples of 16 would be.
+NUMBERS = ("T", "heads", "first", "last", "every", "chunks", "layers")
 
 
 @triton.jit

@@ -11,15 +11,7 @@ DEVICE = "cuda" if GPU else "cpu"
 BACKENDS = ("torch", "triton")
 
 
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
-    if not GPU:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    torch.manual_seed(0)
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fills torch.empty with NaN
-    yield
-    torch.use_deterministic_algorithms(before)
+from test_memory_triton import memory  # noqa: F401
 
 
 def problem(*shape, dtype=torch.float64):

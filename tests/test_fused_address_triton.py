@@ -1,97 +1,116 @@
-"""The Triton kernels, in Triton's interpreter, in a process of their own: it must know before Triton is imported."""
+"""The Triton kernels of the fused read: on a GPU, or in Triton's interpreter without one."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import torch
+from test_fused_address import assert_drawn_from, dense
+from test_fused_address import parts as parts_on_cpu
+from torch.testing import assert_close
 
-ROOT = Path(__file__).parent.parent
+from pyro_memory.kernels import fused_address
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton has no wheel for this machine", allow_module_level=True)
 
-if os.environ.get("TRITON_INTERPRET") != "1":
 
-    def test_the_kernels_in_the_interpreter():
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-            env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=ROOT, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
 
-else:
-    import torch
-    from test_fused_address import assert_drawn_from, dense, parts
-    from torch.testing import assert_close
 
-    from pyro_memory.kernels import fused_address
+def parts(*args, **options):
+    return [t.to(DEVICE) for t in parts_on_cpu(*args, **options)]
 
-    def results(inputs, backend, **options):
-        query, key, values, log_prior, mask = inputs
-        return fused_address(query, key, value=values, log_prior=log_prior, mask=mask, backend=backend, **options)
 
-    def with_gradients(inputs, compute):
-        leaves = [t.clone().requires_grad_() for t in inputs[:4]]
-        out = compute([*leaves, inputs[4]])
-        loss = sum((t * torch.linspace(1, 2, t.numel()).to(t).reshape(t.shape)).sum() for t in out)
-        return [*(t.detach() for t in out), *torch.autograd.grad(loss, leaves)]
+def results(inputs, backend, **options):
+    query, key, values, log_prior, mask = inputs
+    return fused_address(query, key, value=values, log_prior=log_prior, mask=mask, backend=backend, **options)
 
-    @pytest.mark.parametrize(("batch", "slots"), [(5, 150), (1, 37), (5, 1), (20, 70)])
-    def test_float64_equals_the_dense_values_and_gradients(batch, slots):
-        inputs = parts(batch, slots)
-        assert_close(
-            with_gradients(inputs, lambda i: results(i, "triton")[:4]), with_gradients(inputs, lambda i: dense(*i))
+
+def with_gradients(inputs, compute):
+    leaves = [t.clone().requires_grad_() for t in inputs[:4]]
+    out = compute([*leaves, inputs[4]])
+    loss = sum((t * torch.linspace(1, 2, t.numel()).to(t).reshape(t.shape)).sum() for t in out)
+    return [*(t.detach() for t in out), *torch.autograd.grad(loss, leaves)]
+
+
+@pytest.mark.parametrize(("batch", "slots"), [(5, 150), (1, 37), (5, 1), (20, 70), *([(300, 20000)] if GPU else [])])
+def test_float64_equals_the_dense_values_and_gradients(batch, slots):
+    inputs = parts(batch, slots)
+    assert_close(
+        with_gradients(inputs, lambda i: results(i, "triton")[:4]), with_gradients(inputs, lambda i: dense(*i))
+    )
+
+
+def test_the_kernel_agrees_with_finite_differences():
+    query, key, values, log_prior, mask = parts(2, 5)
+    leaves = [t.requires_grad_() for t in (query, key, values, log_prior)]
+    assert torch.autograd.gradcheck(lambda *t: results([*t, mask], "triton")[:4], leaves, nondet_tol=1e-12)
+
+
+def test_without_value_prior_or_mask_it_gives_the_rest():
+    query, key, *_ = parts(3, 80)
+    got, expected = (fused_address(query, key, backend=b) for b in ("triton", "torch"))
+    assert_close(got[:3], expected[:3])
+    assert got.read is None
+    assert got.samples is None
+
+
+@pytest.mark.parametrize(("dim", "value"), [(16, 4), (60, 128), (128, 100)])
+def test_wide_keys_and_values_give_the_same(dim, value):
+    query, *rest = parts(20, 70, dim, value)
+    inputs = [query / dim**0.5, *rest]
+    assert_close(
+        with_gradients(inputs, lambda i: results(i, "triton")[:4]), with_gradients(inputs, lambda i: dense(*i))
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_at_most_twice_as_wrong_as_pytorch(dtype):
+    errors = []
+    for _ in range(4):  # a single draw is a matter of luck
+        inputs = [t.to(dtype) if t.is_floating_point() else t for t in parts(5, 150)]
+        exact = [t.double() if t.is_floating_point() else t for t in inputs]
+        truth = with_gradients(exact, lambda i: dense(*i))
+        kernel = with_gradients(inputs, lambda i: results(i, "triton")[:4])
+        peer = with_gradients(inputs, lambda i: results(i, "torch")[:4])
+        errors.append(
+            [
+                [(x.double() - t).abs().max() / t.abs().max() for x in (k, p)]
+                for k, p, t in zip(kernel, peer, truth, strict=True)
+            ]
         )
+    error, allowed = torch.tensor(errors).mean(0).mT
+    assert error.isfinite().all()
+    assert (error <= 2 * allowed + torch.finfo(dtype).eps).all(), (error, allowed)
 
-    def test_the_kernel_agrees_with_finite_differences():
-        query, key, values, log_prior, mask = parts(2, 5)
-        leaves = [t.requires_grad_() for t in (query, key, values, log_prior)]
-        assert torch.autograd.gradcheck(lambda *t: results([*t, mask], "triton")[:4], leaves, nondet_tol=1e-12)
 
-    def test_without_value_prior_or_mask_it_gives_the_rest():
-        query, key, *_ = parts(3, 80)
-        got, expected = (fused_address(query, key, backend=b) for b in ("triton", "torch"))
-        assert_close(got[:3], expected[:3])
-        assert got.read is None
-        assert got.samples is None
+def test_uninitialised_memory_is_never_read():
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills torch.empty with NaN
+    try:
+        inputs = parts(5, 150)
+        assert all(t.isfinite().all() for t in with_gradients(inputs, lambda i: results(i, "triton")[:4]))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_it_is_at_most_twice_as_wrong_as_pytorch(dtype):
-        errors = []
-        for _ in range(4):  # a single draw is a matter of luck
-            inputs = [t.to(dtype) if t.is_floating_point() else t for t in parts(5, 150)]
-            exact = [t.double() if t.is_floating_point() else t for t in inputs]
-            truth = with_gradients(exact, lambda i: dense(*i))
-            kernel = with_gradients(inputs, lambda i: results(i, "triton")[:4])
-            peer = with_gradients(inputs, lambda i: results(i, "torch")[:4])
-            errors.append(
-                [
-                    [(x.double() - t).abs().max() / t.abs().max() for x in (k, p)]
-                    for k, p, t in zip(kernel, peer, truth, strict=True)
-                ]
-            )
-        error, allowed = torch.tensor(errors).mean(0).mT
-        assert error.isfinite().all()
-        assert (error <= 2 * allowed + torch.finfo(dtype).eps).all(), (error, allowed)
 
-    def test_uninitialised_memory_is_never_read():
-        torch.use_deterministic_algorithms(True, warn_only=True)  # fills torch.empty with NaN
-        try:
-            inputs = parts(5, 150)
-            assert all(t.isfinite().all() for t in with_gradients(inputs, lambda i: results(i, "triton")[:4]))
-        finally:
-            torch.use_deterministic_algorithms(False)
+def test_samples_pass_a_chi_square_test():
+    query, key, _, _, mask = parts(2, 150, dtype=torch.float32)
+    query = query.repeat(500, 1)
+    samples = fused_address(query, key, mask=mask, samples=4, backend="triton").samples
+    probs = (query[:2] @ key.mT).masked_fill(~mask, -torch.inf).softmax(-1)
+    for i in range(2):
+        assert_drawn_from(samples[:, i::2].flatten().cpu(), probs[i].cpu())
 
-    def test_samples_pass_a_chi_square_test():
-        query, key, _, _, mask = parts(2, 150, dtype=torch.float32)
-        query = query.repeat(500, 1)
-        samples = fused_address(query, key, mask=mask, samples=4, backend="triton").samples
-        probs = (query[:2] @ key.mT).masked_fill(~mask, -torch.inf).softmax(-1)
-        for i in range(2):
-            assert_drawn_from(samples[:, i::2].flatten(), probs[i])
 
-    def test_too_wide_keys_are_refused():
-        with pytest.raises(ValueError, match="at most 512 columns"):
-            fused_address(torch.randn(1, 600), torch.randn(3, 600), backend="triton")
+@pytest.mark.parametrize(("dim", "value"), [(129, 3), (3, 784)])
+def test_what_is_too_wide_is_refused_with_the_remedy_and_auto_takes_it(dim, value):
+    query, key, values, *_ = parts(2, 5, dim, value)
+    with pytest.raises(
+        ValueError, match=f'at most 128 columns for backend="triton"; got {dim} and {value}. Use "auto"'
+    ):
+        fused_address(query, key, value=values, backend="triton")
+    assert_close(fused_address(query, key, value=values).read, (query @ key.mT).softmax(-1) @ values)

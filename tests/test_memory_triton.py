@@ -19,14 +19,19 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
-    """Interprets where there is no GPU (modules of kernels load at the first call), and poisons torch.empty."""
-    if not GPU:
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
+def memory(monkeypatch):
+    """Poisons torch.empty; without a GPU interprets the kernels, and watches what they do to memory."""
     torch.manual_seed(0)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
+    if GPU:
+        yield
+    else:
+        from kernel_memory import watched
+
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        with watched(monkeypatch):
+            yield
     torch.use_deterministic_algorithms(before)
 
 
