@@ -5,6 +5,7 @@ RUN := MPLBACKEND=Agg $(BIN)/python
 STAMP := .venv/.installed
 # The GPU targets install nothing: any Python that has torch, triton, numpy and matplotlib will do.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_READY = @$(GPU_PYTHON) -c 'import matplotlib, numpy, torch, triton' || { echo "make $@ GPU_PYTHON=/path/to/a/python that has torch, triton, numpy and matplotlib"; exit 1; }
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-gpu results gallery docs bench bench-gpu lint format examples wheel clean
@@ -15,6 +16,7 @@ help: ## list the targets
 install: $(STAMP) ## create .venv with the package (editable), its tests and tools
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not a program here: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, this is {v.major}.{v.minor}: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -27,8 +29,9 @@ test: install ## run the tests
 	$(RUN) -m pytest -n 2 -q
 
 test-gpu: ## run the kernels' tests on a GPU, at larger shapes and in all dtypes
+	$(GPU_READY)
 	$(GPU_PYTHON) benchmarks/kernels_gpu.py --check
-	$(GPU_PYTHON) benchmarks/bare.py tests/test_memory_triton.py tests/test_decay_scan.py
+	$(GPU_PYTHON) benchmarks/bare.py tests/test_memory_triton.py tests/test_decay_scan.py tests/test_fused_address_triton.py tests/test_kernel_parts.py
 
 results: install ## run the recipes of up to MINUTES (15) and rebuild the tables of docs from what they leave
 	$(RUN) examples/results.py --minutes $(or $(MINUTES),15)
@@ -51,6 +54,7 @@ bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figure
 	$(RUN) benchmarks/conversion.py
 
 bench-gpu: ## time the kernels on a GPU, after a check: CSV and figure in out/bench_gpu
+	$(GPU_READY)
 	$(GPU_PYTHON) benchmarks/kernels_gpu.py --out out/bench_gpu
 
 lint: install ## check style

@@ -4,6 +4,7 @@ As a script it runs pytest on the kernels' tests that way: ``python benchmarks/b
 """
 
 import importlib.util
+import os
 import sys
 import types
 from pathlib import Path
@@ -27,4 +28,6 @@ if __name__ == "__main__":
         import pytest
     except ImportError:
         sys.exit("pytest is not installed here; `python benchmarks/kernels_gpu.py --check` needs torch and triton only")
-    sys.exit(pytest.main(["--noconftest", "-q", *sys.argv[1:]]))
+    spread = importlib.util.find_spec("xdist") and "-n" not in sys.argv  # kernels compile on a core each
+    workers = ["-n", str(min(8, len(os.sched_getaffinity(0))))] if spread else []
+    sys.exit(pytest.main(["--noconftest", "-q", *workers, *sys.argv[1:]]))

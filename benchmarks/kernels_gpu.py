@@ -8,6 +8,9 @@ Needs torch, triton, numpy and matplotlib only, and runs from a checkout.
     python benchmarks/kernels_gpu.py --check                 the check alone
     python benchmarks/kernels_gpu.py --out out/bench_gpu     everything
     python benchmarks/kernels_gpu.py --quick                 three cases
+    python benchmarks/kernels_gpu.py --only triton torch     these implementations
+
+Rows that the CSV file has from the same GPU and versions are not measured again, so that an interrupted run goes on.
 """
 
 import argparse
@@ -288,38 +291,61 @@ def describe(case):
     return f"{kind:7} dim {case.dim:3} chunk {case.chunk:2} time {case.time:5} rows {case.rows:3}"
 
 
-def run_case(case, rates):
-    for name, make in RIVALS.items():
-        if case.expansion != 0 and name.startswith("fla"):
+def run_case(case, rates, names, done):
+    for name, kind in itertools.product(names, PASSES):
+        if (case.expansion != 0 and name.startswith("fla")) or (case, name, kind) in done:
             continue
-        for kind in PASSES:
-            row = dataclasses.asdict(case) | {"implementation": name, "pass": kind}
-            row["floor_ms"] = floor = floor_ms(case, kind, *rates)
-            try:
-                fn = dict(zip(PASSES, passes(*make(case)), strict=True))[kind]
-                fn()
-                torch.cuda.reset_peak_memory_stats()
-                row["median_ms"], row["p20_ms"], row["p80_ms"] = time_ms(fn)
-                row["peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
-                row["of_floor"] = floor / row["median_ms"]
-            except ImportError as error:
-                row["note"] = f"not here: {error.name}"
-            except torch.cuda.OutOfMemoryError:
-                row["note"] = "out of memory"
-            except Exception as error:  # a rival's failure is a row, ours ends the run
-                if name == "triton":
-                    raise
-                row["note"] = f"{type(error).__name__}: {error}".split("\n")[0][:200]
-            torch.cuda.empty_cache()
-            shown = f"{row['median_ms']:9.3f} ms, {row['of_floor']:.0%} of floor" if "median_ms" in row else row["note"]
-            print(f"  {describe(case)} {name:20} {kind:16} {shown}", flush=True)
-            yield row
+        row = dataclasses.asdict(case) | {"implementation": name, "pass": kind}
+        row["floor_ms"] = floor = floor_ms(case, kind, *rates)
+        try:
+            fn = dict(zip(PASSES, passes(*RIVALS[name](case)), strict=True))[kind]
+            fn()
+            torch.cuda.reset_peak_memory_stats()
+            row["median_ms"], row["p20_ms"], row["p80_ms"] = time_ms(fn)
+            row["peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
+            row["of_floor"] = floor / row["median_ms"]
+        except ImportError as error:
+            row["note"] = f"not here: {error.name}"
+        except torch.cuda.OutOfMemoryError:
+            row["note"] = "out of memory"
+        except Exception as error:  # a rival's failure is a row, ours ends the run
+            if name == "triton":
+                raise
+            row["note"] = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        torch.cuda.empty_cache()
+        shown = f"{row['median_ms']:9.3f} ms, {row['of_floor']:.0%} of floor" if "median_ms" in row else row["note"]
+        print(f"  {describe(case)} {name:20} {kind:16} {shown}", flush=True)
+        yield row
 
 
 COLUMNS = (
     "date", "gpu", "driver", "torch", "cuda", "triton", "matmul_tflops", "copy_gb_s", *Case.__dataclass_fields__,
     "implementation", "pass", "median_ms", "p20_ms", "p80_ms", "floor_ms", "of_floor", "peak_mb", "note",
 )  # fmt: skip
+
+
+def read_rows(path, about):
+    """Times that an earlier run took on this GPU with these versions."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    same = ("gpu", "driver", "torch", "cuda", "triton")
+    rows = [row for row in rows if row["median_ms"] and all(row[name] == str(about[name]) for name in same)]
+    for row in rows:
+        for name, value in row.items():
+            if name == "norm":
+                row[name] = value == "True"
+            elif name in Case.__dataclass_fields__:
+                row[name] = int(value)
+            elif name.endswith(("_ms", "_mb", "of_floor")):
+                row[name] = float(value)
+    return rows
+
+
+def place(row):
+    """What a row is the measurement of."""
+    return Case(**{name: row[name] for name in Case.__dataclass_fields__}), row["implementation"], row["pass"]
 
 
 AXES = {"time": "tokens", "dim": "head dimension", "batch": "batch, of 16 heads"}
@@ -363,6 +389,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="check the kernels and stop")
     parser.add_argument("--quick", action="store_true", help="three cases")
+    parser.add_argument(
+        "--only", nargs="+", choices=RIVALS, default=list(RIVALS), metavar="NAME", help=", ".join(RIVALS)
+    )
     parser.add_argument("--out", type=Path, default=Path("out/bench_gpu"))
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -382,12 +411,18 @@ def main():
     about = machine() | {"matmul_tflops": rates[0] / 1e12, "copy_gb_s": rates[1] / 1e9}
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    with open(options.out / "kernels_gpu.csv", "w", newline="") as file:
+    path = options.out / "kernels_gpu.csv"
+    rows = read_rows(path, about)
+    done = {place(row) for row in rows}
+    if rows:
+        print(f"{len(rows)} rows of {path} are from this GPU and these versions, and not measured again", flush=True)
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
+        if new:
+            writer.writeheader()
         for case in timed:
-            for row in run_case(case, rates):
+            for row in run_case(case, rates, options.only, done):
                 rows.append(row)
                 writer.writerow(about | row)
                 file.flush()

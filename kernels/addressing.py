@@ -87,7 +87,8 @@ def fused_address(
         raise ValueError(f'`backend` must be "auto", "torch" or "triton"; got {backend!r}')
     fits = max(query.shape[-1], 0 if value is None else value.shape[-1]) <= WIDEST
     if backend == "auto":
-        backend = "triton" if query.is_cuda and fits and importlib.util.find_spec("triton") else "torch"
+        nvidia = query.is_cuda and torch.version.hip is None
+        backend = "triton" if nvidia and fits and importlib.util.find_spec("triton") else "torch"
     if backend == "triton":
         if not fits:
             raise ValueError(

@@ -11,6 +11,15 @@ import torch
 from torch import Tensor
 
 MAX_WIDTH, MAX_HIDDEN, MAX_CHUNK = 128, 512, 64
+# The longest chunk whose programs fit in a GPU's shared memory: by layers, bytes of a product's operand, and widths up
+# to 64 or 128, on GPUs that give a program less than 160 KB (8.6, 8.9, 12.0) or more (8.0, 9.0, 10.0). What is not here
+# fits everywhere. `benchmarks/kernels_resources.py` prints what each kernel takes.
+LONGEST_CHUNK = {
+    (1, 4): {64: (64, 64), 128: (0, 32)},
+    (2, 4): {64: (32, 64), 128: (32, 32)},
+    (1, 8): {64: (32, 32), 128: (0, 0)},
+    (2, 8): {64: (32, 32), 128: (0, 0)},
+}
 CHOICES = ("auto", "torch", "reference", "triton")
 
 
@@ -19,15 +28,18 @@ def why_not_triton(
 ) -> str | None:
     """Says why the Triton kernels do not take these arguments of ``neural_memory``; None where they do.
 
-    They need a CUDA device of compute capability 8.0 or newer, a memory of one or two layers with at most 128 inputs
-    and outputs and 512 hidden units, chunks of at most 64 tokens, and a decay that the channels of a layer share.
+    They need an NVIDIA GPU of compute capability 8.0 or newer, a memory of one or two layers with at most 128 inputs
+    and outputs and 512 hidden units, chunks of at most 64 tokens, and a decay that the channels of a layer share. In
+    more bytes than bfloat16 long chunks of wide tokens do not fit (see ``LONGEST_CHUNK``).
     With ``TRITON_INTERPRET=1`` in the environment they run on a CPU, slowly, for tests.
     """
     if find_spec("triton") is None:
         return "triton is not installed"
     if not q.is_cuda and not interpreting():
         return f"the tensors are on {q.device.type}, Triton needs a CUDA device"
-    if q.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(q.device) < (8, 0):
+    if q.is_cuda and torch.version.hip is not None:
+        return "the kernels are made for NVIDIA's GPUs"
+    if q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 0):
         return f"{torch.cuda.get_device_name(q.device)} is older than compute capability 8.0"
     if len(weights) > 2:
         return f"the memory has {len(weights)} layers, the kernels have 1 or 2"
@@ -39,7 +51,30 @@ def why_not_triton(
         return f"`chunk_size` is {chunk_size}, the kernels take {MAX_CHUNK} at most"
     if any(g.dim() == 4 for g in ((decay,) if isinstance(decay, Tensor) else decay)):
         return "`decay` is by channel, the kernels take one number a token and layer"
+    if q.is_cuda and q.shape[2] > 1:
+        return _why_not_in_shared_memory(q, v, weights, min(chunk_size, q.shape[2]))
     return None
+
+
+def _why_not_in_shared_memory(q: Tensor, v: Tensor, weights: Sequence[Tensor], chunk_size: int) -> str | None:
+    double = torch.float64 in (q.dtype, v.dtype, weights[0].dtype)
+    operand = 8 if double else 2 if q.dtype == v.dtype == torch.bfloat16 else 4
+    width = max(q.shape[-1], v.shape[-1])
+    longest = longest_chunk(torch.cuda.get_device_capability(q.device), len(weights), operand, width)
+    if chunk_size <= longest:
+        return None
+    shorter = f"chunks of {longest} do, and " if longest else ""
+    return (
+        f"chunks of {chunk_size} tokens of {width} dimensions, {operand} bytes a number, do not fit the shared memory "
+        f"of {torch.cuda.get_device_name(q.device)}; {shorter}bfloat16 does"
+    )
+
+
+def longest_chunk(capability: tuple[int, int], layers: int, operand: int, width: int) -> int:
+    """Tokens of the longest chunk that GPUs of this compute capability have the shared memory for; 0: none."""
+    roomy = (9, 0) <= capability < (12, 0) or capability in ((8, 0), (8, 7))
+    fitting = LONGEST_CHUNK.get((layers, operand), {64: (MAX_CHUNK,) * 2, 128: (MAX_CHUNK,) * 2})
+    return fitting[64 if width <= 64 else 128][roomy]
 
 
 def interpreting() -> bool:

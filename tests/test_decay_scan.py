@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_memory_triton import memory  # noqa: F401
 from torch.testing import assert_close
 
 from pyro_memory.kernels import decay_scan
@@ -9,9 +10,6 @@ from pyro_memory.kernels import decay_scan
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 BACKENDS = ("torch", "triton")
-
-
-from test_memory_triton import memory  # noqa: F401
 
 
 def problem(*shape, dtype=torch.float64):

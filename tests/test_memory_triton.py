@@ -35,6 +35,25 @@ def memory(monkeypatch):
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture(autouse=GPU)
+def first_configuration(monkeypatch):
+    """That fits: tuning would compile them all; ``kernels_gpu.py --check`` tunes, and compiles on all cores."""
+    from pyro_memory.kernels import triton_launch
+
+    launch = triton_launch._launch
+
+    def launch_first(*args):
+        *rest, configurations = args
+        for configuration in configurations[:-1]:
+            try:
+                return launch(*rest, (configuration,))
+            except RuntimeError:
+                continue
+        return launch(*rest, configurations[-1:])
+
+    monkeypatch.setattr(triton_launch, "_launch", launch_first)
+
+
 def problem(widths, time, *, batch=1, heads=2, norm=False, dtype=torch.float64):
     """Tensors of one call: random weights, gates that matter."""
     shapes = [(batch, heads, a, b) for a, b in itertools.pairwise(widths)]
@@ -91,14 +110,15 @@ def assert_follows_the_rule(tensors, **options):
         ((16, 16, 16), 23, 16, "gelu"),
         ((16, 32, 16), 17, 16, "silu"),
         ((20, 80, 20), 9, 5, "gelu"),
-        *([((d, e * d, d), 300, c, "gelu") for d in (16, 64, 128) for e in (1, 4) for c in (16, 64)] if GPU else []),
-        *([((d, d), 1000, c, "gelu") for d in (16, 48, 96, 128) for c in (16, 32, 64)] if GPU else []),
+        *([((d, e * d, d), 300, 32, "gelu") for d in (16, 64) for e in (1, 4)] if GPU else []),
+        *([((d, d), 1000, c, "gelu") for d in (16, 48, 64) for c in (16, 32)] if GPU else []),
     ],
 )
 def test_values_states_and_gradients_are_those_of_the_token_rule(widths, time, chunk_size, activation, norm):
     assert_follows_the_rule(problem(widths, time, norm=norm), chunk_size=chunk_size, activation=activation)
 
 
+@pytest.mark.skipif(GPU, reason="in float64 these do not fit a GPU")
 @pytest.mark.parametrize("chunk_size", [32, 64])
 def test_wide_heads_and_long_chunks_follow_the_rule(chunk_size):
     assert_follows_the_rule(problem((128, 128), 40, heads=1, norm=True), chunk_size=chunk_size)
@@ -186,13 +206,23 @@ def assert_no_worse(actual, peers, truth, factor=2.0):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "widths", [(16, 16), (16, 32, 16), *([(64, 64), (64, 256, 64), (128, 128, 128)] if GPU else [])]
+    ("widths", "chunk_size"),
+    [
+        ((16, 16), 16),
+        ((16, 32, 16), 16),
+        *([((d, e * d, d) if e else (d, d), c) for d in (64, 128) for e in (0, 1, 4) for c in (16, 32)] if GPU else []),
+        *([((64, 64), 64), ((64, 64, 64), 64)] if GPU else []),
+    ],
 )
-def test_each_precision_is_at_most_twice_as_wrong_as_pytorch_in_it(widths, dtype):
+def test_each_precision_is_at_most_twice_as_wrong_as_pytorch_in_it(widths, chunk_size, dtype):
     from pyro_memory.kernels import reference
 
     tensors = problem(widths, 512 if GPU else 24, norm=True, dtype=dtype)
-    truth = with_gradients({n: [t.double() for t in g] for n, g in tensors.items()}, chunk_size=16, backend="reference")
+    reason = why_not_triton(*(tensors[n][0] for n in "qv"), tensors["weights"], tensors["decay"], chunk_size=chunk_size)
+    if reason is not None:
+        pytest.skip(reason)
+    chunks = {"chunk_size": chunk_size}
+    truth = with_gradients({n: [t.double() for t in g] for n, g in tensors.items()}, **chunks, backend="reference")
 
     def in_its_dtype(tensors, **options):
         tensors = {name: [t.clone().requires_grad_() for t in group] for name, group in tensors.items()}
@@ -206,14 +236,30 @@ def test_each_precision_is_at_most_twice_as_wrong_as_pytorch_in_it(widths, dtype
         gradients = torch.autograd.grad(loss, [t for group in tensors.values() for t in group])
         return [*(t.detach() for t in outputs), *gradients]
 
-    actual = with_gradients(tensors, chunk_size=16, backend="triton")
-    peers = [in_its_dtype(tensors, chunk_size=16)]
+    actual = with_gradients(tensors, **chunks, backend="triton")
+    peers = [in_its_dtype(tensors, **chunks)]
     if dtype == torch.float32:  # half precision is computed in float32 by the chunk form
-        peers.append(with_gradients(tensors, chunk_size=16, backend="torch"))
+        peers.append(with_gradients(tensors, **chunks, backend="torch"))
     for value, exact, *others in zip(actual, truth, *peers, strict=True):
         assert_no_worse(value, others, exact)
     assert actual[0].dtype == dtype
     assert actual[1].dtype == torch.float32
+
+
+CONFIGURATIONS = itertools.product([(64, 64), (64, 64, 64), (64, 256, 64)], range(4)) if GPU else []
+
+
+@pytest.mark.parametrize(("widths", "which"), CONFIGURATIONS)  # the interpreter has one
+def test_every_configuration_is_as_right(widths, which, monkeypatch):
+    from pyro_memory.kernels import triton_launch
+
+    launch = triton_launch._launch
+    monkeypatch.setattr(triton_launch, "_launch", lambda *args: launch(*args[:-1], (args[-1][which % len(args[-1])],)))
+    tensors = problem(widths, 200, norm=True, dtype=torch.float32)
+    truth = with_gradients({n: [t.double() for t in g] for n, g in tensors.items()}, chunk_size=32, backend="reference")
+    peers = with_gradients(tensors, chunk_size=32, backend="torch")
+    for value, peer, exact in zip(with_gradients(tensors, chunk_size=32, backend="triton"), peers, truth, strict=True):
+        assert_no_worse(value, [peer], exact)
 
 
 def test_autocast_and_mixed_precisions_change_nothing():
@@ -269,7 +315,8 @@ def test_an_empty_batch_gives_an_empty_answer():
 
 @pytest.mark.parametrize("widths", [(16, 16), (16, 32, 16), *([(64, 64), (64, 256, 64)] if GPU else [])])
 def test_the_same_inputs_give_the_same_bits(widths):
-    tensors = problem(widths, 2048 if GPU else 12, batch=64 if GPU else 1, norm=True, dtype=torch.float32)
+    dtype = torch.bfloat16 if GPU else torch.float32
+    tensors = problem(widths, 2048 if GPU else 12, batch=64 if GPU else 1, norm=True, dtype=dtype)
     first = with_gradients(tensors, chunk_size=64 if GPU else 8, backend="triton")
     for _ in range(20 if GPU else 1):
         again = with_gradients(tensors, chunk_size=64 if GPU else 8, backend="triton")
