@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 MAX_WIDTH, MAX_HIDDEN, MAX_CHUNK = 128, 512, 64
-# The longest chunk whose programs fit in a GPU's shared memory: by layers, bytes of a product's operand, and widths up
-# to 64 or 128, on GPUs that give a program less than 160 KB (8.6, 8.9, 12.0) or more (8.0, 9.0, 10.0). What is not here
-# fits everywhere. `benchmarks/kernels_resources.py` prints what each kernel takes.
+# The longest chunk whose programs fit in shared memory: by layers and bytes of a product's operand, and by the width of
+# keys and values up to 32, 64 or 128, on GPUs that give a program 99 KB, 163 KB and 227 KB. See docs/kernels.md.
 LONGEST_CHUNK = {
-    (1, 4): {64: (64, 64), 128: (0, 32)},
-    (2, 4): {64: (32, 64), 128: (32, 32)},
-    (1, 8): {64: (32, 32), 128: (0, 0)},
-    (2, 8): {64: (32, 32), 128: (0, 0)},
+    (1, 2): {128: (64, 64, 64)},
+    (2, 2): {64: (64, 64, 64), 128: (32, 64, 64)},
+    (1, 4): {64: (64, 64, 64), 128: (0, 64, 32)},
+    (2, 4): {64: (32, 64, 64), 128: (32, 64, 32)},
+    (1, 8): {32: (32, 64, 64), 64: (0, 32, 64), 128: (0, 0, 0)},
+    (2, 8): {32: (16, 32, 32), 64: (0, 0, 32), 128: (0, 0, 0)},
 }
 CHOICES = ("auto", "torch", "reference", "triton")
 
@@ -63,18 +64,18 @@ def _why_not_in_shared_memory(q: Tensor, v: Tensor, weights: Sequence[Tensor], c
     longest = longest_chunk(torch.cuda.get_device_capability(q.device), len(weights), operand, width)
     if chunk_size <= longest:
         return None
-    shorter = f"chunks of {longest} do, and " if longest else ""
+    shorter = f"chunks of {longest} do; " if longest else ""
     return (
         f"chunks of {chunk_size} tokens of {width} dimensions, {operand} bytes a number, do not fit the shared memory "
-        f"of {torch.cuda.get_device_name(q.device)}; {shorter}bfloat16 does"
+        f"of {torch.cuda.get_device_name(q.device)}; {shorter}bfloat16 takes less"
     )
 
 
 def longest_chunk(capability: tuple[int, int], layers: int, operand: int, width: int) -> int:
     """Tokens of the longest chunk that GPUs of this compute capability have the shared memory for; 0: none."""
-    roomy = (9, 0) <= capability < (12, 0) or capability in ((8, 0), (8, 7))
-    fitting = LONGEST_CHUNK.get((layers, operand), {64: (MAX_CHUNK,) * 2, 128: (MAX_CHUNK,) * 2})
-    return fitting[64 if width <= 64 else 128][roomy]
+    memory = 2 if (9, 0) <= capability < (12, 0) else 1 if capability in ((8, 0), (8, 7)) else 0
+    fitting = LONGEST_CHUNK[layers, operand]
+    return fitting[min(most for most in fitting if width <= most)][memory]
 
 
 def interpreting() -> bool:

@@ -2,12 +2,15 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from pyro_memory.kernels.dispatch import longest_chunk
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -29,6 +32,30 @@ def test_every_kernel_compiles_for_a_gpu_that_need_not_be_here():
         "linear_forward", "linear_backward", "linear_decode", "deep_forward", "deep_backward", "deep_decode",
         "gates_forward", "gates_backward",
     }  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton exists for Linux only")
+@pytest.mark.parametrize(
+    ("capability", "kilobytes", "dtype", "dim", "expansion"),
+    [(86, 99, "float64", 32, 0), (86, 99, "float32", 64, 1)],
+)
+def test_the_longest_chunk_fits_in_shared_memory(capability, kilobytes, dtype, dim, expansion):
+    layers, operand = 2 if expansion else 1, getattr(torch, dtype).itemsize
+    chunk = longest_chunk((capability // 10, capability % 10), layers, operand, dim)
+    options = {"--capability": capability, "--dtype": dtype, "--dim": dim, "--expansion": expansion, "--chunk": chunk}
+    done = run("kernels_resources.py", "--first", *map(str, itertools.chain(*options.items())))
+    assert done.returncode == 0, done.stderr
+    taken = [int(bytes) for bytes in re.findall(r"shared +([0-9]+)", done.stdout)]
+    assert len(taken) >= 5
+    assert max(taken) <= 1024 * kilobytes
+
+
+def test_the_longest_chunk_is_shorter_on_smaller_gpus_and_for_wider_tokens():
+    gpus = [(8, 9), (8, 0), (9, 0)]
+    assert [longest_chunk(gpu, 2, 2, 128) for gpu in gpus] == [32, 64, 64]
+    assert [longest_chunk((8, 6), 2, 4, width) for width in (16, 64, 65)] == [32, 32, 32]
+    assert [longest_chunk((9, 0), 1, 8, width) for width in (20, 64, 128)] == [64, 64, 0]
+    assert longest_chunk((12, 0), 2, 2, 100) == longest_chunk((8, 6), 2, 2, 100)
 
 
 def test_without_a_gpu_the_benchmark_says_what_it_needs():
