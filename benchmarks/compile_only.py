@@ -1,17 +1,22 @@
-"""Triton without a GPU: with ``install``, ``kernel.warmup`` compiles for one that need not be here.
+"""Triton without a GPU: after ``install`` kernels compile for one that need not be here, and are not run.
 
-What it compiles it leaves in Triton's cache on disk, where a later launch on such a GPU finds it.
+A launch does what it does on such a GPU up to the last step, with tensors of the CPU, and fails where the kernel takes
+more shared memory than a program has there. What is compiled stays in Triton's cache on disk, where a later launch on a
+GPU finds it.
 """
 
 import triton
 from triton.backends.compiler import GPUTarget
 
+SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}  # KB a program has
+
 
 class Driver:
-    """What Triton asks of a driver before a launch."""
+    """What Triton asks of a driver between a call and its launch."""
 
     def __init__(self, capability):
         self.target = GPUTarget("cuda", capability, 32)
+        self.utils = self
 
     def get_current_target(self):
         return self.target
@@ -22,7 +27,22 @@ class Driver:
     def get_current_stream(self, device):
         return 0
 
+    def get_device_properties(self, device):
+        return {"max_shared_mem": 1024 * SHARED[self.target.arch]}
+
+    def load_binary(self, name, binary, shared, device):
+        module = function = registers = spills = 0
+        return module, function, registers, spills, 1024
+
+    def unload_module(self, module):
+        pass
+
+    def launcher_cls(self, source, metadata):
+        return lambda *args: None
+
 
 def install(capability):
     """Compiles for this compute capability (90 is an H100) from here on, in this process."""
+    if capability not in SHARED:
+        raise SystemExit(f"compute capability {capability} is not known here; known are {', '.join(map(str, SHARED))}")
     triton.runtime.driver.set_active(Driver(capability))

@@ -187,13 +187,14 @@ def _backward_slot(
         tl.store(p_d_prior + i_slot, d_prior, mask=i_slot < slots)
 
 
-def _blocks(batch: int, dim: int, value_dim: int, dtype: torch.dtype) -> dict[str, int]:
+def _blocks(batch: int, dim: int, value_dim: int, draws: int, dtype: torch.dtype) -> dict[str, int]:
     """Block sizes: powers of two, at least the 16 that a product needs, within the 99 KB that smaller GPUs share."""
     d, v = (max(16, triton.next_power_of_2(n)) for n in (dim, value_dim))
     most = 2**14 // (max(d, v) * dtype.itemsize)  # rows of 16 KB of keys, and of values
-    b = min(64, most, triton.next_power_of_2(batch))
+    m = min(64, most, max(16, 2**9 // draws))  # a sample's noise is [query, slot, sample], 8192 numbers where it can be
+    b = max(16, min(64, most, triton.next_power_of_2(batch), 2**13 // (m * draws)))
     stages = 2 if most > 64 else 1  # of loads ahead of products
-    return {"B": max(16, b), "M": min(64, most), "D": d, "V": v, "num_stages": stages}
+    return {"B": b, "M": m, "D": d, "V": v, "num_stages": stages}
 
 
 class TritonAddress(torch.autograd.Function):
@@ -207,7 +208,8 @@ class TritonAddress(torch.autograd.Function):
         mask = None if mask is None else mask.contiguous().to(torch.int8)
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         (batch, dim), slots, value_dim = query.shape, len(key), 0 if value is None else value.shape[-1]
-        blocks = _blocks(batch, dim, value_dim, dtype)
+        draws = triton.next_power_of_2(max(1, samples))
+        blocks = _blocks(batch, dim, value_dim, draws, dtype)
         rows = triton.cdiv(batch, blocks["B"])
         # About a thousand programs, each over whole blocks of slots.
         span = triton.cdiv(triton.cdiv(slots, max(1, 1024 // rows)), blocks["M"]) * blocks["M"]
@@ -224,7 +226,7 @@ class TritonAddress(torch.autograd.Function):
         with on_device_of(query):
             _forward[rows, splits](
                 *tensors, sums, read, drawn, maxima, batch, slots, dim, value_dim, span, seed, **blocks, **options,
-                S=triton.next_power_of_2(max(1, samples)), SAMPLES=samples,
+                S=draws, SAMPLES=samples,
             )  # fmt: skip
         top, total, score, prior, outside = sums.unbind()
         peak = top.amax(0)

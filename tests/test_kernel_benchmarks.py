@@ -16,16 +16,16 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 
-def run(script, *arguments):
+def run(*arguments):
     env = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(BENCHMARKS / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=500)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=500, cwd=BENCHMARKS.parent)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="triton exists for Linux only")
 def test_every_kernel_compiles_for_a_gpu_that_need_not_be_here():
     arguments = ["--dim", "16", "--expansion", "0", "1", "--chunk", "16", "--first"]
-    done = run("kernels_resources.py", *arguments)
+    done = run("benchmarks/kernels_resources.py", *arguments)
     assert done.returncode == 0, done.stderr
     kernels = {line.split()[0] for line in done.stdout.splitlines()[1:]}
     assert kernels == {
@@ -43,11 +43,37 @@ def test_the_longest_chunk_fits_in_shared_memory(capability, kilobytes, dtype, d
     layers, operand = 2 if expansion else 1, getattr(torch, dtype).itemsize
     chunk = longest_chunk((capability // 10, capability % 10), layers, operand, dim)
     options = {"--capability": capability, "--dtype": dtype, "--dim": dim, "--expansion": expansion, "--chunk": chunk}
-    done = run("kernels_resources.py", "--first", *map(str, itertools.chain(*options.items())))
+    done = run("benchmarks/kernels_resources.py", "--first", *map(str, itertools.chain(*options.items())))
     assert done.returncode == 0, done.stderr
     taken = [int(bytes) for bytes in re.findall(r"shared +([0-9]+)", done.stdout)]
     assert len(taken) >= 5
     assert max(taken) <= 1024 * kilobytes
+
+
+READS = """
+import sys, torch; sys.path.insert(0, "benchmarks")
+import compile_only
+from pyro_memory.kernels import fused_address
+from pyro_memory.kernels.decay_scan_triton import scan
+
+compile_only.install(int(sys.argv[1]))
+for dtype, (batch, dim, value), samples in (
+    (torch.float32, (64, 128, 128), 5), (torch.bfloat16, (1, 16, 100), 0), (torch.float64, (64, 64, 10), 1)
+):
+    shapes = (batch, dim), (9, dim), (9, value)
+    query, key, values = (torch.zeros(shape, dtype=dtype).requires_grad_() for shape in shapes)
+    out = fused_address(query, key, value=values, samples=samples, backend="triton")
+    (out.kl.sum() + out.read.sum()).backward()
+x = torch.zeros(2, 9, 100).requires_grad_()
+scan(x, x, x[:, 0]).sum().backward()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton exists for Linux only")
+@pytest.mark.parametrize("capability", [86, 90])
+def test_the_fused_read_and_the_scan_compile_and_fit_in_shared_memory(capability):
+    done = run("-c", READS, str(capability))
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_longest_chunk_is_shorter_on_smaller_gpus_and_for_wider_tokens():
@@ -59,7 +85,7 @@ def test_the_longest_chunk_is_shorter_on_smaller_gpus_and_for_wider_tokens():
 
 
 def test_without_a_gpu_the_benchmark_says_what_it_needs():
-    done = run("kernels_gpu.py")
+    done = run("benchmarks/kernels_gpu.py")
     assert done.returncode == 2
     assert "No CUDA device is visible to torch" in done.stderr
     assert "make test" in done.stderr
