@@ -31,6 +31,18 @@ def few_shot(record, recipe):
     return table(rows)
 
 
+def few_shot_variants(record, recipe):
+    """VMA trained in several ways on the same classes, one in memory."""
+    runs = {variant: seeds["0"] for variant, seeds in record["runs"].items()}
+    first = next(iter(runs.values()))
+    rows = [["trained with", *(f"{row['shots']} example{'s' * (row['shots'] > 1)}" for row in first["vma"])]]
+    for run in runs.values():
+        memory = f"{run['arguments']['classes']} classes of {run['arguments']['shots']}"
+        rows.append([memory, *(estimate(row) for row in run["vma"])])
+    rows.append([without_memory(first), estimate(first["alone"]), *[""] * (len(first["vma"]) - 1)])
+    return table(rows)
+
+
 def many_classes(record, recipe):
     """The bound by the number of classes in memory, and its least-squares slope against their logarithm."""
     classes, shots = (sorted({row[key] for row in record["vma"]}) for key in ("classes", "shots"))
@@ -418,6 +430,7 @@ TABLES = {
     "vma_fewshot_gmn": (few_shot,),
     "vma_fewshot_classes": (few_shot,),
     "vma_fewshot_many": (many_classes,),
+    "vma_fewshot_shots": (few_shot_variants,),
     "vma_fewshot_varied": (few_shot, few_shot_curve),
     "vma_fewshot_varied_seen": (few_shot,),
     "vma_fewshot_seen": (few_shot,),
