@@ -22,12 +22,23 @@ def load_kernels() -> None:
     sys.modules["pyro_memory"] = package
 
 
+def pytest_configure() -> None:
+    """As a plugin of pytest: the processes that tests are spread over need it too."""
+    load_kernels()
+
+
 if __name__ == "__main__":
     load_kernels()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # some versions of torch warn without it
     try:
         import pytest
+        import torch
     except ImportError:
-        sys.exit("pytest is not installed here; `python benchmarks/kernels_gpu.py --check` needs torch and triton only")
+        sys.exit(
+            "the tests need pytest and torch; `python benchmarks/kernels_gpu.py --check` needs torch and triton only"
+        )
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     spread = importlib.util.find_spec("xdist") and "-n" not in sys.argv  # kernels compile on a core each
     workers = ["-n", str(min(8, len(os.sched_getaffinity(0))))] if spread else []
-    sys.exit(pytest.main(["--noconftest", "-q", *workers, *sys.argv[1:]]))
+    sys.exit(pytest.main(["--noconftest", "-q", "-p", "bare", *workers, *sys.argv[1:]]))

@@ -10,13 +10,15 @@ Needs torch, triton, numpy and matplotlib only, and runs from a checkout.
     python benchmarks/kernels_gpu.py --quick                 three cases
     python benchmarks/kernels_gpu.py --only triton torch     these implementations
 
-Rows that the CSV file has from the same GPU and versions are not measured again, so that an interrupted run goes on.
+Rows that the CSV file has of the same code, GPU and versions are not taken again, so that an interrupted run goes on;
+without the file it starts anew.
 """
 
 import argparse
 import csv
 import dataclasses
 import datetime
+import hashlib
 import itertools
 import multiprocessing
 import os
@@ -113,7 +115,8 @@ def compile_ahead(wanted, capability):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=compile_for, initargs=(capability,)) as pool:
         for done, job in enumerate([pool.submit(compile_one, *job) for job in jobs]):
-            job.result()
+            if job.exception() is not None:
+                print(f"  {jobs[done]}: {job.exception()!r}"[:300], flush=True)  # the autotuner leaves it out as well
             if (done + 1) % (workers * 4) == 0:
                 print(f"  {done + 1} of {len(jobs)}, {time.monotonic() - start:.0f} s", flush=True)
     print(f"  compiled in {time.monotonic() - start:.0f} s", flush=True)
@@ -176,7 +179,7 @@ def check(case, dtype, device="cuda"):
 
 
 CHECKS = [
-    (Case(dim, expansion, chunk, 200, 2, 2, norm), dtype)
+    (Case(dim, expansion, chunk, 100, 2, 2, norm), dtype)  # longer, such memories amplify every rounding
     for dtype in (torch.bfloat16, torch.float16, torch.float32)
     for dim, expansion, chunk, norm in ((64, 0, 64, False), (48, 0, 16, True), (64, 1, 64, True), (64, 4, 32, True))
 ]
@@ -201,6 +204,7 @@ def ours(case, backend, dtype=torch.bfloat16, device="cuda"):
 
 
 def compiled(case):
+    torch._dynamo.reset()  # its limit of compilations is for all cases together, and past it runs them eagerly
     step, arguments = ours(case, "torch")
     return torch.compile(step), arguments
 
@@ -278,7 +282,14 @@ def machine():
         driver = "unknown"
     name = torch.cuda.get_device_name()
     versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton.__version__}
-    return {"date": datetime.date.today().isoformat(), "gpu": name, "driver": driver} | versions
+    date = datetime.date.today().isoformat()
+    return {"date": date, "kernels": code(), "gpu": name, "driver": driver} | versions
+
+
+def code():
+    """Names the kernels' code: a change in it makes times stale."""
+    files = sorted((Path(__file__).parent.parent / "kernels").glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def cases(quick):
@@ -310,8 +321,9 @@ def run_case(case, rates, names, done):
             fn = dict(zip(PASSES, passes(*RIVALS[name](case)), strict=True))[kind]
             fn()
             torch.cuda.reset_peak_memory_stats()
-            row["median_ms"], row["p20_ms"], row["p80_ms"] = time_ms(fn)
+            fn()
             row["peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
+            row["median_ms"], row["p20_ms"], row["p80_ms"] = time_ms(fn)
             row["of_floor"] = floor / row["median_ms"]
         except ImportError as error:
             row["note"] = f"not here: {error.name}"
@@ -328,19 +340,20 @@ def run_case(case, rates, names, done):
 
 
 COLUMNS = (
-    "date", "gpu", "driver", "torch", "cuda", "triton", "matmul_tflops", "copy_gb_s", *Case.__dataclass_fields__,
-    "implementation", "pass", "median_ms", "p20_ms", "p80_ms", "floor_ms", "of_floor", "peak_mb", "note",
+    "date", "kernels", "gpu", "driver", "torch", "cuda", "triton", "matmul_tflops", "copy_gb_s",
+    *Case.__dataclass_fields__, "implementation", "pass", "median_ms", "p20_ms", "p80_ms", "floor_ms", "of_floor", "peak_mb",
+    "note",
 )  # fmt: skip
 
 
 def read_rows(path, about):
-    """Times that an earlier run took on this GPU with these versions."""
+    """Those of an earlier run on this GPU, with these versions and kernels."""
     if not path.exists():
         return []
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    same = ("gpu", "driver", "torch", "cuda", "triton")
-    rows = [row for row in rows if row["median_ms"] and all(row[name] == str(about[name]) for name in same)]
+    same = ("kernels", "gpu", "driver", "torch", "cuda", "triton")
+    rows = [row for row in rows if all(row[name] == str(about[name]) for name in same)]
     for row in rows:
         for name, value in row.items():
             if name == "norm":
@@ -348,7 +361,7 @@ def read_rows(path, about):
             elif name in Case.__dataclass_fields__:
                 row[name] = int(value)
             elif name.endswith(("_ms", "_mb", "of_floor")):
-                row[name] = float(value)
+                row[name] = float(value) if value else None
     return rows
 
 
@@ -416,6 +429,9 @@ def main():
     check_all()
     if options.check:
         return 0
+    from pyro_memory.kernels import triton_launch
+
+    triton_launch._tuned.cache_clear()  # tuned on the check's few programs
     rates = ceilings()
     about = machine() | {"matmul_tflops": rates[0] / 1e12, "copy_gb_s": rates[1] / 1e9}
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
@@ -424,7 +440,7 @@ def main():
     rows = read_rows(path, about)
     done = {place(row) for row in rows}
     if rows:
-        print(f"{len(rows)} rows of {path} are from this GPU and these versions, and not measured again", flush=True)
+        print(f"{len(rows)} rows of {path} are of this code, GPU and versions, and not measured again", flush=True)
     new = not path.exists()
     with open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 TILE = 2**18  # scores held at once: a megabyte of float32, which stays in the cache
-WIDEST = 128  # columns that a block of the Triton kernels holds
+WIDEST, MOST_SAMPLES = 128, 128  # columns that a block of the Triton kernels holds, and draws of a query
 
 
 class AddressRead(NamedTuple):
@@ -72,7 +72,7 @@ def fused_address(
         nearest: how many slots of highest score to find for each query.
         chunk_size: slots of a chunk; by default as many as keep a chunk's scores in the cache. Ignored by "triton".
         generator: of the samples.
-        backend: "torch", "triton" (CUDA; Linux; at most 128 columns of keys and values), or "auto": Triton if it can.
+        backend: "torch", "triton" (CUDA; Linux; at most 128 columns and 128 samples), or "auto": Triton if it can.
 
     Raises:
         ValueError: if shapes do not fit one another, nothing is left to read, or ``nearest`` exceeds the filled slots.
@@ -85,15 +85,16 @@ def fused_address(
     _check(query, key, value, log_prior, mask, samples, nearest, chunk_size)
     if backend not in ("auto", "torch", "triton"):
         raise ValueError(f'`backend` must be "auto", "torch" or "triton"; got {backend!r}')
-    fits = max(query.shape[-1], 0 if value is None else value.shape[-1]) <= WIDEST
+    fits = max(query.shape[-1], 0 if value is None else value.shape[-1]) <= WIDEST and samples <= MOST_SAMPLES
     if backend == "auto":
         nvidia = query.is_cuda and torch.version.hip is None
         backend = "triton" if nvidia and fits and importlib.util.find_spec("triton") else "torch"
     if backend == "triton":
         if not fits:
             raise ValueError(
-                f'`key` and `value` must have at most {WIDEST} columns for backend="triton"; got {query.shape[-1]} and '
-                f'{0 if value is None else value.shape[-1]}. Use "auto" or "torch"'
+                f'`key` and `value` must have at most {WIDEST} columns for backend="triton", and `samples` be at most '
+                f"{MOST_SAMPLES}; got {query.shape[-1]}, {0 if value is None else value.shape[-1]} and {samples}. "
+                'Use "auto" or "torch"'
             )
         from pyro_memory.kernels.addressing_triton import TritonAddress
 

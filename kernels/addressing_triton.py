@@ -218,7 +218,8 @@ class TritonAddress(torch.autograd.Function):
         read = query.new_empty(splits, batch, value_dim, dtype=dtype)
         drawn = torch.empty(splits, batch, samples, dtype=torch.int32, device=query.device)
         maxima = query.new_empty(splits, batch, samples, dtype=dtype)
-        seed = int(torch.randint(2**31 - 2, (), generator=generator)) if samples else 0
+        device = "cpu" if generator is None else generator.device
+        seed = int(torch.randint(2**31 - 2, (), generator=generator, device=device)) if samples else 0
         options = {"MASKED": mask is not None, "PRIOR": log_prior is not None, "READ": value is not None}
         options["SUM"] = tl.float64 if dtype == torch.float64 else tl.float32
         options["PRECISION"] = float_precision(dtype)

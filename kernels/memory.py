@@ -91,7 +91,7 @@ def neural_memory(
         (q, k, v), weights, momentum_state, (lr, momentum, decay), chunk_size=chunk_size, activation=activation,
         residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths,
     )  # fmt: skip
-    backend = choose_backend(backend, q, v, states[0], gates[2], chunk_size)
+    backend = choose_backend(backend, tokens[0], tokens[-1], states[0], gates[2], chunk_size)
     if backend != "reference":
         options["checkpoint_chunks"] = checkpoint_chunks
     if backend == "torch":

@@ -19,6 +19,7 @@ from pyro_memory.kernels.memory_triton_linear import linear_backward, linear_for
 from pyro_memory.kernels.triton_gates import ROWS, gates_backward, gates_forward
 
 RESIDENT_BYTES = 2**17  # W and S that a program keeps in registers: half of a streaming multiprocessor's
+RESIDENT_HIDDEN = 128  # a tile of more does not fit in shared memory
 TUNED_BY = ("DI", "DO", "C", "NORM", "PRECISION", "PRODUCT")
 GATES = ((0, 4, 1), (0, 8, 1))
 
@@ -49,7 +50,7 @@ def forward(
         _launch(linear_forward, (len(q),), args, options, _warps(widths, (1, 2)))
         return
     hidden = widths[1]
-    resident = state.shape[1] * state.element_size() <= RESIDENT_BYTES
+    resident = state.shape[1] * state.element_size() <= RESIDENT_BYTES and block(hidden) <= RESIDENT_HIDDEN
     tiles = (block(hidden),) if resident else _tiles(hidden)
     options |= {"DH": hidden, "ACTIVATION": _activation(activation, options), "RESIDENT": resident}
     _launch(deep_forward, (len(q),), args, options, _warps(widths, (1, 2) if resident else (1,), tiles))
@@ -166,8 +167,8 @@ def _launch(
             _tuned(kernel, configurations)[grid](*args, **options)
     except triton.runtime.errors.OutOfResources as error:
         raise RuntimeError(
-            f"{kernel.__name__} does not fit this GPU in any of its configurations ({error}). Use bfloat16 tokens, a "
-            f'`chunk_size` below {options.get("C", 1)}, or backend="torch"'
+            f"{kernel.__name__} does not fit this GPU in any of its configurations ({error}). Use bfloat16 tokens, "
+            'shorter chunks, or backend="torch"'
         ) from error
 
 

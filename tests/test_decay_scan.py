@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_memory_triton import memory  # noqa: F401
+from test_memory_triton import watched_memory  # noqa: F401
 from torch.testing import assert_close
 
 from pyro_memory.kernels import decay_scan

@@ -45,7 +45,7 @@ def test_the_longest_chunk_fits_in_shared_memory(capability, kilobytes, dtype, d
     options = {"--capability": capability, "--dtype": dtype, "--dim": dim, "--expansion": expansion, "--chunk": chunk}
     done = run("benchmarks/kernels_resources.py", "--first", *map(str, itertools.chain(*options.items())))
     assert done.returncode == 0, done.stderr
-    taken = [int(bytes) for bytes in re.findall(r"shared +([0-9]+)", done.stdout)]
+    taken = [int(bytes) for bytes in re.findall(r"shared +([0-9]+)  in loops", done.stdout)]
     assert len(taken) >= 5
     assert max(taken) <= 1024 * kilobytes
 
