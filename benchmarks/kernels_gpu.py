@@ -341,8 +341,8 @@ def run_case(case, rates, names, done):
 
 COLUMNS = (
     "date", "kernels", "gpu", "driver", "torch", "cuda", "triton", "matmul_tflops", "copy_gb_s",
-    *Case.__dataclass_fields__, "implementation", "pass", "median_ms", "p20_ms", "p80_ms", "floor_ms", "of_floor", "peak_mb",
-    "note",
+    *Case.__dataclass_fields__, "implementation", "pass",
+    "median_ms", "p20_ms", "p80_ms", "floor_ms", "of_floor", "peak_mb", "note",
 )  # fmt: skip
 
 
