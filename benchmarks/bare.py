@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def load_kernels() -> None:
     """Makes ``pyro_memory.kernels`` importable, without the package around it where that lacks its dependencies."""
+    if "pyro_memory" in sys.modules:
+        return
     sys.path.insert(0, str(ROOT))
     if all(importlib.util.find_spec(name) for name in ("pyro", "jaxtyping", "pooch", "safetensors", "tqdm")):
         return

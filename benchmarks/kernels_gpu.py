@@ -81,11 +81,11 @@ def _tuple(value):
 
 def compile_for(capability):
     """Makes a process compile where it would launch."""
-    import compile_only
+    import kernels_compile
 
     from pyro_memory.kernels import dispatch
 
-    compile_only.install(capability)
+    kernels_compile.install(capability)
     dispatch.why_not_triton = lambda *args, **options: None
     torch.set_num_threads(1)
 

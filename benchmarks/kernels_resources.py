@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import compile_only
+import kernels_compile
 import torch
 import triton
 from bare import load_kernels
@@ -106,7 +106,7 @@ if __name__ == "__main__":
     parser.add_argument("--first", action="store_true", help="only the first configuration of each kernel")
     options = parser.parse_args()
     print(f"triton {triton.__version__}, compute capability {options.capability}")
-    compile_only.install(options.capability)
+    kernels_compile.install(options.capability)
     triton_launch._launch = compiler(options.first)
     for dim in options.dim:
         for expansion in options.expansion:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 MAX_WIDTH, MAX_HIDDEN, MAX_CHUNK = 128, 512, 64
 # The longest chunk whose programs fit in shared memory: by layers and bytes of a product's operand, and by the width of
-# keys and values up to 32, 64 or 128, on GPUs that give a program 99 KB, 163 KB and 227 KB. See docs/kernels.md.
+# keys and values up to 32, 64 or 128, on GPUs that give a program as much as SHARED_MEMORY says. See docs/kernels.md.
+SHARED_MEMORY = (99, 163, 227)  # KB
 LONGEST_CHUNK = {
     (1, 2): {128: (64, 64, 64)},
     (2, 2): {64: (64, 64, 64), 128: (32, 64, 64)},
@@ -73,9 +74,15 @@ def _why_not_in_shared_memory(q: Tensor, v: Tensor, weights: Sequence[Tensor], c
 
 def longest_chunk(capability: tuple[int, int], layers: int, operand: int, width: int) -> int:
     """Tokens of the longest chunk that GPUs of this compute capability have the shared memory for; 0: none."""
-    memory = 2 if (9, 0) <= capability < (12, 0) else 1 if capability in ((8, 0), (8, 7)) else 0
     fitting = LONGEST_CHUNK[layers, operand]
-    return fitting[min(most for most in fitting if width <= most)][memory]
+    longest = fitting[min(most for most in fitting if width <= most)]
+    return longest[SHARED_MEMORY.index(shared_memory(capability))]
+
+
+def shared_memory(capability: tuple[int, int]) -> int:
+    """KB of shared memory that a program has on GPUs of this compute capability, the least of those not known."""
+    small, middle, large = SHARED_MEMORY
+    return large if (9, 0) <= capability < (12, 0) else middle if capability in ((8, 0), (8, 7)) else small
 
 
 def interpreting() -> bool:

@@ -17,9 +17,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 STATE = ("weights", "momentum_state")
-LONG = (
-    64  # tokens: these memories amplify, and rounding errors of a longer text are larger than their gradients' digits
-)
+LONG = 64  # tokens: these memories amplify, and over more of them rounding alone separates two right computations
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -52,8 +50,9 @@ def first_configuration(monkeypatch):
         for configuration in configurations[:-1]:
             try:
                 return launch(*rest, (configuration,))
-            except RuntimeError:
-                continue
+            except RuntimeError as error:
+                if "does not fit" not in str(error):
+                    raise
         return launch(*rest, configurations[-1:])
 
     monkeypatch.setattr(triton_launch, "_launch", launch_first)
@@ -270,7 +269,13 @@ def test_every_configuration_is_as_right(widths, which, monkeypatch):
     tensors = problem(widths, LONG, norm=True, dtype=torch.float32)
     truth = with_gradients({n: [t.double() for t in g] for n, g in tensors.items()}, chunk_size=32, backend="reference")
     peers = with_gradients(tensors, chunk_size=32, backend="torch")
-    for value, peer, exact in zip(with_gradients(tensors, chunk_size=32, backend="triton"), peers, truth, strict=True):
+    try:
+        values = with_gradients(tensors, chunk_size=32, backend="triton")
+    except RuntimeError as error:
+        if "does not fit" in str(error):
+            pytest.skip(str(error))
+        raise
+    for value, peer, exact in zip(values, peers, truth, strict=True):
         assert_no_worse(value, [peer], exact)
 
 

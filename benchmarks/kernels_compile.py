@@ -6,9 +6,12 @@ GPU finds it.
 """
 
 import triton
+from bare import load_kernels
 from triton.backends.compiler import GPUTarget
 
-SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 120: 99, 121: 99}  # KB a program has; elsewhere 227
+load_kernels()
+
+from pyro_memory.kernels.dispatch import shared_memory  # noqa: E402
 
 
 class Driver:
@@ -28,7 +31,7 @@ class Driver:
         return 0
 
     def get_device_properties(self, device):
-        return {"max_shared_mem": 1024 * SHARED.get(self.target.arch, 227)}
+        return {"max_shared_mem": 1024 * shared_memory(divmod(self.target.arch, 10))}
 
     def load_binary(self, name, binary, shared, device):
         module = function = registers = spills = 0
