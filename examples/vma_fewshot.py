@@ -69,8 +69,8 @@ def arguments():
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/fewshot"))
     add("--steps", default=800, help="training steps of each model (default 800)")
     add("--batch", default=32, help="targets a step (default 32)")
-    add("--classes", default=8, help="classes in memory while training (default 8)")
-    add("--shots", default=4, help="examples a class while training (default 4)")
+    add("--classes", nargs="+", default=[8], help="classes in memory while training, or the range of them (default 8)")
+    add("--shots", nargs="+", default=[4], help="examples a class while training, likewise (default 4)")
     add("--train-particles", default=4, help="K of VIMCO (default 4; diffusion: 2 that share the noise, always)")
     parser.add_argument(
         "--turned", metavar="X", type=float, default=0.0, help="share of training tasks turned or mirrored (default 0)"
@@ -323,8 +323,8 @@ def main():
     print(f"  train on {background}\n  test on  {evaluation}")
     tasks = FewShotTasks(
         background,
-        classes=args.classes,
-        shots=args.shots,
+        classes=(args.classes[0], args.classes[-1]),
+        shots=(args.shots[0], args.shots[-1]),
         targets=args.batch,
         seed=args.seed,
         turned=args.turned,

@@ -1,4 +1,6 @@
+import itertools
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -92,13 +94,37 @@ def test_every_class_is_asked_for_and_remembered():
     assert len(seen.unique()) == DATA.classes
 
 
+@pytest.mark.parametrize("per_target", [False, True])
+def test_a_range_draws_each_size_about_equally_often(per_target):
+    tasks = FewShotTasks(DATA, classes=(2, 4), shots=(1, 3), targets=4, per_target=per_target)
+    met = Counter()
+    for i in range(450):
+        x, memory = tasks[i]
+        held = DATA.labels[indices(memory.values)].reshape(-1, memory.slots)
+        sizes = {(len(row.unique()), len(row) // len(row.unique())) for row in held}
+        assert len(sizes) == 1
+        met.update(sizes)
+        assert tasks.wrong_classes(i).slots == memory.slots
+        assert torch.equal(x, tasks[i][0])
+    assert set(met) == set(itertools.product((2, 3, 4), (1, 2, 3)))
+    assert sum((n - 50) ** 2 / 50 for n in met.values()) < 26.1  # chi-square, 8 degrees of freedom, 0.1%
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"classes": 13}, "`classes` must be at most the data's 12; got 13"),
         ({"classes": 0}, "`classes` must be at least 1"),
         ({"shots": 20}, "`shots` must leave an image of each class for the target; got 20 where a class has 20"),
-        ({"shots": 0}, r"`shots` must be at least 1; got 0.*SlotMemory\.empty"),
+        ({"shots": 0}, r"`shots` must be at least 1, or .*; got 0.*SlotMemory\.empty"),
+        ({"shots": (3, 2)}, r"`shots` must be at least 1, or a pair \(fewest, most\); got \(3, 2\)"),
+        ({"classes": (1, 13)}, "`classes` must be at most the data's 12; got"),
+        ({"shots": (1, 20)}, "`shots` must leave an image of each class"),
+        ({"targets": 0}, "`targets` must be at least 1; got 0"),
+        (
+            {"shots": (1, 2), "target_indices": torch.tensor([1]), "per_target": True},
+            "`classes` and `shots` must be numbers where `target_indices` fix the targets",
+        ),
         ({"protocol": "mine"}, "`protocol` must be"),
         ({"target_indices": torch.tensor([1])}, "`target_indices` need per_target=True"),
     ],
@@ -108,9 +134,15 @@ def test_bad_arguments_are_refused(options, message):
         FewShotTasks(DATA, **{"classes": 2, "shots": 2, "targets": 4, **options})
 
 
-def test_targets_that_use_a_class_up_are_refused():
-    with pytest.raises(ValueError, match=r"must leave 18 images of class .*Ask for fewer targets or shots"):
-        FewShotTasks(DATA, classes=1, shots=18, targets=100)[0]
+def test_many_targets_never_use_a_class_up():
+    tasks = FewShotTasks(DATA, classes=1, shots=18, targets=100)
+    for i in range(20):
+        x, memory = tasks[i]
+        assert len(indices(x).unique()) == 2
+        assert not torch.isin(indices(x), indices(memory.values)).any()
+
+
+def test_other_classes_than_all_are_refused():
     with pytest.raises(ValueError, match="leave other classes"):
         FewShotTasks(DATA, classes=12, shots=2, targets=12).wrong_classes(0)
 
@@ -165,7 +197,7 @@ def test_varied_tasks_redraw_each_image_by_itself():
         assert y.unique().tolist() == [0, 1]
         assert other.slots == memory.slots
         moved = (torch.cat([x, memory.values]) != torch.cat([y, other.values])).flatten(1).float().mean(1)
-        assert (moved > 0).all()
+        assert (moved > 0).sum() >= 11  # a map may be too small to move any pixel
         assert (moved < 0.35).all()  # the same letters still: two letters' pixels differ more
         assert torch.equal(varied[i][0], y)
     same = sum(torch.equal(half[i][0], plain[i][0]) for i in range(40))

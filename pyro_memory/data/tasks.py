@@ -22,9 +22,11 @@ class FewShotTasks:
 
     Args:
         data: the images to draw from.
-        classes: how many classes are in memory.
-        shots: how many slots a class gets.
-        targets: how many images a task asks for.
+        classes: how many classes are in memory; a pair (fewest, most) draws a number anew for each index, so that a
+            model meets memories of many sizes.
+        shots: how many slots a class gets; likewise.
+        targets: how many images a task asks for. Those that share a memory are drawn, with replacement, from what the
+            memory leaves of its classes.
         protocol: "vma": a target is never in memory, and every class has ``shots`` different images there (Bornschein
             et al., 2017, https://arxiv.org/abs/1709.07116). "gmn": memory and target are drawn with replacement, a
             random class a slot, so that the target itself may be in memory (Bartunov & Vetrov, 2018,
@@ -47,8 +49,8 @@ class FewShotTasks:
         self,
         data: LabelledImages,
         *,
-        classes: int,
-        shots: int,
+        classes: int | tuple[int, int],
+        shots: int | tuple[int, int],
         targets: int,
         protocol: str = "vma",
         per_target: bool = False,
@@ -57,23 +59,27 @@ class FewShotTasks:
         turned: float = 0.0,
         varied: float = 0.0,
     ) -> None:
-        for name, value in (("classes", classes), ("shots", shots), ("targets", targets)):
-            if value < 1:
-                raise ValueError(
-                    f"`{name}` must be at least 1; got {value}. For a model without memory use SlotMemory.empty(...)"
-                )
+        self._ranges = _range("classes", classes), _range("shots", shots)
+        most_classes, most_shots = (most for _, most in self._ranges)
+        if targets < 1:
+            raise ValueError(f"`targets` must be at least 1; got {targets}")
         if protocol not in ("vma", "gmn"):
             raise ValueError(f'`protocol` must be "vma" or "gmn"; got {protocol!r}')
-        if classes > data.classes:
+        if most_classes > data.classes:
             raise ValueError(f"`classes` must be at most the data's {data.classes}; got {classes}")
         fewest = min(len(m) for m in data.members)
-        if protocol == "vma" and shots + 1 > fewest:
+        if protocol == "vma" and most_shots + 1 > fewest:
             raise ValueError(
                 f"`shots` must leave an image of each class for the target; got {shots} where a class has {fewest}"
             )
         check_shares(data.shape, turned=turned, varied=varied, fixed=target_indices is not None)
         if target_indices is not None and not per_target:
             raise ValueError("`target_indices` need per_target=True: targets of many classes cannot share one memory")
+        if target_indices is not None and any(fewest < most for fewest, most in self._ranges):
+            raise ValueError(
+                f"`classes` and `shots` must be numbers where `target_indices` fix the targets, whose memories depend on "
+                f"the seed alone; got {classes} and {shots}. Build tasks for each size"
+            )
         self.data = data
         self.classes = classes
         self.shots = shots
@@ -95,20 +101,25 @@ class FewShotTasks:
         return self._task(index, wrong=True)[1]
 
     def _task(self, index: int, wrong: bool) -> Task:
+        sizes = generator_for(self.seed, 11, index)
+        classes, shots = (int(torch.randint(fewest, most + 1, (), generator=sizes)) for fewest, most in self._ranges)
         if self.per_target:
             targets = self._targets(index)
             slots = [
-                self._slots_for(int(t), generator_for(self.seed, 1, index, i), wrong) for i, t in enumerate(targets)
+                self._slots_for(int(t), classes, shots, generator_for(self.seed, 1, index, i), wrong)
+                for i, t in enumerate(targets)
             ]
             x, values = self._show(index, targets, torch.stack(slots))
             return x, SlotMemory(values, batch_dim=-1)
         generator = generator_for(self.seed, 0, index)
-        chosen = torch.randperm(self.data.classes, generator=generator)[: self.classes]
-        labels = chosen[torch.arange(self.targets) % self.classes]
-        targets = torch.stack([self._member(int(c), generator) for c in labels])
+        chosen = torch.randperm(self.data.classes, generator=generator)[:classes]
+        slots = self._slots(chosen, shots, None, generator)
+        taken = slots if self.protocol == "vma" else None
+        labels = chosen[torch.arange(self.targets) % classes]
+        targets = torch.stack([self._member(int(c), generator, taken) for c in labels])
         if wrong:
-            chosen = self._other_classes(chosen, self.classes, generator)
-        x, values = self._show(index, targets, self._slots(chosen, targets, generator))
+            slots = self._slots(self._other_classes(chosen, classes, generator), shots, None, generator)
+        x, values = self._show(index, targets, slots)
         return x, SlotMemory(values)
 
     def _show(self, index: int, *groups: Int[Tensor, "*image"]) -> list[Float[Tensor, "*image 1 height width"]]:
@@ -129,36 +140,39 @@ class FewShotTasks:
         labels = torch.randint(self.data.classes, (self.targets,), generator=generator)
         return torch.stack([self._member(int(c), generator) for c in labels])
 
-    def _slots_for(self, target: int, generator: torch.Generator, wrong: bool) -> Int[Tensor, " slot"]:
+    def _slots_for(
+        self, target: int, classes: int, shots: int, generator: torch.Generator, wrong: bool
+    ) -> Int[Tensor, " slot"]:
         """The memory of one target: its class and others, in random order."""
         if self.target_indices is not None:
             generator = generator_for(self.seed, 3, target)
         label = self.data.labels[target].reshape(1)
-        chosen = torch.cat([label, self._other_classes(label, self.classes - 1, generator)])
+        chosen = torch.cat([label, self._other_classes(label, classes - 1, generator)])
         if wrong:
-            chosen = self._other_classes(chosen, self.classes, generator)
-        slots = self._slots(chosen, torch.tensor([target]), generator)
+            chosen = self._other_classes(chosen, classes, generator)
+        slots = self._slots(chosen, shots, torch.tensor([target]), generator)
         return slots[torch.randperm(len(slots), generator=generator)]
 
-    def _slots(self, classes: Tensor, targets: Tensor, generator: torch.Generator) -> Int[Tensor, " slot"]:
+    def _slots(
+        self, classes: Tensor, shots: int, target: Tensor | None, generator: torch.Generator
+    ) -> Int[Tensor, " slot"]:
         if self.protocol == "gmn":
-            labels = classes[torch.randint(len(classes), (len(classes) * self.shots,), generator=generator)]
+            labels = classes[torch.randint(len(classes), (len(classes) * shots,), generator=generator)]
             return torch.stack([self._member(int(c), generator) for c in labels])
         slots = []
         for label in classes.tolist():
-            members = self.data.members[label]
-            free = members[~torch.isin(members, targets)]
-            if len(free) < self.shots:
-                raise ValueError(
-                    f"`targets` ({self.targets}) must leave {self.shots} images of class "
-                    f"{self.data.class_names[label]} for memory; {len(free)} are left. Ask for fewer targets or shots"
-                )
-            slots.append(free[torch.randperm(len(free), generator=generator)[: self.shots]])
+            free = self._free(label, target)
+            slots.append(free[torch.randperm(len(free), generator=generator)[:shots]])
         return torch.cat(slots)
 
-    def _member(self, label: int, generator: torch.Generator) -> Tensor:
+    def _member(self, label: int, generator: torch.Generator, taken: Tensor | None = None) -> Tensor:
+        free = self._free(label, taken)
+        return free[torch.randint(len(free), (), generator=generator)]
+
+    def _free(self, label: int, taken: Tensor | None) -> Int[Tensor, " image"]:
+        """A class's images but for these."""
         members = self.data.members[label]
-        return members[torch.randint(len(members), (), generator=generator)]
+        return members if taken is None else members[~torch.isin(members, taken)]
 
     def _other_classes(self, taken: Tensor, count: int, generator: torch.Generator) -> Tensor:
         order = torch.randperm(self.data.classes, generator=generator)
@@ -173,3 +187,13 @@ class _FixedTasks(FewShotTasks):
 
     def __len__(self) -> int:
         return -(-len(self.target_indices) // self.targets)
+
+
+def _range(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    fewest, most = (value, value) if isinstance(value, int) else value
+    if not 1 <= fewest <= most:
+        raise ValueError(
+            f"`{name}` must be at least 1, or a pair (fewest, most); got {value}. For a model without memory use "
+            "SlotMemory.empty(...)"
+        )
+    return fewest, most
