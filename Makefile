@@ -8,10 +8,10 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_READY = @$(GPU_PYTHON) -c 'import matplotlib, numpy, torch, triton' || { echo "make $@ GPU_PYTHON=/path/to/a/python that has torch, triton, numpy and matplotlib"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-gpu results gallery docs bench bench-gpu lint format examples wheel clean
+.PHONY: help install demo test gpu gpu-profile gpu-ahead test-gpu results gallery docs bench lint format examples wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv with the package (editable), its tests and tools
 
@@ -28,10 +28,21 @@ demo: install ## train an addressed VAE on glyphs; bounds, information gain, fig
 test: install ## run the tests
 	$(RUN) -m pytest -n 2 -q
 
-test-gpu: ## run the kernels' tests on a GPU, at larger shapes and in all dtypes
+gpu: ## check and time the kernels on a GPU, then train, in MINUTES (7): rows.csv and table.txt in OUT (out/gpu)
 	$(GPU_READY)
-	$(GPU_PYTHON) benchmarks/kernels_gpu.py --check
-	$(GPU_PYTHON) benchmarks/bare.py tests/test_memory_triton.py tests/test_decay_scan.py tests/test_fused_address_triton.py tests/test_kernel_parts.py
+	$(GPU_PYTHON) benchmarks/kernels_gpu.py --minutes $(or $(MINUTES),7) --out $(or $(OUT),out/gpu)
+
+gpu-profile: ## profile the kernels and look for races on a GPU, where ncu and compute-sanitizer are
+	$(GPU_READY)
+	$(GPU_PYTHON) benchmarks/kernels_profile.py --out $(or $(OUT),out/gpu_profile)
+
+gpu-ahead: ## compile the kernels for a GPU that is not here: carried/triton.tar.xz, which make gpu takes
+	$(GPU_READY)
+	$(GPU_PYTHON) benchmarks/kernels_ahead.py --into carried/triton.tar.xz --kinds kernels_gpu:kinds
+
+test-gpu: ## run the kernels' tests on a GPU, at larger shapes and in all dtypes (tens of minutes)
+	$(GPU_READY)
+	$(GPU_PYTHON) benchmarks/bare.py tests/test_memory_triton.py tests/test_decay_scan.py tests/test_fused_address_triton.py tests/test_kernel_parts.py tests/test_kernel_offsets.py tests/test_kernel_checks.py
 
 results: install ## run the recipes of up to MINUTES (15) and rebuild the tables of docs from what they leave
 	$(RUN) examples/results.py --minutes $(or $(MINUTES),15)
@@ -52,10 +63,6 @@ bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figure
 	$(RUN) benchmarks/neural_memory_cpu.py --out out/neural_memory_cpu
 	$(RUN) benchmarks/addressing.py
 	$(RUN) benchmarks/conversion.py
-
-bench-gpu: ## time the kernels on a GPU, after a check: CSV and figure in out/bench_gpu
-	$(GPU_READY)
-	$(GPU_PYTHON) benchmarks/kernels_gpu.py --out out/bench_gpu
 
 lint: install ## check style
 	$(BIN)/ruff check .

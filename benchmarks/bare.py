@@ -37,7 +37,7 @@ if __name__ == "__main__":
         import torch
     except ImportError:
         sys.exit(
-            "the tests need pytest and torch; `python benchmarks/kernels_gpu.py --check` needs torch and triton only"
+            "the tests need pytest and torch; `python benchmarks/kernels_check.py` needs torch, triton and numpy only"
         )
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+TOKEN_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+
 
 @dataclass(frozen=True)
 class Case:
-    """One call: ``expansion`` 0 is the linear memory, else hidden units over dim."""
+    """One call: ``expansion`` 0 is the linear memory, else hidden units over dim; ``dtype`` that of the tokens."""
 
     dim: int
     expansion: int
@@ -14,7 +16,8 @@ class Case:
     batch: int
     heads: int
     norm: bool = True
-    token_bytes: int = 2
+    dtype: str = "bfloat16"
+    activation: str = "gelu"
 
     @property
     def rows(self) -> int:
@@ -24,6 +27,16 @@ class Case:
     def state_size(self) -> int:
         """Numbers in W and S of a row."""
         return 2 * self.dim**2 if self.expansion == 0 else 4 * self.expansion * self.dim**2
+
+    def __str__(self) -> str:
+        kind = f"x{self.expansion}" if self.expansion else "linear"
+        others = [
+            "" if self.norm else "no norm",
+            self.activation.replace("gelu", ""),
+            self.dtype.replace("bfloat16", ""),
+        ]
+        size = f"{kind:6} d{self.dim:<3} C{self.chunk:<2} T{self.time:<5} rows {self.rows:<4}"
+        return " ".join([size, *filter(None, others)]).rstrip()
 
 
 def flops(case: Case, backward: bool) -> int:
@@ -45,7 +58,11 @@ def traffic(case: Case, backward: bool, training: bool) -> int:
     """Bytes to and from device memory: tokens, gates and states once; the states kept before every chunk."""
     layers = 1 if case.expansion == 0 else 2
     chunks = -(-case.time // case.chunk)
-    tokens, gates, state = case.time * case.dim * case.token_bytes, 3 * layers * case.time * 4, case.state_size * 4
+    tokens, gates, state = (
+        case.time * case.dim * TOKEN_BYTES[case.dtype],
+        3 * layers * case.time * 4,
+        case.state_size * 4,
+    )
     if backward:
         apart = 2 * layers * chunks * case.chunk**2 * 4  # the gates' weights' gradients, written and read
         row = 7 * tokens + 2 * gates + apart + chunks * state + 2 * state

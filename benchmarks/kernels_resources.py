@@ -40,9 +40,14 @@ def resources(binary):
         file.write(binary)
         file.flush()
         usage, code = run("cuobjdump", "-res-usage"), run("nvdisasm")
-    taken = [int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK")]
     names = in_loops(code)
-    return *taken, len(names), {kind: sum(map(names.count, group)) for kind, group in INSTRUCTIONS.items()}
+    return *taken(usage), len(names), {kind: sum(map(names.count, group)) for kind, group in INSTRUCTIONS.items()}
+
+
+def taken(usage):
+    """Registers and bytes of stack of the kernel: in float64 a function of the mathematical library comes before it."""
+    found = re.findall(r"REG:(\d+) STACK:(\d+)", usage)
+    return [max(map(int, column)) for column in zip(*found, strict=True)]
 
 
 def in_loops(code):

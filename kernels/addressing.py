@@ -12,6 +12,7 @@ from torch import Tensor
 
 TILE = 2**18  # scores held at once: a megabyte of float32, which stays in the cache
 WIDEST, MOST_SAMPLES = 128, 128  # columns that a block of the Triton kernels holds, and draws of a query
+MOST_ROWS = 2**30  # queries, and slots: the Triton kernels count them in 32 bits
 
 
 class AddressRead(NamedTuple):
@@ -71,38 +72,41 @@ def fused_address(
         samples: addresses to draw for each query.
         nearest: how many slots of highest score to find for each query.
         chunk_size: slots of a chunk; by default as many as keep a chunk's scores in the cache. Ignored by "triton".
-        generator: of the samples.
-        backend: "torch", "triton" (CUDA; Linux; at most 128 columns and 128 samples), or "auto": Triton if it can.
+        generator: of the samples. "triton" waits for one on the GPU, to know its number; by default it uses the CPU's.
+        backend: "torch", "triton" (CUDA; Linux; at most 2^30 rows, 128 columns, 128 samples), or "auto": Triton if it
+            can.
 
     Raises:
         ValueError: if shapes do not fit one another, nothing is left to read, or ``nearest`` exceeds the filled slots.
 
-    Cost: O(B x slots x dim) time; O(B x chunk) memory beside inputs and results; the backward pass the same again.
+    Cost: O(B x slots x dim) time; O(B x chunk) memory beside inputs and results; the backward pass the same again. With
+    a mask the call waits for the GPU once, to count the filled slots.
 
     References: Online normalizer calculation for softmax (Milakov & Gimelshein, 2018),
     https://arxiv.org/abs/1805.02867; A* Sampling (Maddison et al., 2014), https://arxiv.org/abs/1411.0030
     """
-    _check(query, key, value, log_prior, mask, samples, nearest, chunk_size)
+    filled = _check(query, key, value, log_prior, mask, samples, nearest, chunk_size)
     if backend not in ("auto", "torch", "triton"):
         raise ValueError(f'`backend` must be "auto", "torch" or "triton"; got {backend!r}')
-    fits = max(query.shape[-1], 0 if value is None else value.shape[-1]) <= WIDEST and samples <= MOST_SAMPLES
+    rows, columns = max(len(query), len(key)), max(query.shape[-1], 0 if value is None else value.shape[-1])
+    fits = columns <= WIDEST and samples <= MOST_SAMPLES and rows <= MOST_ROWS
     if backend == "auto":
         nvidia = query.is_cuda and torch.version.hip is None
         backend = "triton" if nvidia and fits and importlib.util.find_spec("triton") else "torch"
     if backend == "triton":
         if not fits:
             raise ValueError(
-                f'`key` and `value` must have at most {WIDEST} columns for backend="triton", and `samples` be at most '
-                f"{MOST_SAMPLES}; got {query.shape[-1]}, {0 if value is None else value.shape[-1]} and {samples}. "
-                'Use "auto" or "torch"'
+                f'for backend="triton" `query` and `key` must have at most {MOST_ROWS} rows, they and `value` at most '
+                f"{WIDEST} columns, and `samples` be at most {MOST_SAMPLES}; got {rows} rows, {columns} columns and "
+                f'{samples} samples. Use "auto" or "torch"'
             )
         from pyro_memory.kernels.addressing_triton import TritonAddress
 
-        parts = TritonAddress.apply(query, key, value, log_prior, mask, samples, generator)
+        parts = TritonAddress.apply(query, key, value, log_prior, mask, filled, samples, generator)
     else:
-        parts = _Streamed.apply(query, key, value, log_prior, mask, samples, chunk_size, generator)
+        parts = _Streamed.apply(query, key, value, log_prior, mask, filled, samples, chunk_size, generator)
     lse, entropy, kl, read, drawn, maxima = parts
-    best = nearest_slots(query, key, nearest, mask=mask, chunk_size=chunk_size) if nearest else (None, None)
+    best = _nearest(query, key, nearest, mask, chunk_size) if nearest else (None, None)
     return AddressRead(lse, entropy, kl, read, drawn, maxima, *best)
 
 
@@ -114,6 +118,12 @@ def nearest_slots(
     Arguments, errors and costs are those of ``fused_address``; the gradient of the scores reaches queries and keys.
     """
     _check(query, key, None, None, mask, 0, nearest, chunk_size)
+    return _nearest(query, key, nearest, mask, chunk_size)
+
+
+def _nearest(
+    query: Tensor, key: Tensor, nearest: int, mask: Tensor | None, chunk_size: int | None
+) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         scores, best = query.new_empty(len(query), 0, dtype=_sums(query)), None
         for slots, k in _chunks(query, key, mask, chunk_size):
@@ -126,7 +136,8 @@ def nearest_slots(
     return best, scores
 
 
-def _check(query, key, value, log_prior, mask, samples, nearest, chunk_size) -> None:
+def _check(query, key, value, log_prior, mask, samples, nearest, chunk_size) -> int:
+    """How many slots are filled; counted once, since a GPU is waited for."""
     if query.dim() != 2 or key.dim() != 2 or query.shape[-1] != key.shape[-1]:
         raise ValueError(
             f"`query` must be [batch, dim] and `key` [slot, dim] with one dim; got {list(query.shape)} and "
@@ -150,6 +161,7 @@ def _check(query, key, value, log_prior, mask, samples, nearest, chunk_size) -> 
         )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1 slot; got {chunk_size}")
+    return filled
 
 
 def _sums(query: Tensor) -> torch.dtype:
@@ -174,16 +186,14 @@ class _Streamed(torch.autograd.Function):
     """The definition: sums over chunks relative to the largest score so far, rescaled when it grows."""
 
     @staticmethod
-    def forward(ctx, query, key, value, log_prior, mask, samples, chunk_size, generator):
+    def forward(ctx, query, key, value, log_prior, mask, filled, samples, chunk_size, generator):
         q = query.to(_sums(query))
         top = q.new_full((len(q),), torch.finfo(q.dtype).min)
         total, score, prior, outside = (torch.zeros_like(top) for _ in range(4))
         read = None if value is None else q.new_zeros(len(q), value.shape[-1])
         maxima = q.new_full((samples, len(q)), -math.inf) if samples else None
         drawn = torch.zeros(samples, len(q), dtype=torch.long, device=q.device) if samples else None
-        count = 0
         for slots, k in _chunks(query, key, mask, chunk_size):
-            count += len(slots)
             s = q @ k.mT
             new = torch.maximum(top, s.amax(-1))
             s.sub_(new.unsqueeze(-1))
@@ -204,12 +214,12 @@ class _Streamed(torch.autograd.Function):
         lse, mean = total.log() + top, score / total
         entropy = total.log() - mean
         if log_prior is None:
-            kl = math.log(count) - entropy
+            kl = math.log(filled) - entropy
         else:
             kl = torch.where(outside > 0, math.inf, -entropy - prior / total)
         read = None if value is None else read / total.unsqueeze(-1)
         ctx.save_for_backward(query, key, value, log_prior, mask, lse, entropy, kl, read)
-        ctx.chunk_size, ctx.log_count = chunk_size, math.log(count)
+        ctx.chunk_size, ctx.log_count = chunk_size, math.log(filled)
         if samples:
             ctx.mark_non_differentiable(drawn, maxima)
         return lse, entropy, kl, read, drawn, maxima
@@ -246,7 +256,7 @@ class _Streamed(torch.autograd.Function):
         cast = [
             None if g is None else g.to(t.dtype) for g, t in zip(wanted, (query, key, value, log_prior), strict=True)
         ]
-        return *cast, None, None, None, None
+        return *cast, None, None, None, None, None
 
 
 def _draw(drawn: Tensor, maxima: Tensor, slots: Tensor, weights: Tensor, lse: Tensor, generator) -> None:

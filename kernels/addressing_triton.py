@@ -7,17 +7,20 @@ import triton
 import triton.language as tl
 
 from pyro_memory.kernels.dispatch import float_precision, on_device_of
+from pyro_memory.kernels.triton_parts import FUSED, place
 
 LOWEST = tl.constexpr(-1.0e30)  # stands for minus infinity where a difference of two must stay a number
+# For whose values nothing is compiled anew: it would be for 1 and for multiples of 16. Whether `dim` and `value_dim`
+# are multiples decides how many bytes of a row are loaded at a time; `span` always is one.
+NUMBERS = ("batch", "slots", "samples", "seed")
 
 
 @triton.jit
 def _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED: tl.constexpr, PRECISION: tl.constexpr):
     """The scores of one block of slots, [B, M]; LOWEST where there is no filled slot; and the keys, [M, D]."""
     inside = i_slot < slots
-    k = tl.load(
-        p_key + i_slot[:, None].to(tl.int64) * dim + d[None, :], mask=inside[:, None] & (d < dim)[None, :], other=0.0
-    ).to(q.dtype)
+    in_key = inside[:, None] & (d < dim)[None, :]
+    k = tl.load(p_key + place(i_slot[:, None], d[None, :], dim), mask=in_key, other=0.0).to(q.dtype)
     if MASKED:
         inside = inside & (tl.load(p_mask + i_slot, mask=inside, other=0) != 0)
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
@@ -25,10 +28,17 @@ def _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED: tl.constexpr, PRECI
 
 
 @triton.jit
+def gumbel(seed, i, j, width, i_sample, S: tl.constexpr):
+    """Noise for S samples at [i, j] in rows of ``width``, at each place its own: there may be more than 2^32."""
+    o = place(place(i, j, width), i_sample, S)
+    return -tl.log(-tl.log(tl.rand(seed, o) * (1 - 1.0e-7) + 5.0e-8))
+
+
+@triton.jit(do_not_specialize=NUMBERS)
 def _forward(
     p_query, p_key, p_value, p_prior, p_mask, p_sums, p_read, p_drawn, p_maxima,
-    batch, slots, dim, value_dim, span, seed,
-    B: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr, S: tl.constexpr, SAMPLES: tl.constexpr,
+    batch, slots, dim, value_dim, span, samples, seed,
+    B: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr, S: tl.constexpr, DRAW: tl.constexpr,
     MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, SUM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -37,7 +47,8 @@ def _forward(
     i_b = tl.program_id(0) * B + tl.arange(0, B)
     d, v, i_sample = tl.arange(0, D), tl.arange(0, V), tl.arange(0, S)
     row = i_b < batch
-    q = tl.load(p_query + i_b[:, None] * dim + d[None, :], mask=row[:, None] & (d < dim)[None, :], other=0.0).to(SUM)
+    in_query = row[:, None] & (d < dim)[None, :]
+    q = tl.load(p_query + place(i_b[:, None], d[None, :], dim), mask=in_query, other=0.0).to(SUM)
     top = tl.full([B], LOWEST, SUM)
     total, score, prior, outside = (tl.zeros([B], SUM), tl.zeros([B], SUM), tl.zeros([B], SUM), tl.zeros([B], SUM))
     read = tl.zeros([B, V], SUM)
@@ -59,36 +70,36 @@ def _forward(
             outside = old * outside + tl.sum(w * never.to(SUM)[None, :], 1)
         if READ:
             content = tl.load(
-                p_value + i_slot[:, None].to(tl.int64) * value_dim + v[None, :],
+                p_value + place(i_slot[:, None], v[None, :], value_dim),
                 mask=inside[:, None] & (v < value_dim)[None, :],
                 other=0.0,
             ).to(SUM)  # [M, V]
             read = old[:, None] * read + tl.dot(w, content, input_precision=PRECISION)
-        if SAMPLES:
+        if DRAW:
             lse = tl.where(mass > 0, tl.log(tl.maximum(mass, 1.0e-37)) + new, LOWEST)
-            block = start // M
-            o_draw = (block * batch + i_b[:, None]) * S + i_sample[None, :]
-            perturbed = lse[:, None] - tl.log(-tl.log(tl.rand(seed, o_draw) * (1 - 1.0e-7) + 5.0e-8))
+            perturbed = lse[:, None] + gumbel(seed, start // M, i_b[:, None], batch, i_sample[None, :], S)
             won = (perturbed > maxima) & (lse > LOWEST)[:, None]
             if tl.max(won.to(tl.int32)) > 0:
-                o_slot = (i_b[:, None, None].to(tl.int64) * slots + i_slot[None, :, None]) * S + i_sample[None, None, :]
-                noise = -tl.log(-tl.log(tl.rand(seed + 1, o_slot) * (1 - 1.0e-7) + 5.0e-8))
+                noise = gumbel(
+                    seed + 1, i_b[:, None, None], i_slot[None, :, None], slots, i_sample[None, None, :], S
+                )  # [B, M, S]
                 chosen = start + tl.argmax(s[:, :, None] + noise, 1)
                 drawn = tl.where(won, chosen, drawn)
             maxima = tl.where(won, perturbed, maxima)
         top = new
-    o_row = i_span * batch + i_b
-    step = tl.num_programs(1) * batch
-    tl.store(p_sums + o_row, top, mask=row)
-    tl.store(p_sums + step + o_row, total, mask=row)
-    tl.store(p_sums + 2 * step + o_row, score, mask=row)
-    tl.store(p_sums + 3 * step + o_row, prior, mask=row)
-    tl.store(p_sums + 4 * step + o_row, outside, mask=row)
+    o_row = place(i_span, i_b, batch)
+    p_row = p_sums + 5 * o_row
+    tl.store(p_row, top, mask=row)
+    tl.store(p_row + 1, total, mask=row)
+    tl.store(p_row + 2, score, mask=row)
+    tl.store(p_row + 3, prior, mask=row)
+    tl.store(p_row + 4, outside, mask=row)
     if READ:
-        tl.store(p_read + o_row[:, None] * value_dim + v[None, :], read, mask=row[:, None] & (v < value_dim)[None, :])
-    if SAMPLES:
-        o_sample = o_row[:, None] * SAMPLES + i_sample[None, :]
-        kept = row[:, None] & (i_sample < SAMPLES)[None, :]
+        in_read = row[:, None] & (v < value_dim)[None, :]
+        tl.store(p_read + place(o_row[:, None], v[None, :], value_dim), read, mask=in_read)
+    if DRAW:
+        o_sample = place(o_row[:, None], i_sample[None, :], samples)
+        kept = row[:, None] & (i_sample < samples)[None, :]
         tl.store(p_drawn + o_sample, drawn, mask=kept)
         tl.store(p_maxima + o_sample, maxima, mask=kept)
 
@@ -112,7 +123,7 @@ def _slopes(
         slope = slope - tl.load(p_kl + i_b, mask=row, other=0.0)[:, None] * lp[None, :]
     if READ:
         content = tl.load(
-            p_value + i_slot[:, None].to(tl.int64) * value_dim + v[None, :],
+            p_value + place(i_slot[:, None], v[None, :], value_dim),
             mask=inside[:, None] & (v < value_dim)[None, :],
             other=0.0,
         ).to(q.dtype)  # [M, V]
@@ -120,35 +131,36 @@ def _slopes(
     return p, p * slope, k
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def _backward_query(
     p_query, p_key, p_value, p_prior, p_mask, p_lse, p_constant, p_entropy_kl, p_kl, p_g_read, p_d_query,
-    batch, slots, dim, value_dim,
+    batch, slots, dim, value_dim, span,
     B: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
     MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, SUM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one block of queries: over all slots."""
+    """What one span of slots adds to the gradient of one block of queries."""
+    i_span = tl.program_id(1)
     i_b = tl.program_id(0) * B + tl.arange(0, B)
     d, v = tl.arange(0, D), tl.arange(0, V)
-    o_query = i_b[:, None] * dim + d[None, :]
     in_query = (i_b < batch)[:, None] & (d < dim)[None, :]
-    q = tl.load(p_query + o_query, mask=in_query, other=0.0).to(SUM)
+    q = tl.load(p_query + place(i_b[:, None], d[None, :], dim), mask=in_query, other=0.0).to(SUM)
     g_read = tl.zeros([B, V], SUM)
     if READ:
         in_read = (i_b < batch)[:, None] & (v < value_dim)[None, :]
-        g_read = tl.load(p_g_read + i_b[:, None] * value_dim + v[None, :], mask=in_read, other=0.0)
+        g_read = tl.load(p_g_read + place(i_b[:, None], v[None, :], value_dim), mask=in_read, other=0.0)
     d_query = tl.zeros([B, D], SUM)
-    for start in range(0, slots, M):
+    for start in range(i_span * span, tl.minimum((i_span + 1) * span, slots), M):
         _, d_score, k = _slopes(
             q, g_read, i_b, start + tl.arange(0, M), d, v, p_key, p_value, p_prior, p_mask, p_lse, p_constant,
             p_entropy_kl, p_kl, batch, slots, dim, value_dim, MASKED, PRIOR, READ, PRECISION,
         )  # fmt: skip
         d_query += tl.dot(d_score, k, input_precision=PRECISION)
-    tl.store(p_d_query + o_query, d_query, mask=in_query)
+    o_row = place(i_span, i_b, batch)
+    tl.store(p_d_query + place(o_row[:, None], d[None, :], dim), d_query, mask=in_query)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NUMBERS)
 def _backward_slot(
     p_query, p_key, p_value, p_prior, p_mask, p_lse, p_constant, p_entropy_kl, p_kl, p_g_read,
     p_d_key, p_d_value, p_d_prior,
@@ -164,11 +176,11 @@ def _backward_slot(
     for start in range(0, batch, B):
         i_b = start + tl.arange(0, B)
         in_query = (i_b < batch)[:, None] & (d < dim)[None, :]
-        q = tl.load(p_query + i_b[:, None] * dim + d[None, :], mask=in_query, other=0.0).to(SUM)
+        q = tl.load(p_query + place(i_b[:, None], d[None, :], dim), mask=in_query, other=0.0).to(SUM)
         g_read = tl.zeros([B, V], SUM)
         if READ:
             in_read = (i_b < batch)[:, None] & (v < value_dim)[None, :]
-            g_read = tl.load(p_g_read + i_b[:, None] * value_dim + v[None, :], mask=in_read, other=0.0)
+            g_read = tl.load(p_g_read + place(i_b[:, None], v[None, :], value_dim), mask=in_read, other=0.0)
         p, d_score, _ = _slopes(
             q, g_read, i_b, i_slot, d, v, p_key, p_value, p_prior, p_mask, p_lse, p_constant, p_entropy_kl, p_kl,
             batch, slots, dim, value_dim, MASKED, PRIOR, READ, PRECISION,
@@ -178,11 +190,11 @@ def _backward_slot(
             d_value += tl.dot(tl.trans(p), g_read, input_precision=PRECISION)
         if PRIOR:
             d_prior -= tl.sum(p * tl.load(p_kl + i_b, mask=i_b < batch, other=0.0)[:, None], 0)
-    o_slot = i_slot[:, None].to(tl.int64)
-    tl.store(p_d_key + o_slot * dim + d[None, :], d_key, mask=(i_slot < slots)[:, None] & (d < dim)[None, :])
+    in_key = (i_slot < slots)[:, None] & (d < dim)[None, :]
+    tl.store(p_d_key + place(i_slot[:, None], d[None, :], dim), d_key, mask=in_key)
     if READ:
         in_value = (i_slot < slots)[:, None] & (v < value_dim)[None, :]
-        tl.store(p_d_value + o_slot * value_dim + v[None, :], d_value, mask=in_value)
+        tl.store(p_d_value + place(i_slot[:, None], v[None, :], value_dim), d_value, mask=in_value)
     if PRIOR:
         tl.store(p_d_prior + i_slot, d_prior, mask=i_slot < slots)
 
@@ -194,14 +206,14 @@ def _blocks(batch: int, dim: int, value_dim: int, draws: int, dtype: torch.dtype
     m = min(64, most, max(16, 2**9 // draws))  # a sample's noise is [query, slot, sample], 8192 numbers where it can be
     b = max(16, min(64, most, triton.next_power_of_2(batch), 2**13 // (m * draws)))
     stages = 2 if most > 64 else 1  # of loads ahead of products
-    return {"B": b, "M": m, "D": d, "V": v, "num_stages": stages}
+    return {"B": b, "M": m, "D": d, "V": v, "num_stages": stages, **FUSED}
 
 
 class TritonAddress(torch.autograd.Function):
     """The same results as the chunked form; slots are split over programs and the splits joined here."""
 
     @staticmethod
-    def forward(ctx, query, key, value, log_prior, mask, samples, generator):
+    def forward(ctx, query, key, value, log_prior, mask, filled, samples, generator):
         query, key = query.contiguous(), key.contiguous()
         value = None if value is None else value.contiguous()
         log_prior = None if log_prior is None else log_prior.contiguous()
@@ -210,11 +222,12 @@ class TritonAddress(torch.autograd.Function):
         (batch, dim), slots, value_dim = query.shape, len(key), 0 if value is None else value.shape[-1]
         draws = triton.next_power_of_2(max(1, samples))
         blocks = _blocks(batch, dim, value_dim, draws, dtype)
-        rows = triton.cdiv(batch, blocks["B"])
+        rows = max(1, triton.cdiv(batch, blocks["B"]))
         # About a thousand programs, each over whole blocks of slots.
         span = triton.cdiv(triton.cdiv(slots, max(1, 1024 // rows)), blocks["M"]) * blocks["M"]
         splits = triton.cdiv(slots, span)
-        sums = query.new_empty(5, splits, batch, dtype=dtype)
+        ctx.grid, ctx.span = (rows, splits), span
+        sums = query.new_empty(splits, batch, 5, dtype=dtype)
         read = query.new_empty(splits, batch, value_dim, dtype=dtype)
         drawn = torch.empty(splits, batch, samples, dtype=torch.int32, device=query.device)
         maxima = query.new_empty(splits, batch, samples, dtype=dtype)
@@ -225,22 +238,21 @@ class TritonAddress(torch.autograd.Function):
         options["PRECISION"] = float_precision(dtype)
         tensors = [query if t is None else t for t in (query, key, value, log_prior, mask)]  # a stand-in is never read
         with on_device_of(query):
-            _forward[rows, splits](
-                *tensors, sums, read, drawn, maxima, batch, slots, dim, value_dim, span, seed, **blocks, **options,
-                S=draws, SAMPLES=samples,
+            _forward[ctx.grid](
+                *tensors, sums, read, drawn, maxima, batch, slots, dim, value_dim, span, samples, seed,
+                **blocks, **options, S=draws, DRAW=samples > 0,
             )  # fmt: skip
-        top, total, score, prior, outside = sums.unbind()
+        top, total, score, prior, outside = sums.unbind(-1)
         peak = top.amax(0)
         share = (top - peak).exp()
         score = (share * (score + (top - peak) * total)).sum(0)
         total, prior, outside = ((share * t).sum(0) for t in (total, prior, outside))
         lse, entropy = total.log() + peak, total.log() - score / total
-        count = slots if mask is None else int(mask.sum())
-        kl = math.log(count) - entropy if log_prior is None else -entropy - prior / total
+        kl = math.log(filled) - entropy if log_prior is None else -entropy - prior / total
         kl = torch.where(outside > 0, math.inf, kl)
         read = None if value is None else (share.unsqueeze(-1) * read).sum(0) / total.unsqueeze(-1)
         ctx.save_for_backward(query, key, value, log_prior, mask, lse, entropy, kl, read)
-        ctx.blocks, ctx.options, ctx.log_count = blocks, options, math.log(count)
+        ctx.blocks, ctx.options, ctx.log_count = blocks, options, math.log(filled)
         if not samples:
             return lse, entropy, kl, read, None, None
         maxima, winner = maxima.max(0)
@@ -265,10 +277,10 @@ class TritonAddress(torch.autograd.Function):
         sizes = (batch, slots, dim, value_dim)
         d_query = d_key = d_value = d_prior = None
         if ctx.needs_input_grad[0]:
-            d_query = torch.empty_like(query)
-            grid = (triton.cdiv(batch, ctx.blocks["B"]),)
+            d_query = lse.new_empty(ctx.grid[1], batch, dim)
             with on_device_of(query):
-                _backward_query[grid](*shared, d_query, *sizes, **ctx.blocks, **ctx.options)
+                _backward_query[ctx.grid](*shared, d_query, *sizes, ctx.span, **ctx.blocks, **ctx.options)
+            d_query = d_query.sum(0).to(query.dtype)
         if any(ctx.needs_input_grad[1:4]):
             d_key = torch.empty_like(key)
             d_value, d_prior = (None if t is None else torch.empty_like(t) for t in (value, log_prior))
@@ -276,4 +288,4 @@ class TritonAddress(torch.autograd.Function):
             outputs = [d_key if t is None else t for t in (d_key, d_value, d_prior)]
             with on_device_of(query):
                 _backward_slot[grid](*shared, *outputs, *sizes, **ctx.blocks, **ctx.options)
-        return d_query, d_key, d_value, d_prior, None, None, None
+        return d_query, d_key, d_value, d_prior, None, None, None, None

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyro_memory.kernels.dispatch import on_device_of
+from pyro_memory.kernels.triton_parts import FUSED, place
 
 BLOCK_TIME, BLOCK_DIM = 32, 64
 
@@ -15,25 +16,23 @@ def _compose(b_a, b_x, b_a_next, b_x_next):
     return b_a * b_a_next, b_x * b_a_next + b_x_next
 
 
-@triton.jit
+# Nothing is compiled anew for a T of 1 or a multiple of 16; for such a D it is, which decides how wide loads are.
+@triton.jit(do_not_specialize=("T",))
 def _scan_kernel(
     p_x, p_a, p_initial, p_h, p_da, p_before, T, D,
     BT: tl.constexpr, BD: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
     """Forward: h. Back: the same recurrence from the last token on, with a_{t+1}, and the gradient of a beside it."""
-    i_r = tl.program_id(0).to(tl.int64)
+    i_r = tl.program_id(0)
     o_d = tl.program_id(1) * BD + tl.arange(0, BD)
     o_s = tl.arange(0, BT)
-    p_x, p_a, p_h, p_da, p_before = (
-        p_x + i_r * T * D, p_a + i_r * T * D, p_h + i_r * T * D, p_da + i_r * T * D, p_before + i_r * T * D,
-    )  # fmt: skip
     channels = o_d < D
-    b_first = tl.load(p_initial + i_r * D + o_d, mask=channels, other=0)
+    b_first = tl.load(p_initial + place(i_r, o_d, D), mask=channels, other=0)
     b_carry = tl.zeros_like(b_first) if BACK else b_first
     for start in range(0, T, BT):
         o_t = T - 1 - start - o_s if BACK else start + o_s
         inside = ((o_t >= 0) & (o_t < T))[:, None] & channels[None, :]
-        o = o_t[:, None] * D + o_d[None, :]
+        o = place(place(i_r, o_t, T)[:, None], o_d[None, :], D)
         b_x = tl.load(p_x + o, mask=inside, other=0)  # [BT, BD]
         if BACK:
             b_a = tl.load(p_a + o + D, mask=inside & (o_t < T - 1)[:, None], other=0)
@@ -56,7 +55,7 @@ def _launch(x: Tensor, a: Tensor, initial: Tensor, h: Tensor, da: Tensor, before
     block = min(BLOCK_DIM, triton.next_power_of_2(dim))
     grid = (rows, triton.cdiv(dim, block))
     with on_device_of(x):
-        _scan_kernel[grid](x, a, initial, h, da, before, time, dim, BT=BLOCK_TIME, BD=block, BACK=back)
+        _scan_kernel[grid](x, a, initial, h, da, before, time, dim, BT=BLOCK_TIME, BD=block, BACK=back, **FUSED)
 
 
 @torch.library.custom_op("pyro_memory::decay_scan", mutates_args=(), schema="(Tensor x, Tensor a, Tensor h0) -> Tensor")

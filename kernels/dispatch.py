@@ -94,6 +94,9 @@ def float_precision(dtype: torch.dtype) -> str:
     """How Triton multiplies blocks: float32 as three tf32 products, or one where torch is allowed that."""
     if dtype == torch.float64 or interpreting() or torch.version.hip is not None:
         return "ieee"
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # from torch 2.9 on; there the other raises once a user has set this one
+        return "tf32" if matmul.fp32_precision == "tf32" else "tf32x3"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 

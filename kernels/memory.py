@@ -34,6 +34,7 @@ def neural_memory(
     backend: str = "auto",
     checkpoint_chunks: int | None = None,
     return_state: bool = True,
+    check_values: bool | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
     r"""Writes keys and values into a memory by gradient descent at test time, and reads it after each token.
 
@@ -65,6 +66,8 @@ def neural_memory(
         checkpoint_chunks: keeps the weights of every n-th chunk for the backward pass and computes the others again:
             memory for weights falls n-fold, time rises by less than a third. By default all are kept.
         return_state: False saves the work of the last state, which is None then.
+        check_values: whether the ranges of gates and lengths are looked at. By default on a CPU only: on a GPU every
+            call would wait for the device, and none could be captured in a CUDA graph.
 
     Returns:
         ``(y, weights, momentum_state)``: y ``[batch, head, time, out]``, and the state after the last token. A sequence
@@ -90,6 +93,7 @@ def neural_memory(
     tokens, states, gates, options = _checked(
         (q, k, v), weights, momentum_state, (lr, momentum, decay), chunk_size=chunk_size, activation=activation,
         residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths,
+        check_values=check_values,
     )  # fmt: skip
     backend = choose_backend(backend, tokens[0], tokens[-1], states[0], gates[2], chunk_size)
     if backend != "reference":
@@ -130,7 +134,7 @@ def _checked(
     tokens: tuple[Tensor, ...], weights: Sequence[Tensor], momentum_state: Sequence[Tensor] | None,
     gates: tuple[Tensor | Sequence[Tensor], ...], *, chunk_size: int, activation: str = "gelu",
     residual_norm: bool = False, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,
-    lengths: Tensor | None = None,
+    lengths: Tensor | None = None, check_values: bool | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Layers, Layers], list[Layers], dict[str, Any]]:  # fmt: skip
     """Refuses what does not fit; gives tokens in their dtype, states for each sequence and gates for each layer."""
     if chunk_size < 1:
@@ -151,9 +155,13 @@ def _checked(
         )
     named = zip(("lr", "momentum", "decay"), gates, strict=True)
     gates = [_per_layer(name, gate, k, weights) for name, gate in named]
-    _check_gates(*gates)
+    if check_values is None:
+        check_values = k.device.type == "cpu"
+    looks = check_values and not torch.compiler.is_compiling()  # which would break a graph
+    if looks and k.numel():
+        _check_gates(*gates)
     if lengths is not None:
-        _check_lengths(lengths, k)
+        _check_lengths(lengths, k, looks)
         there = (torch.arange(k.shape[2], device=k.device) < lengths[:, None])[:, None, :, None]
         tokens = tuple(x.masked_fill(~there, 0) for x in tokens)
     norm_weight, norm_bias = _check_norm(weights, residual_norm, norm_weight, norm_bias)
@@ -241,8 +249,6 @@ def _per_layer(
 
 
 def _check_gates(lr: tuple[Tensor, ...], momentum: tuple[Tensor, ...], decay: tuple[Tensor, ...]) -> None:
-    if torch.compiler.is_compiling() or not lr[0].numel():  # looking at values would break a graph
-        return
     kinds = {"lr": (lr, "at least 0 and finite"), "momentum": (momentum, "in [0, 1]"), "decay": (decay, "in [0, 1]")}
     known = {name: list({id(g): g.detach() for g in gates}.values()) for name, (gates, _) in kinds.items()}
     ends = torch.stack([end.double() for gates in known.values() for g in gates for end in g.aminmax()])
@@ -255,13 +261,13 @@ def _check_gates(lr: tuple[Tensor, ...], momentum: tuple[Tensor, ...], decay: tu
                 raise ValueError(f"`{name}` must be {kinds[name][1]}; got values from {low:.4g} to {high:.4g}")
 
 
-def _check_lengths(lengths: Tensor, k: Tensor) -> None:
+def _check_lengths(lengths: Tensor, k: Tensor, looks: bool) -> None:
     if lengths.dtype != torch.long or lengths.shape != k.shape[:1]:
         raise ValueError(
             f"`lengths` must be integers (torch.long), one for each of the {len(k)} sequences; got {lengths.dtype} of "
             f"shape {list(lengths.shape)}"
         )
-    if not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > k.shape[2])).any()):
+    if looks and bool(((lengths < 0) | (lengths > k.shape[2])).any()):
         raise ValueError(f"`lengths` must lie between 0 and the {k.shape[2]} tokens given; got {lengths.tolist()}")
 
 

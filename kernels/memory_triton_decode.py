@@ -55,7 +55,7 @@ def _store_read(p_y, p_norm, i_r, i_h, b_q, b_z, DO: tl.constexpr, BO: tl.conste
 
 @triton.jit(do_not_specialize=NUMBERS)
 def linear_decode(
-    p_q, p_k, p_v, p_gates, p_norm, p_before, p_y, p_after, heads,
+    p_q, p_k, p_v, p_gates, p_norm, p_before, p_y, p_after, heads, wave,
     DI: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     i_r = tl.program_id(0).to(tl.int64)
@@ -76,7 +76,7 @@ def linear_decode(
 
 @triton.jit(do_not_specialize=NUMBERS)
 def deep_decode(
-    p_q, p_k, p_v, p_gates, p_norm, p_before, p_y, p_after, heads,
+    p_q, p_k, p_v, p_gates, p_norm, p_before, p_y, p_after, heads, wave,
     DI: tl.constexpr, DH: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,
     ACTIVATION: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip

@@ -27,7 +27,7 @@ from pyro_memory.kernels.triton_parts import (
 @triton.jit(do_not_specialize=NUMBERS)
 def deep_forward(
     p_q, p_k, p_v, p_G, p_rows, p_norm, p_lengths, p_y, p_state, p_kept,
-    T, heads, first, last, every, kept_stride,
+    T, heads, first, last, every, kept_stride, wave,
     DI: tl.constexpr, DH: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,
     C: tl.constexpr, BC: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, LENGTHS: tl.constexpr,
     READS: tl.constexpr, KEEP: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr,

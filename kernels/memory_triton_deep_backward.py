@@ -44,7 +44,7 @@ from pyro_memory.kernels.triton_parts import (
 def deep_backward(
     p_dy, p_q, p_k, p_v, p_G, p_rows, p_norm, p_lengths, p_kept, p_dq, p_dk, p_dv, p_dweights, p_dnorm, p_dstate,
     p_scratch,
-    T, heads, first, last, kept_stride,
+    T, heads, first, last, kept_stride, wave,
     DI: tl.constexpr, DH: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,
     C: tl.constexpr, BC: tl.constexpr, ACTIVATION: tl.constexpr, NORM: tl.constexpr, LENGTHS: tl.constexpr,
     PRECISION: tl.constexpr,

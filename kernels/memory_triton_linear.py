@@ -37,7 +37,7 @@ from pyro_memory.kernels.triton_parts import (
 @triton.jit(do_not_specialize=NUMBERS)
 def linear_forward(
     p_q, p_k, p_v, p_G, p_rows, p_norm, p_lengths, p_y, p_state, p_kept,
-    T, heads, first, last, every, kept_stride,
+    T, heads, first, last, every, kept_stride, wave,
     DI: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, C: tl.constexpr, BC: tl.constexpr,
     NORM: tl.constexpr, LENGTHS: tl.constexpr, READS: tl.constexpr, KEEP: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -92,7 +92,7 @@ def linear_forward(
 @triton.jit(do_not_specialize=NUMBERS)
 def linear_backward(
     p_dy, p_q, p_k, p_v, p_G, p_rows, p_norm, p_lengths, p_kept, p_dq, p_dk, p_dv, p_dweights, p_dnorm, p_dstate,
-    T, heads, first, last, kept_stride,
+    T, heads, first, last, kept_stride, wave,
     DI: tl.constexpr, DO: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, C: tl.constexpr, BC: tl.constexpr,
     NORM: tl.constexpr, LENGTHS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip

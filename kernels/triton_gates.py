@@ -16,7 +16,7 @@ sums would lose the digits that a running product keeps.
 import triton
 import triton.language as tl
 
-from pyro_memory.kernels.triton_parts import NUMBERS
+from pyro_memory.kernels.triton_parts import NUMBERS, dot
 
 ROWS = tl.constexpr(6)
 
@@ -69,7 +69,7 @@ def _compose(b_a, b_x, b_a_next, b_x_next):
 
 @triton.jit(do_not_specialize=NUMBERS)
 def gates_forward(
-    p_gates, p_lengths, p_G, p_rows, T, first, chunks, layers,
+    p_gates, p_lengths, p_G, p_rows, T, first, chunks, layers, wave,
     C: tl.constexpr, BC: tl.constexpr, LENGTHS: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0).to(tl.int64)  # (row, chunk, layer)
@@ -90,7 +90,7 @@ def gates_forward(
     b_end_P = b_theta * _until(b_sum, b_count, i_end, BC).to(dtype)
     _, b_sum, b_count = log_sums(b_a)
     b_B = range_products(b_sum, b_count, b_sum, b_count, BC, 0, dtype)
-    b_G = tl.dot(b_B, b_E * b_theta[None, :], input_precision=PRODUCT)
+    b_G = dot(b_B, b_E * b_theta[None, :], PRODUCT)
     tl.store(p_G + o_c[:, None] * BC + o_c[None, :], b_G.to(p_G.dtype.element_ty))
 
     b_beta = tl.cumprod(b_a, 0)
@@ -164,7 +164,7 @@ def store_end_gradients(p_grads, beta, f, m, BC: tl.constexpr):
 
 @triton.jit(do_not_specialize=NUMBERS)
 def gates_backward(
-    p_gates, p_lengths, p_G, p_rows, p_grads, p_dgates, T, first, chunks, layers,
+    p_gates, p_lengths, p_G, p_rows, p_grads, p_dgates, T, first, chunks, layers, wave,
     C: tl.constexpr, BC: tl.constexpr, LENGTHS: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """From the gradients of what ``gates_forward`` gives to theta, eta and alpha."""
@@ -193,7 +193,7 @@ def gates_backward(
     _, b_sum, b_count = log_sums(b_a)
     b_B = range_products(b_sum, b_count, b_sum, b_count, BC, 0, dtype)
     b_dG = tl.load(p_grads + o_matrix) + tl.where(at_end[:, None], b_end_G[None, :], 0.0)
-    b_to_G = tl.where(lower, tl.dot(tl.trans(b_B), b_dG, input_precision=PRODUCT), 0.0)
+    b_to_G = tl.where(lower, dot(tl.trans(b_B), b_dG, PRODUCT), 0.0)
     b_to_beta = tl.sum(b_B * b_dbeta[:, None], 0)
     b_to_f = tl.sum(b_B * b_df[:, None], 0)
     b_G_before = tl.load(p_G + o_matrix - BC, mask=later[:, None], other=0).to(dtype)
@@ -205,7 +205,7 @@ def gates_backward(
     b_log, b_sum, b_count = log_sums(b_eta)
     b_E = range_products(b_sum, b_count, b_sum, b_count, BC, 0, dtype)
     b_dP = b_to_G + tl.where(at_end[:, None], b_end_P[None, :], 0.0)
-    b_to_P = tl.where(lower, tl.dot(tl.trans(b_E), b_dP, input_precision=PRODUCT), 0.0)
+    b_to_P = tl.where(lower, dot(tl.trans(b_E), b_dP, PRODUCT), 0.0)
     tl.store(p_dgates + t + o_c, tl.sum(tl.where(o_c[:, None] == o_c[None, :], b_to_P, 0.0), 1), mask=inside)
     b_to_m = tl.sum(b_E * (b_dm + b_to_f)[:, None], 0)
     b_before = range_products(b_sum - b_log, b_count - (b_eta == 0).to(tl.int32), b_sum, b_count, BC, 1, dtype)

@@ -1,4 +1,4 @@
-"""What the Triton kernels of the neural memory share: loads, products, activations, the normalisation and the loss.
+"""What the Triton kernels share: places, loads, products, activations, the normalisation and the loss.
 
 Names: p_ a pointer, o_ offsets, i_ an index, b_ a block; capital letters are the paper's matrices. Blocks are padded to
 powers of two: what is loaded past the end is zero, and stays zero.
@@ -8,8 +8,22 @@ import triton
 import triton.language as tl
 
 NORM_EPS = tl.constexpr(1e-5)
-# Arguments for whose values nothing is compiled anew: without this, those of 1 and multiples of 16 would be.
-NUMBERS = ("T", "heads", "first", "last", "every", "chunks", "layers")
+# Arguments for whose values nothing is compiled anew: without this, those of 1 and multiples of 16 would be. No kernel
+# reads `wave`: it says how full the GPU is, for the autotuner to choose by.
+NUMBERS = ("T", "heads", "first", "last", "every", "chunks", "layers", "wave")
+FUSED = {"enable_fp_fusion": True}  # a product and a sum are one operation, whatever Triton's default is
+
+
+@triton.jit
+def place(i, j, width):
+    """Where [i, j] lies in rows of ``width`` numbers, of which there may be more than 2^31."""
+    return tl.cast(i, tl.int64) * width + j
+
+
+@triton.jit
+def round_tf32(b_x):
+    """To the nearest number of tf32's 10 digits: a GPU's product drops the others, so that all errors go one way."""
+    return ((b_x.to(tl.int32, bitcast=True) + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -19,6 +33,8 @@ def dot(b_x, b_y, PRECISION: tl.constexpr):
     elif PRECISION == "rounded":  # the same where products in bfloat16 do not work: in the interpreter
         b_x, b_y = b_x.to(tl.bfloat16).to(tl.float32), b_y.to(tl.bfloat16).to(tl.float32)
         b_z = tl.dot(b_x, b_y, input_precision="ieee")
+    elif PRECISION == "tf32":
+        b_z = tl.dot(round_tf32(b_x), round_tf32(b_y), input_precision="tf32")
     else:
         b_z = tl.dot(b_x, b_y, input_precision=PRECISION)
     return b_z
@@ -144,7 +160,11 @@ def store_norm_gradients(p_dnorm, i_r, o_d, D: tl.constexpr, b_dw, b_db):
 
 @triton.jit
 def loss_gradient(b_z, b_k, b_v, p_norm, i_h, o_d, D: tl.constexpr, NORM: tl.constexpr):
-    """D: the gradient of ||M(k) - v||^2 at what the last layer gives, z."""
+    """D: the gradient of ||M(k) - v||^2 at what the last layer gives, z.
+
+    A token that is not there has a D too, of LN(0) and the norm's bias: k = 0 and its columns of G and P, zero since
+    theta is 0 there, keep it from every sum.
+    """
     if NORM:
         b_w, b_b = load_norm(p_norm, i_h, o_d, D, b_z.dtype)
         b_n, b_rstd = norm(b_z, o_d, D)

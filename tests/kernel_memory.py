@@ -4,12 +4,14 @@ The interpreter runs a program's operations one after the other, so it hides wha
 tensors of the launch, two programs of a launch at one place, and a program that reads or writes over what it wrote
 without ``tl.debug_barrier`` between, since the thread that wrote need not be the thread that comes after. Writing over
 what a program read needs no barrier of its own here: the products in between have theirs.
+Within the watch the interpreter rounds to bfloat16 as a GPU does.
 """
 
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from interpreter import rounding_cast
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
 NOBODY, SEVERAL = -1, -2
@@ -80,6 +82,7 @@ def watched(monkeypatch):
         return barrier(self)
 
     with monkeypatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "cast_impl", rounding_cast)
         patch.setattr(GridExecutor, "__call__", watched_run)
         patch.setattr(InterpreterBuilder, "set_grid_idx", watched_program)
         patch.setattr(InterpreterBuilder, "create_masked_load", watched_load)

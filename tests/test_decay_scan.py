@@ -33,6 +33,23 @@ def test_a_constant_decay_sums_a_geometric_series(backend):
     assert_close(h.flatten(), 2 - 2 * 0.5**steps + 4 * 0.5**steps)
 
 
+@pytest.mark.parametrize(("time", "dim"), [(70, 3), *([(2**16 + 1, 2**15)] if GPU else [])])
+def test_the_last_tokens_of_more_than_2_to_the_31_numbers_are_right(time, dim):
+    if GPU and torch.cuda.mem_get_info()[0] < 7 * 4 * time * dim:
+        pytest.skip("no memory for seven tensors of this size")
+    from pyro_memory.kernels.decay_scan_triton import scan, scan_backward
+
+    x = torch.ones(1, time, dim, device=DEVICE)
+    a, initial, channel = torch.full_like(x, 0.5), torch.zeros_like(x[:, 0]), torch.arange(dim, device=DEVICE)
+    x[:, -1] = channel
+    h = scan(x, a, initial)
+    assert_close(h[0, -2:], torch.stack([torch.full_like(h[0, 0], 2), 1 + channel]), rtol=0, atol=0)
+    dx, da = scan_backward(torch.ones_like(x), a, initial, h)
+    assert_close(dx[0, -3:, 0], dx.new_tensor([1.75, 1.5, 1]), rtol=0, atol=0)
+    assert_close(da[0, -3:], dx[0, -3:] * 2, rtol=0, atol=0)
+    assert_close(dx[0, 1], torch.full_like(dx[0, 0], 2), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(2, 37, 5), (1, 1, 3), (64, 1), *([(8, 4, 3000, 130)] if GPU else [])])
 def test_values_and_gradients_are_those_of_the_loop(shape, backend):

@@ -98,10 +98,56 @@ def test_samples_pass_a_chi_square_test():
         assert_drawn_from(samples[:, i::2].flatten().cpu(), probs[i].cpu())
 
 
+@pytest.mark.skipif(GPU, reason="counts what the interpreter runs")
+def test_every_pass_is_spread_over_the_slots(monkeypatch):
+    from kernel_memory import watched
+
+    with watched(monkeypatch) as launches:
+        with_gradients(parts(5, 150), lambda i: results(i, "triton")[:4])
+    assert [launch.program + 1 for launch in launches] == [3, 3, 3]  # a block of queries, and three of 64 slots
+
+
+def test_the_same_inputs_give_the_same_bits():
+    inputs = parts(20, 20000 if GPU else 150, dtype=torch.float32)
+    first, again = (with_gradients(inputs, lambda i: results(i, "triton")[:4]) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+
+
+def test_an_empty_batch_gives_an_empty_answer_and_gradients_of_zero():
+    out = with_gradients(parts(0, 70), lambda i: results(i, "triton")[:4])
+    assert [t.numel() for t in out[:5]] == [0] * 5
+    assert not any(t.any() for t in out[5:])
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_gpu_is_waited_for_once_to_count_slots_and_not_without_a_mask(backend):
+    query, key, values, _, mask = parts(5, 70)
+    waits = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            waits.extend([func] if func is torch.ops.aten._local_scalar_dense.default else [])
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        fused_address(query, key, value=values, mask=mask, nearest=2, backend=backend)
+        assert len(waits) == 1
+        fused_address(query, key, value=values, nearest=2, backend=backend)
+        assert len(waits) == 1
+
+
+@pytest.mark.parametrize("rows", [(2**30 + 1, 1), (1, 2**30 + 1)])
+def test_more_rows_than_32_bits_count_are_refused(rows):
+    query, key = (torch.empty(n, 3, device="meta") for n in rows)
+    with pytest.raises(ValueError, match=r"`query` and `key` must have at most 1073741824 rows.* got 1073741825 rows"):
+        fused_address(query, key, backend="triton")
+
+
 @pytest.mark.parametrize(("dim", "value", "samples"), [(129, 3, 0), (3, 784, 0), (3, 4, 129)])
 def test_what_is_too_wide_is_refused_with_the_remedy_and_auto_takes_it(dim, value, samples):
     query, key, values, *_ = parts(2, 5, dim, value)
-    with pytest.raises(ValueError, match=f'at most 128; got {dim}, {value} and {samples}. Use "auto" or "torch"'):
+    got = f'got 5 rows, {max(dim, value)} columns and {samples} samples. Use "auto" or "torch"'
+    with pytest.raises(ValueError, match=got):
         fused_address(query, key, value=values, samples=samples, backend="triton")
     read = fused_address(query, key, value=values, samples=samples).read
     assert_close(read, (query @ key.mT).softmax(-1) @ values)

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_memory.kernels import neural_memory, why_not_triton
+from pyro_memory.kernels import memory_surprise, neural_memory, why_not_triton
 from pyro_memory.kernels.dispatch import choose_backend
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -39,23 +41,12 @@ def watched_memory(monkeypatch):
 
 
 @pytest.fixture(autouse=GPU)
-def first_configuration(monkeypatch):
-    """That fits: tuning would compile them all; ``kernels_gpu.py --check`` tunes, and compiles on all cores."""
-    from pyro_memory.kernels import triton_launch
+def first_configuration():
+    """That fits: tuning would compile them all."""
+    from kernels_cases import first_that_fits
 
-    launch = triton_launch._launch
-
-    def launch_first(*args):
-        *rest, configurations = args
-        for configuration in configurations[:-1]:
-            try:
-                return launch(*rest, (configuration,))
-            except RuntimeError as error:
-                if "does not fit" not in str(error):
-                    raise
-        return launch(*rest, configurations[-1:])
-
-    monkeypatch.setattr(triton_launch, "_launch", launch_first)
+    with first_that_fits():
+        yield
 
 
 def problem(widths, time, *, batch=1, heads=2, norm=False, dtype=torch.float64):
@@ -257,28 +248,6 @@ def test_each_precision_is_at_most_twice_as_wrong_as_pytorch_in_it(widths, chunk
     assert actual[1].dtype == torch.float32
 
 
-CONFIGURATIONS = itertools.product([(64, 64), (64, 64, 64), (64, 256, 64)], range(4)) if GPU else []
-
-
-@pytest.mark.parametrize(("widths", "which"), CONFIGURATIONS)  # the interpreter has one
-def test_every_configuration_is_as_right(widths, which, monkeypatch):
-    from pyro_memory.kernels import triton_launch
-
-    launch = triton_launch._launch
-    monkeypatch.setattr(triton_launch, "_launch", lambda *args: launch(*args[:-1], (args[-1][which % len(args[-1])],)))
-    tensors = problem(widths, LONG, norm=True, dtype=torch.float32)
-    truth = with_gradients({n: [t.double() for t in g] for n, g in tensors.items()}, chunk_size=32, backend="reference")
-    peers = with_gradients(tensors, chunk_size=32, backend="torch")
-    try:
-        values = with_gradients(tensors, chunk_size=32, backend="triton")
-    except RuntimeError as error:
-        if "does not fit" in str(error):
-            pytest.skip(str(error))
-        raise
-    for value, peer, exact in zip(values, peers, truth, strict=True):
-        assert_no_worse(value, [peer], exact)
-
-
 def test_autocast_and_mixed_precisions_change_nothing():
     tensors = problem((16, 16), 9, dtype=torch.float32)
     expected = call(tensors, chunk_size=8, backend="triton")
@@ -330,6 +299,11 @@ def test_an_empty_batch_gives_an_empty_answer():
     assert all(t.numel() == 0 for t in outputs)
 
 
+def bits(t):
+    """To compare what overflowed too: over thousands of tokens these memories do, and NaN differs from itself."""
+    return t.contiguous().view(torch.uint8)
+
+
 @pytest.mark.parametrize("widths", [(16, 16), (16, 32, 16), *([(64, 64), (64, 256, 64)] if GPU else [])])
 def test_the_same_inputs_give_the_same_bits(widths):
     dtype = torch.bfloat16 if GPU else torch.float32
@@ -337,7 +311,7 @@ def test_the_same_inputs_give_the_same_bits(widths):
     first = with_gradients(tensors, chunk_size=64 if GPU else 8, backend="triton")
     for _ in range(20 if GPU else 1):
         again = with_gradients(tensors, chunk_size=64 if GPU else 8, backend="triton")
-        assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+        assert all(torch.equal(bits(a), bits(b)) for a, b in zip(again, first, strict=True))
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -358,6 +332,143 @@ def test_tokens_one_by_one_are_the_online_rule(widths, norm, activation, monkeyp
         state = {"weights": rest[:depth], "momentum_state": rest[depth:]}
     for actual, expected in zip([torch.cat(parts, 2), *rest], whole, strict=True):
         assert_close(actual, expected)
+
+
+# --- nothing is read back from the device
+
+
+class NothingReadBack(TorchDispatchMode):
+    """Raises where a number of a tensor is asked for: on a GPU the call waits there, and no graph can hold it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket is not torch.ops.aten._local_scalar_dense
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("widths", [(16, 16), (16, 24, 16)])
+def test_no_call_waits_for_the_device(widths):
+    tensors = problem(widths, 9, batch=2, norm=True)
+    for options in ({}, {"lengths": torch.tensor([7, 3], device=DEVICE)}, {"checkpoint_chunks": 2}):
+        with NothingReadBack():
+            with_gradients(tensors, chunk_size=4, backend="triton", check_values=False, **options)
+
+
+def test_only_on_a_cpu_are_values_looked_at_unasked():
+    from pyro_memory.kernels.memory import _checked
+
+    x, ones, weights = torch.ones(1, 2, 5, 4), torch.ones(1, 2, 5), (torch.ones(2, 4, 4),)
+    gates = (ones, ones, 2 * ones)
+    with pytest.raises(ValueError, match=r"`decay` must be in \[0, 1\]"):
+        neural_memory(x, x, x, weights, *gates, chunk_size=2)
+    assert neural_memory(x, x, x, weights, *gates, chunk_size=2, check_values=False)[0].shape == x.shape
+    assert memory_surprise(x, x, weights, *gates, chunk_size=2, check_values=False)[0].shape == (1, 2, 5, 2)
+    elsewhere = (
+        x.to("meta"),
+        (weights[0].to("meta"),),
+        [g.to("meta") for g in gates],
+        torch.ones(1, device="meta").long(),
+    )
+    tokens, layers, others, lengths = elsewhere  # where a value cannot be looked at
+    _checked((tokens, tokens), layers, None, others, chunk_size=2, lengths=lengths)
+
+
+@pytest.mark.skipif(not GPU, reason="graphs are CUDA's")
+@pytest.mark.parametrize("widths", [(64, 64), (64, 256, 64)])
+def test_a_graph_of_one_token_gives_what_the_call_does(widths):
+    token = problem(widths, 1, norm=True, dtype=torch.float32)
+    with torch.no_grad():
+        expected = call(token, chunk_size=16, backend="triton")
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            call(token, chunk_size=16, backend="triton")
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            captured = call(token, chunk_size=16, backend="triton")
+        for _ in range(2):
+            for t in captured:
+                t.zero_()
+            graph.replay()
+            for actual, wanted in zip(captured, expected, strict=True):
+                assert_close(actual, wanted, rtol=0, atol=0)
+
+
+# --- precisions and configurations that torch and the GPU choose
+
+
+def test_products_of_float32_follow_torch_s_settings_old_and_new():
+    """In a process of its own: torch refuses to mix them, and they cannot be taken back."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import bare; bare.load_kernels()\n"
+        "import torch; from pyro_memory.kernels.dispatch import float_precision as p\n"
+        "kinds = [p(torch.float32)]\n"
+        "for setting in ('high', 'highest', 'medium'):\n"
+        "    torch.set_float32_matmul_precision(setting); kinds.append(p(torch.float32))\n"
+        "matmul = torch.backends.cuda.matmul\n"
+        "for setting in ('ieee', 'tf32') if hasattr(matmul, 'fp32_precision') else ():\n"
+        "    matmul.fp32_precision = setting; kinds.append(p(torch.float32))\n"
+        "print(*kinds, p(torch.float64))\n"
+    )
+    env = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    kinds = ["tf32x3", "tf32", "tf32x3", "tf32", "tf32x3", "tf32"]
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        kinds = kinds[:4]
+    assert done.stdout.split() == [*kinds, "ieee"]
+
+
+def test_the_autotuner_chooses_by_how_full_the_gpu_is(monkeypatch):
+    from pyro_memory.kernels import triton_launch
+
+    gpu = SimpleNamespace(is_cuda=True, device=0)
+    properties = SimpleNamespace(multi_processor_count=100)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    waves = [triton_launch._common(gpu, rows)["wave"] for rows in (0, 1, 100, 101, 200, 201, 400, 401, 10**6)]
+    assert waves == [0, 0, 0, 1, 1, 2, 2, 3, 3]
+    assert "wave" in triton_launch.TUNED_BY
+
+
+def launches(tensors, **options):
+    """Kernel names of a forward and a backward pass, each with the configurations that it may take."""
+    from kernels_cases import configured
+
+    found = {}
+
+    def note(kernel, configurations):
+        return found.setdefault(kernel.fn.__name__, configurations)
+
+    with configured(note):
+        with_gradients(tensors, backend="triton", **options)
+    return found
+
+
+def test_what_compiling_showed_to_be_useless_is_not_among_the_configurations():
+    single = launches(problem((64, 64, 64), 70, heads=1, dtype=torch.float32), chunk_size=64)
+    assert {tile for tile, *_ in single["deep_backward"]} == {32}
+    assert {tile for tile, *_ in launches(problem((64, 64, 64), 70, heads=1), chunk_size=32)["deep_backward"]} == {
+        32,
+        64,
+    }
+    narrow = launches(problem((64, 256, 64), 20, heads=1, dtype=torch.bfloat16), chunk_size=16)
+    assert {tile for tile, *_ in narrow["deep_forward"]} == {32}
+    assert {tile for tile, *_ in narrow["deep_backward"]} == {32, 64}
+    assert {warps for _, warps, _ in launches(problem((32, 128, 32), 20, heads=1), chunk_size=16)["deep_backward"]} == {
+        4
+    }
+    linear = launches(problem((64, 64), 20, heads=1), chunk_size=16)
+    assert {stages for *_, stages in linear["linear_backward"]} == {1, 2, 3}
+    assert {warps for _, warps, _ in linear["gates_forward"]} == {1, 2, 4, 8}
+    assert all(0 < len(group) <= 4 for found in (single, narrow, linear) for group in found.values())
+
+
+def test_a_kernel_that_reloads_what_it_stored_takes_no_loads_ahead(monkeypatch):
+    from pyro_memory.kernels import triton_launch
+
+    tensors = problem((16, 24, 16), 9)
+    monkeypatch.setattr(triton_launch, "_configurations", lambda *args: ((32, 4, 2),))
+    with pytest.raises(AssertionError, match="loads ahead would pass the stores they need"):
+        with_gradients(tensors, chunk_size=8, backend="triton")
 
 
 # --- as an operator of torch
