@@ -38,7 +38,7 @@ gpu-profile: ## profile the kernels and look for races on a GPU, where ncu and c
 
 gpu-ahead: ## compile the kernels for a GPU that is not here: carried/triton.tar.xz, which make gpu takes
 	$(GPU_READY)
-	$(GPU_PYTHON) benchmarks/kernels_ahead.py --into carried/triton.tar.xz --kinds kernels_gpu:kinds
+	$(GPU_PYTHON) benchmarks/kernels_ahead.py --into carried/triton.tar.xz
 
 test-gpu: ## run the kernels' tests on a GPU, at larger shapes and in all dtypes (tens of minutes)
 	$(GPU_READY)

@@ -3,18 +3,15 @@
     python benchmarks/kernels_ahead.py --into carried/triton.tar.xz --capability 90
     python benchmarks/kernels_ahead.py --into carried/few.tar.xz --kinds kernels_check:CONFIGURED --first
 
-There ``use("carried/triton.tar.xz")`` before the first launch, with the same version of Triton: run this in a Python
-that has that version, beside torch and numpy of any. If Python is the same there too, what Triton 3.6 has a C compiler
-build for each launch comes along. What is compiled stays in the folder --cache: after an interruption the same command
-goes on.
+``make gpu`` takes it there, with the same version of Triton (see kernels_carried.py): run this in a Python that has
+that version, beside torch and numpy of any. If Python is the same there too, what Triton 3.6 has a C compiler build for
+each launch comes along. What is compiled stays in the folder --cache: after an interruption the same command goes on.
 """
 
 import argparse
 import hashlib
 import importlib
-import io
 import json
-import lzma
 import multiprocessing
 import os
 import re
@@ -22,52 +19,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from collections import Counter, deque
-from contextlib import contextmanager, suppress
+from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from unittest.mock import Mock
 
+from kernels_carried import pack, share_keys
+
 # Triton is imported late: it reads TRITON_INTERPRET then, which must not be set in a process that compiles.
 
-ABOUT = "about.json"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1  # Triton exists for Linux
-
-
-def share_keys():
-    """Lets Triton find what another process compiled, of another build of its version as well; gives the module.
-
-    Call it before the first launch. Triton's key hashes its shared library, and builds for two versions of Python
-    differ. An entry's own key has the sources of the kernel, options, compute capability and ptxas's version besides.
-    """
-    import triton
-    from triton.runtime import autotuner, build, cache
-    from triton.runtime.jit import DependenciesFinder
-
-    def key():
-        return f"triton {triton.__version__}"
-
-    cache.triton_key = autotuner.triton_key = key
-    build.platform_key = lambda: sys.platform  # asks a program that need not be there
-    os.environ.pop("TRITON_PTXAS_PATH", None)  # Triton's own is of the same version everywhere
-    if not hasattr(DependenciesFinder, "update_hash"):
-        DependenciesFinder.update_hash = DependenciesFinder._update_hash
-        DependenciesFinder._update_hash = _update_hash
-    return triton
-
-
-def _update_hash(finder, function):
-    """Triton 3.6 asks a function for its constants before it looks for them: a key was one of what came before, too."""
-    _ = function.cache_key
-    finder.update_hash(function)
-
-
-# --- what calls need
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +57,8 @@ class First:
     kind: object
 
 
-def needed(kind, first=False):
-    """The jobs of a call, of every configuration or only the first; nothing is compiled or launched.
+def needed(kind):
+    """The jobs of a call; nothing is compiled or launched.
 
     Triton compiles anew for a pointer that is no multiple of 16 bytes, and for an integer that is 1 or no multiple of
     16. Tensors start at multiples of 16 bytes on a CPU as on a GPU. Of integers only the stride of the states that are
@@ -103,8 +68,8 @@ def needed(kind, first=False):
     from kernels_cases import configured
 
     found, most, which = {}, 1, 0
-    if isinstance(kind, First):
-        kind, first = kind.kind, True
+    first = isinstance(kind, First)
+    kind = kind.kind if first else kind
 
     def record(fn, compile, **others):
         job = _job(fn, compile, which)
@@ -301,11 +266,11 @@ class Crew:
         self.scratch.cleanup()
 
 
-def plan(crew, kinds, first=False, deadline=None):
+def plan(crew, kinds, deadline=None):
     """The jobs of all kinds, first configurations first; which kinds failed, with why; which were left out."""
     kinds = list(dict.fromkeys(map(alone, kinds)))
     found, failed = {}, []
-    for kind, jobs, why in crew.run(partial(needed, first=first), kinds, deadline):
+    for kind, jobs, why in crew.run(needed, kinds, deadline):
         found[kind] = jobs or []
         if why is not None:
             failed.append(f"{kind}: {why}")
@@ -343,127 +308,17 @@ def carry_out(crew, jobs, deadline=None):
     return done, failed, list(waiting.values())
 
 
-def compile_ahead(kinds, capability, deadline=None, workers=None, first=False):
+def compile_ahead(kinds, capability, deadline=None, workers=None):
     """Leaves what calls need in Triton's cache; gives what was compiled, what failed, with why, and what was left out.
 
     A kind of call is a ``Check``, a ``Case``, a function that calls kernels with tensors of the CPU and can be pickled,
-    or ``First`` of one of these. Every configuration of a kernel is compiled, or only the first. At ``deadline``, in
+    or ``First`` of one of these, for the first configuration of each kernel only. At ``deadline``, in
     ``time.monotonic``, everything stops; what is compiled of a kernel then is lost.
     """
     with Crew(workers or CORES, capability) as crew:
-        jobs, failed, left_out = plan(crew, kinds, first, deadline)
+        jobs, failed, left_out = plan(crew, kinds, deadline)
         done, more_failed, more_left_out = carry_out(crew, jobs, deadline)
     return done, failed + more_failed, left_out + more_left_out
-
-
-def missing(kinds, capability, workers=None, first=False):
-    """Names of what calls need that Triton's cache does not have, and of calls that could not be looked at."""
-    folder = share_keys().knobs.cache.dir
-    with Crew(workers or CORES, capability) as crew:
-        jobs, failed, _ = plan(crew, kinds, first)
-    return failed + [job.name for job in jobs if not job.is_in(folder)]
-
-
-@contextmanager
-def counting():
-    """Counts the kernels that Triton has "found" in its cache and those it has "compiled", within it."""
-    import triton
-
-    counts, compilation = Counter(), triton.knobs.compilation
-    before = compilation.listener
-
-    def count(cache_hit, **others):
-        counts["found" if cache_hit else "compiled"] += 1
-
-    compilation.listener = count
-    try:
-        yield counts
-    finally:
-        compilation.listener = before
-
-
-# --- the file
-
-
-def pack(folder, file, entries=None):
-    """Puts what a cache folder has of this version of Triton, or of these entries, into one file; gives how many."""
-    import triton
-
-    folder, file = Path(folder), Path(file)
-    groups = folder.glob("*/__grp__*.json")  # an entry without one is not complete
-    paths = [group.with_name(group.name.removeprefix("__grp__")) for group in groups]
-    told = {path: json.loads(path.read_text()) for path in paths if entries is None or path.parent.name in entries}
-    told = {path: about for path, about in told.items() if about["triton_version"] == triton.__version__}
-    capabilities = sorted({about["target"]["arch"] for about in told.values()})
-    about = json.dumps({"triton": triton.__version__, "capabilities": capabilities, "entries": len(told)}).encode()
-    found = sorted(told, key=lambda path: (path.name, path.with_suffix(".cubin").stat().st_size))  # like beside like
-    # An entry's texts are for people; what launches go through is small, and no entry says which it needs.
-    files = [*found, *(path.with_suffix(".cubin") for path in found), *sorted(folder.glob("*/*.so"))]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.part")
-    with tarfile.open(part, "w:xz", preset=9) as archive:
-        member = tarfile.TarInfo(ABOUT)
-        member.size = len(about)
-        archive.addfile(member, io.BytesIO(about))
-        for path in files:
-            archive.add(path, f"{path.parent.name}/{path.name}")
-    part.replace(file)
-    return len(found)
-
-
-def unpack(file, folder):
-    """Lays the entries of a file in a cache folder; gives how many. Refuses what cannot be used here."""
-    folder, about, entries = Path(folder).resolve(), None, []
-    try:
-        with tarfile.open(file, "r|xz") as archive:
-            for member in archive:
-                if about is not None:
-                    archive.extract(member, folder, filter="data")
-                    if member.name.endswith(".json"):
-                        entries.append(folder / member.name)
-                    continue
-                if member.name != ABOUT:
-                    raise tarfile.TarError(f"it does not begin with {ABOUT}")
-                about = json.load(archive.extractfile(member))
-                _check(about, file)
-    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
-        raise ValueError(f"`file` {file} is missing or broken ({error}): {_again(file)}") from error
-    for path in entries:
-        group = {part.name: str(part) for part in (path, path.with_suffix(".cubin"))}  # Triton wants absolute paths
-        path.with_name(f"__grp__{path.name}").write_text(json.dumps({"child_paths": group}))
-    return len(entries)
-
-
-def _check(about, file):
-    import torch
-    import triton
-
-    if about["triton"] != triton.__version__:
-        told = f"was compiled with triton {about['triton']}, this is triton {triton.__version__}"
-        raise ValueError(f"`file` {file} {told}: {_again(file)}")
-    if torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability()
-        if 10 * major + minor not in about["capabilities"]:
-            told = f"is for compute capability {about['capabilities']}, this GPU has {10 * major + minor}"
-            raise ValueError(f"`file` {file} {told}: {_again(file)} and --capability {10 * major + minor}")
-
-
-def _again(file):
-    import triton
-
-    command = f"python benchmarks/kernels_ahead.py --into {file}"
-    return f"make it with `{command}` in a Python with triton {triton.__version__}"
-
-
-def use(file, folder=None):
-    """Makes Triton find what a file has; gives how many entries that are. Call it before the first launch.
-
-    Processes started from here on look in the same folder, and find it there once they call ``share_keys``.
-    """
-    folder = folder or tempfile.mkdtemp(prefix="triton-")
-    entries = unpack(file, folder)
-    share_keys().knobs.cache.dir = str(Path(folder).resolve())
-    return entries
 
 
 def _kinds(name):
@@ -477,11 +332,11 @@ def main():
     parser.add_argument("--into", type=Path, required=True, help="the file to make, a .tar.xz")
     parser.add_argument("--capability", type=int, default=90, help="90 is an H100 or H200, 80 an A100, 89 a 4090")
     parser.add_argument(
-        "--kinds", nargs="+", default=["kernels_check:CHECKS", "kernels_check:SMALL"], metavar="MODULE:NAME",
-        help="lists of checks, cases and functions, or functions that give one (default: all checks)",
+        "--kinds", nargs="+", default=["kernels_gpu:kinds"], metavar="MODULE:NAME",
+        help="lists of checks, cases and functions, or functions that give one (default: all that `make gpu` calls)",
     )  # fmt: skip
     parser.add_argument("--first", action="store_true", help="only the first configuration of each kernel")
-    parser.add_argument("--cache", type=Path, default=Path("carried/triton-cache"), help="default: %(default)s")
+    parser.add_argument("--cache", type=Path, default=Path("out/triton_ahead"), help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=CORES, help="processes (default: a core each, %(default)s)")
     parser.add_argument("--minutes", type=float, help="stop compiling after so long, and pack what is there")
     options = parser.parse_args()
@@ -489,14 +344,14 @@ def main():
     deadline = None if options.minutes is None else start + 60 * options.minutes
     os.environ["TRITON_CACHE_DIR"] = str(options.cache.resolve())
     try:
-        kinds = [kind for name in options.kinds for kind in _kinds(name)]
+        kinds = [First(kind) if options.first else kind for name in options.kinds for kind in _kinds(name)]
     except (ImportError, AttributeError, ValueError) as error:
         parser.error(f"--kinds wants MODULE:NAME, as kernels_check:CHECKS: {error}")
     version = share_keys().__version__
     print(f"triton {version}, compute capability {options.capability}, {len(kinds)} kinds of call", flush=True)
     try:
         with Crew(options.workers, options.capability) as crew:
-            jobs, failed, left_out = plan(crew, kinds, options.first, deadline)
+            jobs, failed, left_out = plan(crew, kinds, deadline)
             done, more_failed, more_left_out = carry_out(crew, jobs, deadline)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on", file=sys.stderr)

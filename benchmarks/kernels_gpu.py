@@ -75,16 +75,17 @@ def add_wheels(folder):
 def ready(carried, run):
     """Jobs: lays carried kernels where Triton looks for them, and compiles what is missing until the part's mark."""
     import kernels_ahead
+    import kernels_carried
 
     def lay():
-        count = kernels_ahead.use(carried / "triton.tar.xz") if (carried / "triton.tar.xz").exists() else 0
+        count = kernels_carried.use(carried / "triton.tar.xz") if (carried / "triton.tar.xz").exists() else 0
         yield {"what": "entries of the cache carried", "measured": count}
 
     def compile_missing():
         from kernels_check import CHECKS, errors
 
         start = time.monotonic()
-        with kernels_ahead.counting() as counts, first_that_fits():
+        with kernels_carried.counting() as counts, first_that_fits():
             errors(CHECKS[0], kernels_cases.DEVICE)
         yield {"what": "to the first results", "predicted": 2, "measured": time.monotonic() - start, "unit": "s"}
         if not counts["compiled"]:

@@ -146,7 +146,7 @@ def pretended(monkeypatch, tmp_path):
     pytest.importorskip("triton", reason="triton exists for Linux only")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     import interpreter
-    import kernels_ahead
+    import kernels_carried
     import kernels_cases
     import kernels_check
     import kernels_gpu
@@ -182,7 +182,7 @@ def pretended(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels_gpu, "machine", lambda: ABOUT)
     monkeypatch.setattr(kernels_gpu, "ceilings", lambda rates: [clock.job("ceilings", 1)])
     monkeypatch.setattr(kernels_gpu, "Run", lambda *args: Run(*args, clock))
-    monkeypatch.setattr(kernels_ahead, "use", lambda file: 7)
+    monkeypatch.setattr(kernels_carried, "use", lambda file: 7)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *args: (9, 0))
     for name in ("reset_peak_memory_stats", "empty_cache"):

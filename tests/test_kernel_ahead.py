@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="triton exists for Linux only")
 
 KINDS = """
@@ -32,12 +31,12 @@ WITH_A_CRASH = [First(KINDS[0]), scan, partial(os._exit, 3)]
 # What a process on a GPU does up to its launches, with the batch and heads of the real call.
 USE = """
 import sys, tempfile
-import kernels_ahead, kinds
-print(kernels_ahead.use(*sys.argv[1:]))
+import kernels_ahead, kernels_carried, kinds
+print(kernels_carried.use(*sys.argv[1:]))
 kernels_ahead.begin(90, tempfile.mkdtemp())
 from kernels_cases import configured
 check, scan = kinds.KINDS
-with kernels_ahead.counting() as counts, configured(lambda kernel, configurations: configurations[:1]):
+with kernels_carried.counting() as counts, configured(lambda kernel, configurations: configurations[:1]):
     scan()  # another order than before: keys do not depend on it
     kernels_ahead.passes(check)()
 print(dict(counts))
@@ -115,7 +114,7 @@ def entry(folder, name, complete=True, version=None):
 
 
 def test_complete_entries_of_this_version_are_packed_and_know_where_they_are_laid(tmp_path):
-    from kernels_ahead import pack, unpack
+    from kernels_carried import pack, unpack
 
     entry(tmp_path / "here", "A")
     entry(tmp_path / "here", "B")
@@ -133,7 +132,7 @@ def test_complete_entries_of_this_version_are_packed_and_know_where_they_are_lai
 
 @pytest.mark.parametrize("what", ["missing", "no archive", "another archive", "cut short", "empty"])
 def test_a_broken_file_is_refused_with_the_command_that_makes_it(tmp_path, what):
-    from kernels_ahead import pack, unpack
+    from kernels_carried import pack, unpack
 
     file = tmp_path / "file.tar.xz"
     entry(tmp_path / "here", "A")
@@ -153,7 +152,7 @@ def test_a_broken_file_is_refused_with_the_command_that_makes_it(tmp_path, what)
 
 def test_a_file_of_another_version_of_triton_is_refused(tmp_path, monkeypatch):
     import triton
-    from kernels_ahead import pack, unpack
+    from kernels_carried import pack, unpack
 
     entry(tmp_path / "here", "A")
     pack(tmp_path / "here", tmp_path / "file.tar.xz")

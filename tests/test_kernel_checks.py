@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="triton exists for Linux only")
 
 import kernels_check
 from kernels_cases import first_that_fits
-from kernels_check import CHECKS, Check, small
+from kernels_check import CHECKS, CONFIGURED, Check, small
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -29,15 +29,32 @@ def launched(monkeypatch):
         yield
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=str)
-def test_values_states_and_gradients_keep_to_the_bars(check, monkeypatch):
-    if not GPU:
-        from pyro_memory.kernels import triton_launch
+@pytest.fixture
+def fitting(monkeypatch):
+    """Makes a check one for this machine: in the interpreter small, and what registers do not hold they do not hold."""
+    if GPU:
+        return lambda check: check
+    from pyro_memory.kernels import triton_launch
 
-        check = small(check)  # of half the width: what does not fit registers must not fit here either
-        monkeypatch.setattr(triton_launch, "RESIDENT_BYTES", triton_launch.RESIDENT_BYTES // 4)
-        monkeypatch.setattr(triton_launch, "RESIDENT_HIDDEN", triton_launch.RESIDENT_HIDDEN // 2)
-    assert max(kernels_check.errors(check, DEVICE)) <= SLACK
+    monkeypatch.setattr(triton_launch, "RESIDENT_BYTES", triton_launch.RESIDENT_BYTES // 4)
+    monkeypatch.setattr(triton_launch, "RESIDENT_HIDDEN", triton_launch.RESIDENT_HIDDEN // 2)
+    return small
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=str)
+def test_values_states_and_gradients_keep_to_the_bars(check, fitting):
+    assert max(kernels_check.errors(fitting(check), DEVICE)) <= SLACK
+
+
+@pytest.mark.parametrize("check", CONFIGURED, ids=str)
+def test_every_configuration_gives_what_the_first_does(check, fitting):
+    """In the interpreter they differ by their tiles of hidden units alone."""
+    check = fitting(check)
+    if not GPU:
+        check = replace(check, case=replace(check.case, chunk=16, time=20))
+    found = [error for error in kernels_check.other_configurations(check, DEVICE) if error is not None]
+    assert len(found) == 3
+    assert max(found) <= kernels_check.BARS["bfloat16"][0]
 
 
 def test_the_case_that_is_timed_most_keeps_to_the_bars_in_its_own_width():

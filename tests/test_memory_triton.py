@@ -494,6 +494,15 @@ def test_the_operators_pass_opcheck():
         torch.library.opcheck(memory_backward, backward, test_utils=("test_schema", "test_faketensor"))
 
 
+def test_a_second_derivative_is_refused():
+    tensors = problem((4, 4), 3)
+    q = tensors["q"][0].requires_grad_()
+    y = call(tensors, chunk_size=2, backend="triton")[0]
+    (dq,) = torch.autograd.grad(y.square().sum(), q, create_graph=True)
+    with pytest.raises((RuntimeError, NotImplementedError), match="no autograd formula was registered"):
+        dq.square().sum().backward()
+
+
 def test_it_compiles_without_a_break():
     tensors = problem((16, 24, 16), 9, dtype=torch.float32)
 

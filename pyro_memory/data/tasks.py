@@ -77,8 +77,8 @@ class FewShotTasks:
             raise ValueError("`target_indices` need per_target=True: targets of many classes cannot share one memory")
         if target_indices is not None and any(fewest < most for fewest, most in self._ranges):
             raise ValueError(
-                "`classes` and `shots` must be numbers where `target_indices` fix the targets: their memories depend on "
-                f"the seed alone; got {classes} and {shots}. Build tasks for each size"
+                "`classes` and `shots` must be numbers where `target_indices` fix the targets: their memories depend "
+                f"on the seed alone; got {classes} and {shots}. Build tasks for each size"
             )
         self.data = data
         self.classes = classes
