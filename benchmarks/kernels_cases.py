@@ -76,8 +76,8 @@ def with_gradients(case, arguments, backend, **options):
         with torch.no_grad():
             return run(case, arguments, backend, **options), []
     outputs = run(case, arguments, backend, **options)
-    generator = torch.Generator().manual_seed(1)
-    loss = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs)
+    generator, dtype = torch.Generator().manual_seed(1), getattr(torch, case.dtype)  # rounded for all alike
+    loss = sum((t * torch.randn(t.shape, generator=generator).to(dtype).to(t)).sum() for t in outputs)
     gradients = torch.autograd.grad(loss, leaves(arguments))
     return [t.detach() for t in outputs], list(gradients)
 

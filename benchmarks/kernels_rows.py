@@ -109,7 +109,7 @@ def by_kernel(case):
 
 def swept(case):
     """Each kernel's time in each of its configurations, the best first."""
-    found = {}
+    found, both = {}, passes(case)["forward+backward"]
     for which in range(4):
         chosen = {}
 
@@ -122,7 +122,7 @@ def swept(case):
 
         with configured(choose):
             try:
-                times = kernel_times(passes(case)["forward+backward"], repeats=3)
+                times = kernel_times(both, repeats=3)
             except RuntimeError as error:  # one does not fit
                 if "does not fit" not in str(error):
                     raise
@@ -311,4 +311,5 @@ def reads():
 def free():
     """Between jobs: their tensors are large."""
     gc.collect()
+    torch.cuda.synchronize()  # raises where a job has lost the device
     torch.cuda.empty_cache()

@@ -26,10 +26,11 @@ class Part:
     name: str
     until: float
     jobs: Callable[[], Iterable[tuple[str, Callable[[], Iterable[dict]]]]]
+    apart: bool = False  # it needs nothing of this process's device
 
 
-class Overrun(Exception):
-    """Raised inside a job that outlasts its part."""
+class Overrun(BaseException):
+    """Raised inside a job that outlasts its part; no handler of errors there takes it for one."""
 
 
 class Run:
@@ -41,9 +42,6 @@ class Run:
         self.start = clock()
         self.rows: list[dict] = []
         self.skipped: dict[str, int] = {}
-        if not self.path.exists():  # else rows are added to those of earlier runs
-            with open(self.path, "w", newline="") as file:
-                csv.DictWriter(file, (*about, *COLUMNS)).writeheader()
 
     @property
     def path(self) -> Path:
@@ -54,8 +52,11 @@ class Run:
         return self.start + until * self.seconds - self.clock()
 
     def run(self, parts: Iterable[Part], after: Callable[[], None] = lambda: None) -> None:
-        """Runs every part, and ``after`` behind every job."""
+        """Runs every part, and ``after`` behind every job; where that fails, only the parts apart from the device."""
+        lost = False
         for part in parts:
+            if lost and not part.apart:
+                continue
             print(f"{part.name} ({self.clock() - self.start:.0f} s, until {part.until * self.seconds:.0f})", flush=True)
             try:
                 jobs = list(part.jobs())
@@ -69,14 +70,23 @@ class Run:
                     with _stopping(self.left(part.until) + GRACE):
                         for row in job():
                             self.write({"part": part.name, "case": case} | row)
-                except Exception as error:
+                except (Exception, Overrun) as error:
                     self.write({"part": part.name, "case": case, "what": "failed", "note": _said(error)})
-                after()
+                try:
+                    after()
+                except Exception as error:
+                    self.write({"part": part.name, "case": case, "what": "failed: device lost", "note": _said(error)})
+                    lost = True
+                    break
 
     def write(self, row: dict) -> None:
         self.rows.append(row)
+        new = not self.path.exists()  # else rows are added to those of earlier runs
         with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, (*self.about, *COLUMNS)).writerow(self.about | row)
+            writer = csv.DictWriter(file, (*self.about, *COLUMNS))
+            if new:
+                writer.writeheader()
+            writer.writerow(self.about | row)
         print("  " + line(row), flush=True)
 
     def table(self, most: int = 60) -> str:

@@ -109,6 +109,8 @@ def arguments():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
     args = parser.parse_args()
+    if max(len(args.classes), len(args.shots)) > 2:
+        parser.error("--classes and --shots take a number, or the least and the most of a range")
     if args.lookup and (args.base == "vae" or args.start or args.pretrained):
         parser.error("--lookup is for a new model of --base diffusion; others have an address")
     if args.lookup and args.lookup not in (known := [n for n in pretrained() if n.startswith("vma")]):

@@ -80,7 +80,7 @@ def fused_address(
         ValueError: if shapes do not fit one another, nothing is left to read, or ``nearest`` exceeds the filled slots.
 
     Cost: O(B x slots x dim) time; O(B x chunk) memory beside inputs and results; the backward pass the same again. With
-    a mask the call waits for the GPU once, to count the filled slots.
+    a mask the call waits for the GPU to count the filled slots, and in each chunk of "torch" and of ``nearest``.
 
     References: Online normalizer calculation for softmax (Milakov & Gimelshein, 2018),
     https://arxiv.org/abs/1805.02867; A* Sampling (Maddison et al., 2014), https://arxiv.org/abs/1411.0030

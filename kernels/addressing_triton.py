@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from pyro_memory.kernels.dispatch import float_precision, on_device_of
-from pyro_memory.kernels.triton_parts import FUSED, place
+from pyro_memory.kernels.triton_parts import FUSED, dot, place
 
 LOWEST = tl.constexpr(-1.0e30)  # stands for minus infinity where a difference of two must stay a number
 # For whose values nothing is compiled anew: it would be for 1 and for multiples of 16. Whether `dim` and `value_dim`
@@ -23,7 +23,7 @@ def _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED: tl.constexpr, PRECI
     k = tl.load(p_key + place(i_slot[:, None], d[None, :], dim), mask=in_key, other=0.0).to(q.dtype)
     if MASKED:
         inside = inside & (tl.load(p_mask + i_slot, mask=inside, other=0) != 0)
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    s = dot(q, tl.trans(k), PRECISION)
     return tl.where(inside[None, :], s, LOWEST), k, inside
 
 
@@ -74,7 +74,7 @@ def _forward(
                 mask=inside[:, None] & (v < value_dim)[None, :],
                 other=0.0,
             ).to(SUM)  # [M, V]
-            read = old[:, None] * read + tl.dot(w, content, input_precision=PRECISION)
+            read = old[:, None] * read + dot(w, content, PRECISION)
         if DRAW:
             lse = tl.where(mass > 0, tl.log(tl.maximum(mass, 1.0e-37)) + new, LOWEST)
             perturbed = lse[:, None] + gumbel(seed, start // M, i_b[:, None], batch, i_sample[None, :], S)
@@ -127,7 +127,7 @@ def _slopes(
             mask=inside[:, None] & (v < value_dim)[None, :],
             other=0.0,
         ).to(q.dtype)  # [M, V]
-        slope = slope + tl.dot(g_read, tl.trans(content), input_precision=PRECISION)
+        slope = slope + dot(g_read, tl.trans(content), PRECISION)
     return p, p * slope, k
 
 
@@ -155,7 +155,7 @@ def _backward_query(
             q, g_read, i_b, start + tl.arange(0, M), d, v, p_key, p_value, p_prior, p_mask, p_lse, p_constant,
             p_entropy_kl, p_kl, batch, slots, dim, value_dim, MASKED, PRIOR, READ, PRECISION,
         )  # fmt: skip
-        d_query += tl.dot(d_score, k, input_precision=PRECISION)
+        d_query += dot(d_score, k, PRECISION)
     o_row = place(i_span, i_b, batch)
     tl.store(p_d_query + place(o_row[:, None], d[None, :], dim), d_query, mask=in_query)
 
@@ -185,9 +185,9 @@ def _backward_slot(
             q, g_read, i_b, i_slot, d, v, p_key, p_value, p_prior, p_mask, p_lse, p_constant, p_entropy_kl, p_kl,
             batch, slots, dim, value_dim, MASKED, PRIOR, READ, PRECISION,
         )  # fmt: skip
-        d_key += tl.dot(tl.trans(d_score), q, input_precision=PRECISION)
+        d_key += dot(tl.trans(d_score), q, PRECISION)
         if READ:
-            d_value += tl.dot(tl.trans(p), g_read, input_precision=PRECISION)
+            d_value += dot(tl.trans(p), g_read, PRECISION)
         if PRIOR:
             d_prior -= tl.sum(p * tl.load(p_kl + i_b, mask=i_b < batch, other=0.0)[:, None], 0)
     in_key = (i_slot < slots)[:, None] & (d < dim)[None, :]

@@ -112,7 +112,7 @@ def _gate_weights(
     args = (gates, lengths, G, rows, q.shape[1], chunks.start, len(chunks), layers)
     programs = len(q) * len(chunks) * layers
     _launch(gates_forward, (programs,), args, _gate_options(options, q, programs), GATES)
-    return G, rows
+    return G.bfloat16().to(G.dtype) if options["PRECISION"] == "rounded" else G, rows
 
 
 def _gate_options(options: dict[str, object], q: Tensor, programs: int) -> dict[str, object]:
@@ -185,9 +185,8 @@ def _launch(
     if not grid[0]:
         return
     reloads = kernel is deep_backward or (kernel is deep_forward and not options["RESIDENT"])
-    assert not reloads or all(stages == 1 for *_, stages in configurations), (
-        "loads ahead would pass the stores they need"
-    )
+    if reloads and any(stages > 1 for *_, stages in configurations):
+        raise RuntimeError(f"{kernel} must have one stage: loads ahead would pass the stores they need")
     if interpreted():
         tile = {"BH": configurations[0][0]} if configurations[0][0] else {}
         kernel[grid](*args, **options, **tile)

@@ -23,7 +23,8 @@ def place(i, j, width):
 @triton.jit
 def round_tf32(b_x):
     """To the nearest number of tf32's 10 digits: a GPU's product drops the others, so that all errors go one way."""
-    return ((b_x.to(tl.int32, bitcast=True) + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
+    b_r = ((b_x.to(tl.int32, bitcast=True) + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
+    return tl.where(b_x == b_x, b_r, b_x)  # a NaN of ones alone would carry over to a zero
 
 
 @triton.jit

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import parts
@@ -86,13 +89,26 @@ def test_a_part_or_a_job_that_raises_does_not_end_the_rest(run, clock):
     assert run.table().splitlines()[1].split()[:3] == ["broken", "all", "failed"]
 
 
+def test_a_device_that_is_lost_leaves_what_is_apart_from_it(run, clock):
+    def lost():
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def job(name):
+        return lambda: [clock.job(name, 1), clock.job(f"{name}2", 1)]
+
+    run.run([Part("one", 1, job("a")), Part("two", 1, job("b")), Part("three", 1, job("c"), apart=True)], after=lost)
+    assert [case for _, case, what in kept(run) if not what.startswith("failed")] == ["a", "c"]
+    assert "failed: device lost" in run.table().splitlines()[1]
+
+
 def test_a_job_that_outlasts_its_part_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "GRACE", 0.1)
 
     def endless():
         yield {"what": "begun"}
         while True:
-            pass
+            with suppress(Exception):  # of another package, whose failure is a row
+                time.sleep(1)
 
     run = Run(tmp_path, 0.2, ABOUT)
     run.run([Part("one", 0.5, lambda: [("a", endless)]), Part("two", 1, lambda: [("b", lambda: [{"what": "done"}])])])
@@ -130,7 +146,7 @@ def test_the_table_has_sixty_lines_at_most_and_what_failed_comes_first(run, cloc
 def test_files_beyond_the_limits_are_named(run, monkeypatch):
     monkeypatch.setattr(parts, "FILE_BYTES", 1000)
     (run.out / "large").write_bytes(bytes(1001))
-    for i in range(FILES - 2):
+    for i in range(FILES - 1):
         (run.out / f"small{i}").touch()
     assert [said.split(" has ")[0] for said in run.too_large()] == [str(run.out / "large")]
     (run.out / "zero").touch()
@@ -176,7 +192,9 @@ def pretended(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels_rows, "SCANNED", ((1, 40, 16),))
     monkeypatch.setattr(kernels_rows, "time_ms", time_ms)
     monkeypatch.setattr(kernels_rows, "kernel_times", kernel_times)
-    monkeypatch.setattr(kernels_check, "CHECKS", (kernels_check.Check(tiny[0]),))
+    monkeypatch.setattr(kernels_check, "CHECKS", (kernels_check.Check(tiny[0]),) * 3)
+    for name, size in (("read_error", 50), ("scan_error", 40)):
+        monkeypatch.setattr(getattr(kernels_check, name), "__defaults__", (size,))
     monkeypatch.setattr(kernels_check, "CONFIGURED", (kernels_check.Check(tiny[1]),))
     monkeypatch.setattr(kernels_check, "SMALL", kernels_check.SMALL[:1])
     monkeypatch.setattr(kernels_gpu, "machine", lambda: ABOUT)
@@ -185,7 +203,7 @@ def pretended(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels_carried, "use", lambda file: 7)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *args: (9, 0))
-    for name in ("reset_peak_memory_stats", "empty_cache"):
+    for name in ("reset_peak_memory_stats", "empty_cache", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, lambda *args: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *args: 2**20)
     return kernels_gpu, tmp_path
@@ -209,6 +227,9 @@ class Training:
     def send_signal(self, which):
         Training.signals.append(which)
 
+    def kill(self):
+        Training.signals.append("killed")
+
 
 def test_the_whole_runs_on_a_pretended_device(pretended, monkeypatch, capsys):
     """Every job that a run has, on tiny cases: what it would raise on a GPU, but for the kernels, it raises here."""
@@ -218,9 +239,7 @@ def test_the_whole_runs_on_a_pretended_device(pretended, monkeypatch, capsys):
     (carried / "triton.tar.xz").touch()
     (carried / "training" / "vma.json").write_text(json.dumps({"step": 500}))
     monkeypatch.setattr(subprocess, "Popen", Training)
-    monkeypatch.setattr(
-        sys, "argv", ["kernels_gpu.py", "--carried", str(carried), "--out", str(folder / "out"), "--minutes", "20"]
-    )
+    monkeypatch.setattr(sys, "argv", ["kernels_gpu.py", "--carried", str(carried), "--out", str(folder / "out")])
     assert kernels_gpu.main() == 0, capsys.readouterr().out
     with open(folder / "out" / "rows.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -230,6 +249,7 @@ def test_the_whole_runs_on_a_pretended_device(pretended, monkeypatch, capsys):
     assert measured["entries of the cache carried"] == 7
     assert measured["error over its bar"] <= 1
     assert measured["steps of the vma"] == 400
+    assert Training.signals == [signal.SIGTERM, "killed"]
     assert "--device=cuda" in Training.command
     assert any(row["note"].startswith("not here: ") for row in rows if row["part"] == "others")
     files = {path.name for path in (folder / "out").iterdir()}

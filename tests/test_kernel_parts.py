@@ -59,3 +59,6 @@ def test_tf32_is_rounded_to_the_nearest_and_what_it_holds_stays():
     rounded[(1,)](out, again, N=4096)
     assert torch.equal(again, out)
     assert torch.equal(out[4090:], x[4090:])
+    nan = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800001], dtype=torch.int32, device=DEVICE).view(torch.float32)
+    rounded[(1,)](nan, out, N=4)
+    assert out[:4].isnan().all()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import index
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -190,10 +193,10 @@ class _FixedTasks(FewShotTasks):
 
 
 def _range(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    fewest, most = (value, value) if isinstance(value, int) else value
-    if not 1 <= fewest <= most:
+    ends = tuple(map(index, value)) if isinstance(value, Sequence) else (index(value),) * 2
+    if len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
         raise ValueError(
             f"`{name}` must be at least 1, or a pair (fewest, most); got {value}. For a model without memory use "
             "SlotMemory.empty(...)"
         )
-    return fewest, most
+    return ends
