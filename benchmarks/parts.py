@@ -16,7 +16,7 @@ from pathlib import Path
 
 COLUMNS = ("part", "case", "what", "predicted", "measured", "low", "high", "unit", "note")
 GRACE = 20.0
-FILES, FILE_BYTES = 8, 16 * 2**20  # what comes back from a lent machine
+FILES, FILE_BYTES = 8, 16 * 2**20  # at most, so that OUT is easily brought back from elsewhere
 
 
 @dataclass(frozen=True)
