@@ -46,6 +46,16 @@ def test_the_longest_chunk_fits_in_shared_memory(capability, dtype, dim, expansi
     assert max(taken) <= 1024 * shared_memory(divmod(capability, 10))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="triton exists for Linux only")
+def test_registers_are_those_of_the_kernel_not_of_the_function_before_it():
+    usage = (
+        " Function __internal_log2:\n  REG:56 STACK:0 SHARED:0\n Function linear_forward:\n  REG:255 STACK:264 SHARED:9"
+    )
+    code = f"import sys; sys.path.insert(0, 'benchmarks'); import kernels_resources as k; print(k.taken({usage!r}))"
+    done = run("-c", code)
+    assert done.stdout.strip() == "[255, 264]", done.stderr
+
+
 READS = """
 import sys, torch; sys.path.insert(0, "benchmarks")
 import kernels_compile
