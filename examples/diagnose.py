@@ -27,9 +27,9 @@ from pyro_memory import (
     memory_contribution,
 )
 from pyro_memory.data import NAMES, FewShotTasks, load_images
+from pyro_memory.diagnostics import plot_images, plot_usage
 from pyro_memory.guides import VMAGuide
 from pyro_memory.models import VMA
-from pyro_memory.plotting import plot_images, plot_usage
 
 
 def arguments():

@@ -5,7 +5,7 @@ import torch
 
 from pyro_memory import SlotMemory, complete
 from pyro_memory.data import FewShotTasks
-from pyro_memory.plotting import plot_images
+from pyro_memory.diagnostics import plot_images
 
 ALONE = {"vae": "VAE", "diffusion": "diffusion"}  # what the models without memory are called
 

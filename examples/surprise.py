@@ -16,7 +16,7 @@ import torch
 
 from pyro_memory import load_pretrained, pretrained, token_surprise
 from pyro_memory.data import CharacterText, load_text
-from pyro_memory.plotting import plot_text
+from pyro_memory.diagnostics import plot_text
 
 # Shakespeare's sonnet 18, which is not among the plays that the model read, then English of another kind.
 TEXT = """Shall I compare thee to a summer's day?

@@ -23,9 +23,9 @@ from titans_parts import MIXERS, leave_weights, mixers
 
 from pyro_memory import TokenSurprise, fit, token_surprise, warm_cosine
 from pyro_memory.data import CHARACTERS, CharacterText, NeedleTasks, load_text
+from pyro_memory.diagnostics import BLUE, ORANGE
 from pyro_memory.guides import EmptyGuide
 from pyro_memory.models import SequenceModel
-from pyro_memory.plotting import BLUE, ORANGE
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -31,9 +31,9 @@ from pyro_memory import (
     warm_cosine,
 )
 from pyro_memory.data import NAMES, load_images
+from pyro_memory.diagnostics import plot_images
 from pyro_memory.guides import VAEGuide, VMAGuide
 from pyro_memory.models import VAE, VMA
-from pyro_memory.plotting import plot_images
 
 
 def arguments():

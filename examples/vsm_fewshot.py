@@ -47,10 +47,16 @@ from pyro_memory import (
     warm_cosine,
 )
 from pyro_memory.data import LICENCES, NAMES, SetTasks, load_images
+from pyro_memory.diagnostics import (
+    class_agreement,
+    frechet_distance,
+    plot_images,
+    plot_levels,
+    prototype_sets,
+    train_classifier,
+)
 from pyro_memory.guides import DiffusionBaseGuide, EmptyGuide, HierarchicalBaseGuide, VAEBaseGuide, VSMGuide
-from pyro_memory.metrics import class_agreement, frechet_distance, prototype_sets, train_classifier
 from pyro_memory.models import VSM, DiffusionBase, HierarchicalBase, VAEBase
-from pyro_memory.plotting import plot_images, plot_levels
 
 BASES = {
     "vae": (VAEBase, VAEBaseGuide),

@@ -38,9 +38,9 @@ from pyro_memory import (
     warm_cosine,
 )
 from pyro_memory.data import NAMES, ClassStream, SetTasks, glyphs, load_images
+from pyro_memory.diagnostics import plot_images
 from pyro_memory.guides import EmptyGuide, VAEBaseGuide, VSMGuide
 from pyro_memory.models import VSM, VAEBase
-from pyro_memory.plotting import plot_images
 
 CODE_DIM, DIM, ITEMS = 32, 16, 6
 

@@ -1,11 +1,14 @@
-"""Amortised guides, one file per model, same site names."""
+"""Amortised guides: the same site names and the same file names as the models'.
+
+Where is the thing that ... looks up an address from the target (``VMAGuide``, ``AddressedGuide``); samples nothing,
+for a model without latents (``EmptyGuide``); goes with a base (``VAEBaseGuide``, ``HierarchicalBaseGuide``,
+``DiffusionBaseGuide``)? Imports: every room of the package but models.
+"""
 
 from pyro_memory.guides.addressed import AddressedGuide
-from pyro_memory.guides.base import BaseGuide, VAEBaseGuide
+from pyro_memory.guides.bases import BaseGuide, DiffusionBaseGuide, HierarchicalBaseGuide, VAEBaseGuide
 from pyro_memory.guides.consolidation import ConsolidationGuide
-from pyro_memory.guides.diffusion import DiffusionBaseGuide
 from pyro_memory.guides.empty import EmptyGuide
-from pyro_memory.guides.hierarchical import HierarchicalBaseGuide
 from pyro_memory.guides.soft_attention import SoftAttentionVAEGuide
 from pyro_memory.guides.titans import TitansAddressingGuide
 from pyro_memory.guides.vae import VAEGuide

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing import ContentAddress
 from pyro_memory.checks import check_images, resolve_memory
-from pyro_memory.context import Context
-from pyro_memory.guides.base import BaseGuide
+from pyro_memory.guides.bases.base import BaseGuide
 from pyro_memory.naming import unique_name
-from pyro_memory.nets import Embedding, ImagePyramid
-from pyro_memory.slots import SlotMemory
-from pyro_memory.templates import TemplateMemory
+from pyro_memory.nets import Context, Embedding, ImagePyramid
+from pyro_memory.stores import SlotMemory, TemplateMemory
 
 
 class AddressedGuide(PyroModule):

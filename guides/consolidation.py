@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_memory.concepts import ConceptMemory
-from pyro_memory.consolidation import BREADTH, conversion_prior
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import mlp
+from pyro_memory.recall import BREADTH, conversion_prior
+from pyro_memory.stores import ConceptMemory
 
 
 class ConsolidationGuide(PyroModule):

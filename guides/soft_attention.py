@@ -14,7 +14,7 @@ from pyro_memory.addressing import ContentAddress
 from pyro_memory.checks import check_images, resolve_memory
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Embedding, ImagePyramid, PairEncoder
-from pyro_memory.slots import SlotMemory
+from pyro_memory.stores import SlotMemory
 
 
 class SoftAttentionVAEGuide(PyroModule):

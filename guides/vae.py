@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_memory.checks import check_images
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import ImageMLP, ImagePyramid, PairEncoder
-from pyro_memory.slots import SlotMemory
+from pyro_memory.stores import SlotMemory
 
 
 class VAEGuide(PyroModule):

@@ -15,8 +15,7 @@ from pyro_memory.addressing import ContentAddress
 from pyro_memory.checks import check_images, resolve_memory
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Embedding, ImageMLP, ImagePyramid, PairEncoder
-from pyro_memory.slots import SlotMemory
-from pyro_memory.templates import TemplateMemory
+from pyro_memory.stores import SlotMemory, TemplateMemory
 
 
 class VMAGuide(PyroModule):

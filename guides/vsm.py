@@ -7,13 +7,11 @@ from jaxtyping import Float
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_memory.checks import check_task
-from pyro_memory.context import Context
-from pyro_memory.guides.base import BaseGuide
+from pyro_memory.guides.bases.base import BaseGuide
 from pyro_memory.naming import unique_name
-from pyro_memory.recall import Recall
-from pyro_memory.slots import SlotMemory
-from pyro_memory.structured import StructuredMemory
+from pyro_memory.nets import Context
+from pyro_memory.recall import Recall, check_task
+from pyro_memory.stores import SlotMemory, StructuredMemory
 
 
 class VSMGuide(PyroModule):

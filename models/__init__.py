@@ -1,10 +1,15 @@
-"""Generative models with a memory."""
+"""Generative models with a memory, one file a paper's model.
+
+Where is the thing that ... reads a sampled slot (``VMA``), or attends to all of them (``SoftAttentionVAE``); reads
+episodes and concepts (``VSM``, over a base of ``bases``); puts an address before any base (``Addressed``); is the
+baseline without memory (``VAE``); converts episodes to concepts (``ConsolidationModel``); learns at test time
+(``NeuralMemory``, in ``TitansMAC``, ``TitansMAG``, ``TitansMAL``, ``TitansLMM``, and the mixers to compare with);
+writes a sequence down with any of these (``SequenceModel``)? Imports: every room of the package but guides.
+"""
 
 from pyro_memory.models.addressed import Addressed
-from pyro_memory.models.base import BaseModel, VAEBase
+from pyro_memory.models.bases import BaseModel, DiffusionBase, HierarchicalBase, VAEBase
 from pyro_memory.models.consolidation import ConsolidationModel
-from pyro_memory.models.diffusion import DiffusionBase
-from pyro_memory.models.hierarchical import HierarchicalBase
 from pyro_memory.models.soft_attention import SoftAttentionVAE
 from pyro_memory.models.titans import (
     DLinear,

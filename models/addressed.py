@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing import UniformPrior
 from pyro_memory.checks import check_images, choose_slots, resolve_memory
-from pyro_memory.context import Context
-from pyro_memory.models.base import BaseModel
+from pyro_memory.models.bases.base import BaseModel
 from pyro_memory.naming import unique_name
-from pyro_memory.slots import SlotMemory
-from pyro_memory.templates import TemplateMemory
+from pyro_memory.nets import Context
+from pyro_memory.stores import SlotMemory, TemplateMemory
 
 
 class Addressed(PyroModule):

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_memory.concepts import ConceptMemory
-from pyro_memory.consolidation import conversion_prior, conversion_scores
 from pyro_memory.naming import unique_name
+from pyro_memory.recall import conversion_prior, conversion_scores
+from pyro_memory.stores import ConceptMemory
 
 
 class ConsolidationModel(PyroModule):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_memory.checks import check_images
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import BernoulliImage, ConvDecoder, MLPDecoder
-from pyro_memory.slots import SlotMemory
+from pyro_memory.stores import SlotMemory
 
 
 class VAE(PyroModule):

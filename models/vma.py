@@ -24,8 +24,7 @@ from pyro_memory.nets import (
     MLPDecoder,
     SkipPyramid,
 )
-from pyro_memory.slots import SlotMemory
-from pyro_memory.templates import TemplateMemory
+from pyro_memory.stores import SlotMemory, TemplateMemory
 
 
 class VMA(PyroModule):

@@ -10,13 +10,11 @@ from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_memory.checks import check_task
-from pyro_memory.context import Context
-from pyro_memory.models.base import BaseModel
+from pyro_memory.models.bases.base import BaseModel
 from pyro_memory.naming import unique_name
-from pyro_memory.recall import Recall
-from pyro_memory.slots import SlotMemory
-from pyro_memory.structured import StructuredMemory
+from pyro_memory.nets import Context
+from pyro_memory.recall import Recall, check_task
+from pyro_memory.stores import SlotMemory, StructuredMemory
 
 
 class VSM(PyroModule):

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from pyro_memory.slots import SlotMemory
-
-if TYPE_CHECKING:
-    from pyro_memory.recall import Recall
-    from pyro_memory.structured import StructuredMemory
+from pyro_memory.stores import SlotMemory
 
 
 def check_images(x: Tensor, likelihood: nn.Module | None = None) -> None:
@@ -76,30 +71,3 @@ def resolve_memory(module: nn.Module, x: Tensor, memory: SlotMemory | None) -> S
             f"{memory.values.shape[0]} memories with batch_dim={memory.batch_dim}"
         )
     return memory
-
-
-def check_task(
-    x: Tensor, support: SlotMemory, memory: StructuredMemory, recall: Recall, likelihood: nn.Module | None = None
-) -> None:
-    """Raises a ValueError unless queries, support sets and stores fit one another and the recall."""
-    if x.dim() != 5:
-        raise ValueError(f"`x` must be [task, query, channel, height, width]; got shape {list(x.shape)}")
-    check_images(x.flatten(0, 1), likelihood)
-    if tuple(x.shape[2:]) != recall.shape:
-        raise ValueError(
-            f"`x` must hold images of {list(recall.shape)}, as `recall` was built for; got {list(x.shape[2:])}"
-        )
-    if support.batch_dim != -2 or support.values.shape[0] != len(x) or support.event_shape != x.shape[2:]:
-        raise ValueError(
-            f"`support` must be a SlotMemory of one set for each of the {len(x)} tasks, values [task, item, "
-            f"{', '.join(map(str, x.shape[2:]))}] with batch_dim=-2; got {list(support.values.shape)} with "
-            f"batch_dim={support.batch_dim}. An empty support has no items, [task, 0, ...]"
-        )
-    if memory.concepts.dim != recall.dim:
-        raise ValueError(
-            f"`memory` must hold embeddings of {recall.dim} dimensions, as `recall`; got {memory.concepts.dim}"
-        )
-    if tuple(memory.episodes.items.shape[2:]) != recall.shape:
-        raise ValueError(
-            f"`memory` must hold episodes of {list(recall.shape)} images; got {list(memory.episodes.items.shape[2:])}"
-        )

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pyro_memory.structured import StructuredMemory
+from pyro_memory.stores import StructuredMemory
 
 FOLDER = Path(__file__).parent / "shipped"
 ROLES = ("model", "guide")

@@ -2,6 +2,9 @@
 
 import ast
 import configparser
+import importlib
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +14,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"pyro_memory": "pyro_memory", "models": "pyro_memory.models", "guides": "pyro_memory.guides"}
 FOLDERS["kernels"] = "pyro_memory.kernels"
-ALLOWED = {
-    "kernels": {"pyro_memory.kernels"},
-    "pyro_memory": {"pyro_memory", "pyro_memory.kernels"},
-    "models": {"pyro_memory", "pyro_memory.kernels", "pyro_memory.models"},
-    "guides": {"pyro_memory", "pyro_memory.kernels", "pyro_memory.guides"},
-}
+# Each line may import the lines above it, and what stands before it in its own line.
+FLOORS = [
+    ["kernels", "naming", "nets"],
+    ["distributions"],
+    ["stores"],
+    ["checks", "addressing", "data", "inference"],
+    ["diagnostics"],
+    ["recall", "training"],
+    ["zoo"],
+    ["models", "guides"],
+    ["testing"],
+]
+ROOMS = [part for floor in FLOORS for part in floor]
 
 
 EXAMPLES = sorted(p.name for p in (ROOT / "examples").glob("*.py") if "__main__" in p.read_text())
@@ -31,27 +41,91 @@ def imports(path):
             yield from (alias.name for alias in node.names)
 
 
-def owner(module):
-    part = ".".join(module.split(".")[:2])
-    return part if part in FOLDERS.values() else "pyro_memory"
+def files():
+    """Each module of the package by name, with its path."""
+    for folder, package in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            inner = path.relative_to(ROOT / folder).with_suffix("").parts
+            yield ".".join([package, *(inner[:-1] if inner[-1] == "__init__" else inner)]), path
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_each_folder_imports_only_what_it_may(folder):
-    for path in (ROOT / folder).rglob("*.py"):
-        own = [m for m in imports(path) if m.split(".")[0] == "pyro_memory"]
-        assert {owner(m) for m in own} <= ALLOWED[folder], path
-        if folder == "kernels":
-            assert {m.split(".")[0] for m in imports(path)} <= {
-                "torch",
-                "triton",
-                "pyro_memory",
-            } | sys.stdlib_module_names
+MODULES = dict(files())
+
+
+def own_imports(path):
+    """What a file imports of this package: modules, or packages for the names that they give."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "pyro_memory":
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & set(MODULES)
+            yield from inner or {node.module}
+
+
+INNER = {name: list(own_imports(path)) for name, path in MODULES.items()}
+
+
+def part(module):
+    """The room of a module, or its own name where it stands beside them; "" for the package itself."""
+    return ([*module.split("."), ""])[1]
+
+
+def test_every_room_has_a_floor():
+    assert {part(name) for name in MODULES} - {""} <= set(ROOMS)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_what_lies_below_it_by_the_door(name):
+    own = part(name)
+    for other in filter(part, INNER[name]):
+        if own == part(other):
+            continue
+        assert not own or ROOMS.index(part(other)) < ROOMS.index(own), f"{name} -> {other}"
+        assert {own, part(other)} != {"models", "guides"} or own == "testing"
+        assert other.count(".") == 1, f"{name} imports {other}: another room is used through its door"
+    if own == "kernels":
+        allowed = {"torch", "triton", "pyro_memory"} | sys.stdlib_module_names
+        assert {m.split(".")[0] for m in imports(MODULES[name])} <= allowed
+
+
+def test_no_module_imports_itself_through_others():
+    below = {name: {m for m in own if m in MODULES} for name, own in INNER.items()}
+    while leaves := {name for name, own in below.items() if not own}:
+        below = {name: own - leaves for name, own in below.items() if name not in leaves}
+    assert not below, f"a circle of imports among {sorted(below)}"
+
+
+def test_no_module_bears_the_name_of_a_public_function_of_its_package():
+    for name in MODULES:
+        package, _, own = name.rpartition(".")
+        if package:
+            exported = getattr(importlib.import_module(package), own, None)
+            assert inspect.ismodule(exported) or exported is None, f"{name} hides, or is hidden by, {exported}"
+
+
+@pytest.mark.parametrize("room", [m for m, path in MODULES.items() if path.name == "__init__.py" and m.count(".") == 1])
+def test_a_room_says_what_lives_there_and_gives_what_it_names(room):
+    module = importlib.import_module(room)
+    assert all(hasattr(module, name) for name in module.__all__)
+    assert len(module.__doc__.split("\n\n")) == 2, "one sentence, then one paragraph"
+    assert "Where is the thing that" in module.__doc__
+    assert "Imports:" in module.__doc__
+    named = set(re.findall(r"``(\w+)``", module.__doc__.split("Imports:")[0]))
+    assert {n for n in named if not hasattr(module, n)} == set()
+
+
+def test_no_file_is_longer_than_a_person_reads():
+    lengths = {path: len(path.read_text().splitlines()) for path in MODULES.values()}
+    assert {path: n for path, n in lengths.items() if n > 300} == {}
+    tests = {path: len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py")}
+    assert {path: n for path, n in tests.items() if n > 400} == {}
+
+
+def test_no_object_changes_its_class():
+    assert [name for name, path in MODULES.items() if "__class__ =" in path.read_text()] == []
 
 
 def test_examples_use_public_names_only():
     public = {"pyro_memory"} | {
-        f"pyro_memory.{n}" for n in ("models", "guides", "kernels", "data", "metrics", "plotting")
+        f"pyro_memory.{n}" for n in ("models", "guides", "kernels", "data", "diagnostics", "nets", "training")
     }
     for path in [*(ROOT / "examples").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
         own = {m for m in imports(path) if m.startswith("pyro_memory")}

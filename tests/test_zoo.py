@@ -28,6 +28,7 @@ from pyro_memory import (
     load_pretrained,
     pretrained,
     remember,
+    save_pretrained,
     token_surprise,
 )
 from pyro_memory.data import (
@@ -43,7 +44,7 @@ from pyro_memory.data import (
 )
 from pyro_memory.guides import EmptyGuide, VAEBaseGuide, VMAGuide, VSMGuide
 from pyro_memory.models import VMA, VSM, SequenceModel, TitansLMM, VAEBase
-from pyro_memory.zoo import FACTS, FOLDER, save_pretrained
+from pyro_memory.zoo import FACTS, FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"shape": [1, 8, 8], "latent_dim": 3, "channels": [4, 5]}

@@ -12,12 +12,12 @@ from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_memory.addressed import AddressedBernoulli
 from pyro_memory.addressing import ContentAddress
+from pyro_memory.distributions import AddressedBernoulli
 from pyro_memory.models.titans.variants import TitansLMM
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import BernoulliImage, Embedding, Features, ImageMLP, MLPDecoder
-from pyro_memory.slots import SlotMemory
+from pyro_memory.stores import SlotMemory
 
 
 class TitansAddressing(PyroModule):

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
-from torch.nn import functional
 
+from pyro_memory.models.titans.block import Block
 from pyro_memory.models.titans.readouts import NormalReadout, Readout, TokenReadout
 from pyro_memory.naming import unique_name
 
@@ -23,41 +23,6 @@ MakeMixer = Callable[[int], nn.Module]
 
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-class SwiGLU(nn.Module):
-    """``(silu(x A) * x B) C``, without biases (Shazeer, 2020, https://arxiv.org/abs/2002.05202)."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.gate_and_value = nn.Linear(dim, 2 * hidden, bias=False)
-        self.out = nn.Linear(hidden, dim, bias=False)
-
-    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        gate, value = self.gate_and_value(x).chunk(2, -1)
-        return self.out(functional.silu(gate) * value)
-
-
-class Block(PyroModule):
-    """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``."""
-
-    def __init__(self, dim: int, mixer: nn.Module, hidden: int) -> None:
-        super().__init__()
-        self.mixer_norm, self.mlp_norm = nn.RMSNorm(dim), nn.RMSNorm(dim)
-        self.mixer = mixer
-        self.mlp = SwiGLU(dim, hidden)
-
-    def forward(self, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
-        mixed, state = self.mixer(self.mixer_norm(x), state, lengths)
-        return self._after(x + mixed), state
-
-    def step(self, x: Float[Tensor, "batch dim"], state: Any) -> tuple[Tensor, Any]:
-        """Takes one token."""
-        mixed, state = self.mixer.step(self.mixer_norm(x), state)
-        return self._after(x + mixed), state
-
-    def _after(self, x: Tensor) -> Tensor:
-        return x + self.mlp(self.mlp_norm(x))
 
 
 @dataclass(frozen=True, eq=False)

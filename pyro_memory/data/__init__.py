@@ -1,18 +1,25 @@
-"""Images, text and series, and the tasks drawn from them."""
+"""Images, text and series, and the tasks drawn from them.
 
-from pyro_memory.data.digit_pairs import digit_pairs
-from pyro_memory.data.digits import mnist
-from pyro_memory.data.glyphs import glyphs
-from pyro_memory.data.images import LabelledImages
-from pyro_memory.data.named import LICENCES, NAMES, load_images
-from pyro_memory.data.needle import CHARACTERS, NeedleTasks
-from pyro_memory.data.omniglot import omniglot
-from pyro_memory.data.recall import RecallTasks
-from pyro_memory.data.series import SERIES, Series, SeriesWindows, load_series
-from pyro_memory.data.sets import SetTasks
-from pyro_memory.data.stream import ClassStream
-from pyro_memory.data.tasks import FewShotTasks
-from pyro_memory.data.text import CharacterText, TextBatches, load_text
+Where is the thing that ... loads images by name (``load_images``; ``glyphs`` needs no file, ``omniglot``, ``mnist``,
+``digit_pairs``), text (``load_text``) or series (``load_series``); draws a target and the memory to look it up in
+(``FewShotTasks``), sets of one class (``SetTasks``), a stream of them (``ClassStream``), pairs to recall
+(``RecallTasks``), a needle in text (``NeedleTasks``), windows to forecast from (``SeriesWindows``)? A task is
+indexed: ``tasks[i]`` gives the arguments of model and guide, the same for the same seed. Imports: ``stores``.
+"""
+
+from pyro_memory.data.images.digits import mnist
+from pyro_memory.data.images.drawings import omniglot
+from pyro_memory.data.images.labelled import LabelledImages
+from pyro_memory.data.images.letters import glyphs
+from pyro_memory.data.images.named import LICENCES, NAMES, load_images
+from pyro_memory.data.images.pairs import digit_pairs
+from pyro_memory.data.sequences.series import SERIES, Series, SeriesWindows, load_series
+from pyro_memory.data.sequences.text import CharacterText, TextBatches, load_text
+from pyro_memory.data.tasks.few_shot import FewShotTasks
+from pyro_memory.data.tasks.needle import CHARACTERS, NeedleTasks
+from pyro_memory.data.tasks.recall import RecallTasks
+from pyro_memory.data.tasks.sets import SetTasks
+from pyro_memory.data.tasks.stream import ClassStream
 
 __all__ = [
     "CHARACTERS",

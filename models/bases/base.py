@@ -1,0 +1,58 @@
+"""What the base generative models have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+from jaxtyping import Float
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_memory.checks import check_images
+from pyro_memory.naming import unique_name
+from pyro_memory.nets import Context, SkipPyramid
+from pyro_memory.stores import SlotMemory
+
+
+class BaseModel(PyroModule):
+    """Generates an image from a context; a memory model calls it inside its plates.
+
+    A subclass writes ``explain``. Built with ``code_dim=0`` it needs no context and is a model of its own,
+    ``forward(x, memory=None)``: the baseline without memory.
+
+    Attributes:
+        likelihood: has ``support``, the range of a pixel.
+        content: computes features of an image read from memory, or None if the model reads none.
+        code_dim: dimensions of the context's code that it must be told; 0 for none.
+    """
+
+    content: nn.Module | None  # no default here: it would hide the module that a subclass sets
+    code_dim: int = 0
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__(name or unique_name(self))
+
+    def explain(self, x: Float[Tensor, "*batch channel height width"] | None, context: Context) -> None:
+        """Samples the model's own latents and observes ``x``, site ``"x"``, within the caller's plates."""
+        raise NotImplementedError(f"{type(self).__name__} must define `explain`")
+
+    def generate(self, context: Context, shape: Sequence[int] = ()) -> Float[Tensor, "*batch channel height width"]:
+        """Draws images; pixels are means of the last distribution, not draws of it.
+
+        Args:
+            shape: the batch shape, against which the context's broadcasts.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `generate`")
+
+    def forward(self, x: Float[Tensor, "batch channel height width"], memory: SlotMemory | None = None) -> None:
+        check_images(x, self.likelihood)
+        with pyro.plate("batch", len(x)):
+            self.explain(x, Context())
+
+
+def content_network(
+    shape: Sequence[int], channels: Sequence[int], reads: bool | None, code_dim: int
+) -> SkipPyramid | None:
+    """The network for what is read from memory, of a model that reads; by default one that is told a code does."""
+    return SkipPyramid(shape, channels) if (reads is None and code_dim) or reads else None

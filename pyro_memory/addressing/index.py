@@ -1,0 +1,196 @@
+"""Finding the slots of highest score without scoring every slot."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pyro_memory.addressing.content import ContentAddress
+from pyro_memory.addressing.frozen import FrozenAddress
+from pyro_memory.kernels import nearest_slots
+from pyro_memory.stores import SlotMemory
+
+KINDS = ("auto", "brute", "flat", "ivf", "hnsw")
+BLOCK = 65_536  # keys handed to faiss at a time, so that a mapped file is never read as a whole
+
+
+class SlotIndex:
+    r"""Finds the slots whose keys have the largest dot product with a query.
+
+    Args:
+        kind: ``"brute"`` scores every slot, exactly, in torch; the others are faiss indices (the extra ``scale``):
+            ``"flat"`` is exact, ``"ivf"`` searches the cells nearest to the query, ``"hnsw"`` walks a graph of
+            neighbours. ``"auto"`` takes flat up to 20,000 slots, ivf up to 200,000, hnsw above; without faiss, brute.
+        check_every: calls in training between measurements of the staleness.
+        max_staleness: the staleness above which the index is built anew, see ``staleness``.
+        effort: how thorough ivf and hnsw search: cells probed, or nodes kept on the walk (at least twice the slots
+            asked for).
+
+    Attributes:
+        keys: what it was built from, ``[slot, dim]``; a mapped file stays one.
+        last_staleness: the last measurement; ``builds``: how often it was built.
+
+    faiss holds a copy in memory, in half precision for ivf and hnsw. Cost: brute and flat O(slots x dim) a query;
+    hnsw about O(log slots), after a build of O(slots log slots).
+
+    References: Billion-scale similarity search with GPUs (Johnson et al., 2017), https://arxiv.org/abs/1702.08734;
+    Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small World graphs (Malkov &
+    Yashunin, 2016), https://arxiv.org/abs/1603.09320
+    """
+
+    def __init__(
+        self, kind: str = "auto", *, check_every: int = 100, max_staleness: float = 0.1, effort: int = 64
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"`kind` must be one of {', '.join(KINDS)}; got {kind!r}")
+        if check_every < 1 or effort < 1 or not max_staleness >= 0:
+            raise ValueError(
+                "`check_every` and `effort` must be at least 1 and `max_staleness` not negative; got "
+                f"{check_every}, {effort} and {max_staleness}"
+            )
+        self.kind, self.check_every, self.max_staleness, self.effort = kind, check_every, max_staleness, effort
+        self.keys: Tensor | None = None
+        self.mask: Tensor | None = None
+        self.last_staleness, self.builds, self._calls = 0.0, 0, 0
+        self._memory: SlotMemory | None = None
+        self._faiss: Any = None
+
+    def __repr__(self) -> str:
+        size = "empty" if self.keys is None else f"{len(self.keys)} slots"
+        return f"SlotIndex({self.kind}, {size}, builds={self.builds}, staleness={self.last_staleness:.3g})"
+
+    def build(self, keys: Float[Tensor, "slot dim"], mask: Bool[Tensor, " slot"] | None = None) -> SlotIndex:
+        """Builds it from keys, of which ``mask`` leaves out the empty slots, and returns it.
+
+        Raises:
+            ValueError: if there are no keys. ImportError: if the kind needs faiss and it is not installed.
+        """
+        if keys.dim() != 2 or not len(keys) or (mask is not None and not mask.any()):
+            raise ValueError(f"`keys` must be [slot, dim] with at least one filled slot; got shape {list(keys.shape)}")
+        self.keys, self.mask = keys.detach(), mask
+        self._slots = None if mask is None else mask.nonzero().squeeze(-1)
+        count = len(keys) if mask is None else len(self._slots)
+        kind = _chosen(self.kind, count)
+        self._faiss = None if kind == "brute" else self._filled(kind, count)
+        self.builds += 1
+        self._calls = 0
+        return self
+
+    def _filled(self, kind: str, count: int) -> Any:
+        faiss = _faiss()
+        dim, half = self.keys.shape[-1], faiss.ScalarQuantizer.QT_fp16
+        if kind == "flat":
+            index = faiss.IndexFlatIP(dim)
+        elif kind == "hnsw":
+            index = faiss.IndexHNSWSQ(dim, half, 32, faiss.METRIC_INNER_PRODUCT)
+            index.hnsw.efConstruction = 64
+        else:
+            cells = max(1, min(int(2 * math.sqrt(count)), count // 40))
+            index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, cells, half, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:  # forty keys a cell are what faiss wants
+            sample = max(BLOCK, 40 * int(2 * math.sqrt(count)))
+            index.train(self._block(torch.randperm(count, generator=torch.Generator().manual_seed(0))[:sample]))
+        for part in torch.arange(count).split(BLOCK):
+            index.add(self._block(part))
+        return index
+
+    def _block(self, places: Int[Tensor, " key"]) -> Any:
+        slots = places if self._slots is None else self._slots[places]
+        return self.keys[slots].float().cpu().contiguous().numpy()
+
+    def search(self, query: Float[Tensor, "row dim"], nearest: int) -> Int[Tensor, "row nearest"]:
+        """Finds ``nearest`` distinct filled slots for each query, likeliest first.
+
+        Raises:
+            ValueError: before ``build``, for queries of another dimension, or more slots than there are.
+        """
+        if self.keys is None:
+            raise ValueError("`search` needs keys; call `build` first, or use the index in a NearestAddress")
+        if query.shape[-1] != self.keys.shape[-1]:
+            raise ValueError(
+                f"`query` must have the dimension of the index's keys, {self.keys.shape[-1]}; got {query.shape[-1]}. "
+                "Build the index from keys of the same embedding"
+            )
+        count = len(self.keys) if self._slots is None else len(self._slots)
+        if not 1 <= nearest <= count:
+            raise ValueError(f"`nearest` must lie between 1 and the index's {count} filled slots; got {nearest}")
+        if self._faiss is None:
+            return nearest_slots(query, self.keys, nearest, mask=self.mask)[0]
+        places = torch.from_numpy(self._search(query, nearest)).to(query.device)
+        short = (places < 0).any(-1)  # a walk that found too few: score every slot for that query
+        slots = places.clamp(min=0) if self._slots is None else self._slots[places.clamp(min=0)]
+        if short.any():
+            slots[short] = nearest_slots(query[short], self.keys, nearest, mask=self.mask)[0]
+        return slots
+
+    def _search(self, query: Tensor, nearest: int) -> Any:
+        faiss = _faiss()
+        effort = max(self.effort, 2 * nearest)
+        options = {"IndexHNSWSQ": lambda: faiss.SearchParametersHNSW(efSearch=effort)}
+        options["IndexIVFScalarQuantizer"] = lambda: faiss.SearchParametersIVF(nprobe=self.effort)
+        params = options.get(type(self._faiss).__name__, lambda: None)()
+        return self._faiss.search(query.float().cpu().contiguous().numpy(), nearest, params=params)[1]
+
+    def recall(self, query: Float[Tensor, "row dim"], nearest: int) -> float:
+        """Measures the share of the true nearest slots, by the index's own keys, that it finds."""
+        found = self.search(query, nearest)
+        true = nearest_slots(query, self.keys, nearest, mask=self.mask)[0]
+        return (found.unsqueeze(-1) == true.unsqueeze(-2)).any(-1).double().mean().item()
+
+    def staleness(self, current: Float[Tensor, "probe dim"], slots: Int[Tensor, " probe"]) -> float:
+        """Measures how far keys have moved since the build: the mean of ``||now - then|| / ||now||`` over slots."""
+        moved = (current - self.keys[slots].to(current.dtype)).norm(dim=-1)
+        return (moved / current.norm(dim=-1).clamp(min=1e-12)).mean().item()
+
+    @torch.no_grad()
+    def follow(
+        self, address: ContentAddress | FrozenAddress, memory: SlotMemory, *, learning: bool, probes: int = 256
+    ) -> None:
+        """Builds it when the memory is another one, or when ``probes`` slots say that it is stale: measured at every
+        ``check_every``-th call while learning, and at the first call after it."""
+        if not _same(memory, self._memory):
+            self._memory = memory  # held, so that no other tensor can take its place
+            self.build(address.embed(memory), memory.mask)
+            return
+        self._calls += learning
+        if self._calls % self.check_every if learning else not self._calls:
+            return
+        if not learning:
+            self._calls = 0  # measured once after training
+        filled = torch.arange(len(self.keys)) if self._slots is None else self._slots.cpu()
+        slots = filled[torch.linspace(0, len(filled) - 1, min(probes, len(filled))).long()].to(self.keys.device)
+        self.last_staleness = self.staleness(address.keys_for(memory, slots), slots)
+        if self.last_staleness > self.max_staleness:
+            self.build(address.embed(memory), memory.mask)
+
+
+def _same(one: SlotMemory, other: SlotMemory | None) -> bool:
+    """Whether two memories hold the same tensors, unchanged."""
+    return other is not None and all(
+        a is b or (a is not None and b is not None and a.data_ptr() == b.data_ptr() and a.shape == b.shape)
+        for a, b in ((one.values, other.values), (one.keys, other.keys), (one.mask, other.mask))
+    )
+
+
+def _chosen(kind: str, count: int) -> str:
+    if kind != "auto":
+        return kind
+    try:
+        _faiss()
+    except ImportError:
+        return "brute"
+    return "flat" if count <= 20_000 else "ivf" if count <= 200_000 else "hnsw"
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            'This `kind` of index needs faiss: pip install "pyro-memory[scale]", or use kind="brute"'
+        ) from error
+    return faiss

@@ -1,0 +1,37 @@
+"""What an address is before anything was looked up."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from pyro_memory.distributions import STREAM_ABOVE, StreamedCategorical
+from pyro_memory.stores import SlotMemory, readable
+
+
+class UniformPrior(nn.Module):
+    """Gives every filled slot the same prior probability."""
+
+    def forward(self, memory: SlotMemory) -> dist.Categorical:
+        return memory.prior()
+
+
+class LearnedPrior(nn.Module):
+    """Scores each slot by its content: ``p(a | M) = softmax_a <w, h(m_a)>`` with a learned query ``w``.
+
+    Over a shared memory of more than 16,384 slots it gives a ``StreamedCategorical``.
+    """
+
+    def __init__(self, key: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.key = key
+        self.query = nn.Parameter(torch.zeros(dim))  # starts uniform
+
+    def forward(self, memory: SlotMemory) -> dist.Categorical | StreamedCategorical:
+        memory.check_filled()
+        contents = memory.values if memory.keys is None else memory.keys
+        key = memory.embedder(self.key)(readable(contents))
+        if memory.divided or (memory.batch_dim is None and memory.slots > STREAM_ABOVE):
+            return memory.streamed(self.query, key)
+        return dist.Categorical(logits=memory.masked(memory.align(key @ self.query)))

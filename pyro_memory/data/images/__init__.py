@@ -1,0 +1,1 @@
+"""Labelled images: embedded, downloaded, or varied."""

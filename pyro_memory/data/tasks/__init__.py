@@ -1,0 +1,1 @@
+"""Sources of batches: what model and guide are called with."""

@@ -1,0 +1,200 @@
+"""Few-shot tasks: targets, and a memory of examples drawn by a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import index
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pyro_memory.data.images.labelled import LabelledImages
+from pyro_memory.data.images.variations import check_shares, turn
+from pyro_memory.data.seeds import generator_for
+from pyro_memory.stores import SlotMemory
+
+Task = tuple[Float[Tensor, "target 1 height width"], SlotMemory]
+
+
+class FewShotTasks:
+    """Draws a task for each index: ``tasks[i]`` gives ``(x, memory)``, the same for the same seed and index.
+
+    Each index has a random generator of its own, so that tasks can be drawn in any order, by any worker, and a training
+    run goes on where it stopped.
+
+    Args:
+        data: the images to draw from.
+        classes: how many classes are in memory; a pair (fewest, most) draws a number anew for each index, so that a
+            model meets memories of many sizes.
+        shots: how many slots a class gets; likewise.
+        targets: how many images a task asks for. Those that share a memory are drawn, with replacement, from what the
+            memory leaves of its classes.
+        protocol: "vma": a target is never in memory, and every class has ``shots`` different images there (Bornschein
+            et al., 2017, https://arxiv.org/abs/1709.07116). "gmn": memory and target are drawn with replacement, a
+            random class a slot, so that the target itself may be in memory (Bartunov & Vetrov, 2018,
+            https://proceedings.mlr.press/v84/bartunov18a.html). Their numbers do not compare.
+        per_target: gives each target a memory of its own, its class and ``classes - 1`` others (evaluation); otherwise
+            all targets share one memory (training).
+        seed: of the tasks.
+        target_indices: fixed targets in order, ``targets`` of them a task; the tasks then have a length, and a target's
+            memory depends on the seed and the target only. Needs ``per_target``.
+        turned: the share of tasks whose images, targets and memory alike, are turned by a random symmetry of the square
+            (a quarter turn, a mirror image, ...): more letters to learn from, as in Towards a Neural Statistician
+            (Edwards & Storkey, 2017), https://arxiv.org/abs/1606.02185.
+        varied: the share of tasks whose images are each redrawn as another hand might: ``LabelledImages.varied``.
+
+    Raises:
+        ValueError: if the data have too few classes or images, or an argument is unusable.
+    """
+
+    def __init__(
+        self,
+        data: LabelledImages,
+        *,
+        classes: int | tuple[int, int],
+        shots: int | tuple[int, int],
+        targets: int,
+        protocol: str = "vma",
+        per_target: bool = False,
+        seed: int = 0,
+        target_indices: Int[Tensor, " target"] | None = None,
+        turned: float = 0.0,
+        varied: float = 0.0,
+    ) -> None:
+        self._ranges = _range("classes", classes), _range("shots", shots)
+        most_classes, most_shots = (most for _, most in self._ranges)
+        if targets < 1:
+            raise ValueError(f"`targets` must be at least 1; got {targets}")
+        if protocol not in ("vma", "gmn"):
+            raise ValueError(f'`protocol` must be "vma" or "gmn"; got {protocol!r}')
+        if most_classes > data.classes:
+            raise ValueError(f"`classes` must be at most the data's {data.classes}; got {classes}")
+        fewest = min(len(m) for m in data.members)
+        if protocol == "vma" and most_shots + 1 > fewest:
+            raise ValueError(
+                f"`shots` must leave an image of each class for the target; got {shots} where a class has {fewest}"
+            )
+        check_shares(data.shape, turned=turned, varied=varied, fixed=target_indices is not None)
+        if target_indices is not None and not per_target:
+            raise ValueError("`target_indices` need per_target=True: targets of many classes cannot share one memory")
+        if target_indices is not None and any(fewest < most for fewest, most in self._ranges):
+            raise ValueError(
+                "`classes` and `shots` must be numbers where `target_indices` fix the targets: their memories depend "
+                f"on the seed alone; got {classes} and {shots}. Build tasks for each size"
+            )
+        self.data = data
+        self.classes = classes
+        self.shots = shots
+        self.targets = targets
+        self.protocol = protocol
+        self.per_target = per_target
+        self.seed = seed
+        self.target_indices = target_indices
+        self.turned = turned
+        self.varied = varied
+
+    def __len__(self) -> int:
+        if self.target_indices is None:
+            raise TypeError("tasks without `target_indices` have no end, hence no length")
+        return -(-len(self.target_indices) // self.targets)
+
+    def __getitem__(self, index: int) -> Task:
+        return self._task(index, wrong=False)
+
+    def wrong_classes(self, index: int) -> SlotMemory:
+        """Gives a memory of the same size with none of its task's classes in it: a control."""
+        return self._task(index, wrong=True)[1]
+
+    def _task(self, index: int, wrong: bool) -> Task:
+        sizes = generator_for(self.seed, 11, index)
+        classes, shots = (int(torch.randint(fewest, most + 1, (), generator=sizes)) for fewest, most in self._ranges)
+        if self.per_target:
+            targets = self._targets(index)
+            slots = [
+                self._slots_for(int(t), classes, shots, generator_for(self.seed, 1, index, i), wrong)
+                for i, t in enumerate(targets)
+            ]
+            x, values = self._show(index, targets, torch.stack(slots))
+            return x, SlotMemory(values, batch_dim=-1)
+        generator = generator_for(self.seed, 0, index)
+        chosen = torch.randperm(self.data.classes, generator=generator)[:classes]
+        slots = self._slots(chosen, shots, None, generator)
+        taken = slots if self.protocol == "vma" else None
+        labels = chosen[torch.arange(self.targets) % classes]
+        targets = torch.stack([self._member(int(c), generator, taken) for c in labels])
+        if wrong:
+            slots = self._slots(self._other_classes(chosen, classes, generator), shots, None, generator)
+        x, values = self._show(index, targets, slots)
+        return x, SlotMemory(values)
+
+    def _show(self, index: int, *groups: Int[Tensor, "*image"]) -> list[Float[Tensor, "*image 1 height width"]]:
+        """The images of targets and slots: varied each by itself, turned all alike."""
+        images = torch.cat([group.flatten() for group in groups])
+        redraw, turning = generator_for(self.seed, 9, index), generator_for(self.seed, 4, index)
+        varied = torch.rand((), generator=redraw) < self.varied
+        x = self.data.varied(images, redraw) if varied else self.data[images]
+        if torch.rand((), generator=turning) < self.turned:
+            x = turn(x, turning)
+        parts = x.split([group.numel() for group in groups])
+        return [part.reshape(*group.shape, *x.shape[1:]) for group, part in zip(groups, parts, strict=True)]
+
+    def _targets(self, index: int) -> Int[Tensor, " target"]:
+        if self.target_indices is not None:
+            if not 0 <= index < len(self):
+                raise IndexError(f"`index` must be below {len(self)}; got {index}")
+            return self.target_indices[index * self.targets : (index + 1) * self.targets]
+        generator = generator_for(self.seed, 2, index)
+        labels = torch.randint(self.data.classes, (self.targets,), generator=generator)
+        return torch.stack([self._member(int(c), generator) for c in labels])
+
+    def _slots_for(
+        self, target: int, classes: int, shots: int, generator: torch.Generator, wrong: bool
+    ) -> Int[Tensor, " slot"]:
+        """The memory of one target: its class and others, in random order."""
+        if self.target_indices is not None:
+            generator = generator_for(self.seed, 3, target)
+        label = self.data.labels[target].reshape(1)
+        chosen = torch.cat([label, self._other_classes(label, classes - 1, generator)])
+        if wrong:
+            chosen = self._other_classes(chosen, classes, generator)
+        slots = self._slots(chosen, shots, torch.tensor([target]), generator)
+        return slots[torch.randperm(len(slots), generator=generator)]
+
+    def _slots(
+        self, classes: Tensor, shots: int, target: Tensor | None, generator: torch.Generator
+    ) -> Int[Tensor, " slot"]:
+        if self.protocol == "gmn":
+            labels = classes[torch.randint(len(classes), (len(classes) * shots,), generator=generator)]
+            return torch.stack([self._member(int(c), generator) for c in labels])
+        slots = []
+        for label in classes.tolist():
+            free = self._free(label, target)
+            slots.append(free[torch.randperm(len(free), generator=generator)[:shots]])
+        return torch.cat(slots)
+
+    def _member(self, label: int, generator: torch.Generator, taken: Tensor | None = None) -> Tensor:
+        free = self._free(label, taken)
+        return free[torch.randint(len(free), (), generator=generator)]
+
+    def _free(self, label: int, taken: Tensor | None) -> Int[Tensor, " image"]:
+        """A class's images but for these."""
+        members = self.data.members[label]
+        return members if taken is None else members[~torch.isin(members, taken)]
+
+    def _other_classes(self, taken: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        order = torch.randperm(self.data.classes, generator=generator)
+        others = order[~torch.isin(order, taken)][:count]
+        if len(others) < count:
+            raise ValueError(f"`classes` must leave other classes to draw; the data have {self.data.classes} in all")
+        return others
+
+
+def _range(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    ends = tuple(map(index, value)) if isinstance(value, Sequence) else (index(value),) * 2
+    if len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
+        raise ValueError(
+            f"`{name}` must be at least 1, or a pair (fewest, most); got {value}. For a model without memory use "
+            "SlotMemory.empty(...)"
+        )
+    return ends

@@ -1,0 +1,58 @@
+"""Measurements in nats: an estimator, its record and its figure in one file.
+
+Where is the thing that ... bounds log p(x) (``importance_bound``); says what each latent and each lookup carried
+(``information_gain``); what the memory was worth (``memory_contribution``); how surprising each token was
+(``token_surprise``); how good generated images are (``frechet_distance``, ``class_agreement``); hands a record to
+ArviZ (``to_arviz``); draws images, usage, levels (``plot_images``, ``plot_usage``, ``plot_levels``, ``plot_text``)? A
+record prints itself with standard errors, and has ``to_dict()`` and ``plot(ax)``. Imports: ``inference``, ``stores``,
+``distributions``, ``nets``, ``data``.
+"""
+
+from pyro_memory.diagnostics.addresses import AddressInformation
+from pyro_memory.diagnostics.arviz import to_arviz
+from pyro_memory.diagnostics.axes import BLUE, GREY, ORANGE, axes_or_new, plot_images, plot_levels, plot_usage
+from pyro_memory.diagnostics.bound import BoundEstimate, importance_bound
+from pyro_memory.diagnostics.contribution import MemoryContribution, memory_contribution
+from pyro_memory.diagnostics.information import InformationGain, information_gain
+from pyro_memory.diagnostics.samples import (
+    ClassAgreement,
+    FeatureClassifier,
+    FrechetDistance,
+    class_agreement,
+    frechet_distance,
+    prototype_sets,
+    train_classifier,
+)
+from pyro_memory.diagnostics.sites import SiteInformation
+from pyro_memory.diagnostics.surprise import TokenSurprise, plot_text, token_surprise
+from pyro_memory.diagnostics.tables import standard_error
+
+__all__ = [
+    "BLUE",
+    "GREY",
+    "ORANGE",
+    "AddressInformation",
+    "BoundEstimate",
+    "ClassAgreement",
+    "FeatureClassifier",
+    "FrechetDistance",
+    "InformationGain",
+    "MemoryContribution",
+    "SiteInformation",
+    "TokenSurprise",
+    "axes_or_new",
+    "class_agreement",
+    "frechet_distance",
+    "importance_bound",
+    "information_gain",
+    "memory_contribution",
+    "plot_images",
+    "plot_levels",
+    "plot_text",
+    "plot_usage",
+    "prototype_sets",
+    "standard_error",
+    "to_arviz",
+    "token_surprise",
+    "train_classifier",
+]

@@ -1,0 +1,134 @@
+"""How well a model explains data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_memory.diagnostics.axes import BLUE, ORANGE, axes_or_new
+from pyro_memory.diagnostics.tables import number, standard_error, table
+from pyro_memory.inference import Particles, weigh
+
+
+@dataclass(frozen=True, repr=False)
+class BoundEstimate:
+    """A lower bound on log p(x) for each datum, in nats.
+
+    Attributes:
+        bound: ``log 1/K sum_k w_k`` for each datum.
+        effective_particles: the effective sample size ``(sum w)^2 / sum w^2`` for each datum.
+        particles: K.
+    """
+
+    bound: Float[Tensor, " datum"]
+    effective_particles: Float[Tensor, " datum"]
+    particles: int
+
+    @classmethod
+    def cat(cls, parts: Sequence[BoundEstimate]) -> BoundEstimate:
+        """Joins the estimates of several batches."""
+        if len({p.particles for p in parts}) != 1:
+            raise ValueError("`parts` must be one or more estimates with equal numbers of particles")
+        return cls(
+            torch.cat([p.bound for p in parts]),
+            torch.cat([p.effective_particles for p in parts]),
+            parts[0].particles,
+        )
+
+    @property
+    def mean(self) -> float:
+        """The mean bound, nats per datum."""
+        return self.bound.mean().item()
+
+    @property
+    def se(self) -> float:
+        """The standard error of the mean over data."""
+        return standard_error(self.bound)
+
+    @property
+    def monte_carlo_se(self) -> float:
+        """What the particles' noise adds to the mean (delta method): unreliable where few particles count."""
+        variance = 1 / self.effective_particles - 1 / self.particles
+        return (variance.clamp(min=0).sum().sqrt() / len(self.bound)).item()
+
+    @property
+    def low(self) -> int:
+        """How many data rest on fewer than five effective particles."""
+        return int((self.effective_particles < 5).sum())
+
+    def __repr__(self) -> str:
+        share = f"{100 * self.low / len(self.bound):.1f}%"
+        rows = [
+            ("", "nats/datum", "se"),
+            ("log p(x) >=", number(self.mean), number(self.se)),
+            ("noise of the particles", "", number(self.monte_carlo_se)),
+            ("fewer than 5 effective", str(self.low), share),
+        ]
+        return f"BoundEstimate of {len(self.bound)} data, {self.particles} particles each\n{table(rows)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives the summary as plain numbers."""
+        return {
+            "mean": self.mean, "se": self.se, "monte_carlo_se": self.monte_carlo_se, "data": len(self.bound),
+            "particles": self.particles, "low_effective": self.low,
+        }  # fmt: skip
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws the bounds of the data as a histogram with their mean."""
+        ax = axes_or_new(ax)
+        ax.hist(self.bound.numpy(force=True), bins=40, color=BLUE)
+        ax.axvline(self.mean, color=ORANGE, label=f"mean {self.mean:.2f} ± {self.se:.2f}")
+        ax.set(xlabel="bound on log p(x), nats", ylabel="data")
+        ax.legend(frameon=False)
+        return ax
+
+
+@torch.no_grad()
+def importance_bound(
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    particles: int = 1000,
+    chunk_size: int = 50,
+    max_plate_nesting: float = math.inf,
+    progress: bool = False,
+    **kwargs: Any,
+) -> BoundEstimate:
+    r"""Estimates ``E log 1/K sum_k p(x, h_k) / q(h_k | x) <= log p(x)`` for each datum.
+
+    Args:
+        model, guide: any pair whose latents lie in the plate over data.
+        *args, **kwargs: what both are called with.
+        particles: K. The bound rises with K to log p(x).
+        chunk_size: particles per pass; memory grows with it, not with K.
+        max_plate_nesting: how many plates the model nests; found by a trial run if not given.
+        progress: shows a progress bar.
+
+    Raises:
+        ValueError: for K < 1 and for a pair that has no per-datum weights (see ``weigh``).
+
+    Cost: K passes of model and guide.
+
+    References: Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
+    """
+    if particles < 1 or chunk_size < 1:
+        raise ValueError(f"`particles` and `chunk_size` must be at least 1; got {particles} and {chunk_size}")
+    total = total_squared = None
+    sizes = [chunk_size] * (particles // chunk_size) + [particles % chunk_size] * (particles % chunk_size > 0)
+    for size in tqdm(sizes, desc="bound", disable=not progress, leave=False):
+        sampler = Particles(size, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
+        (traces,) = sampler.traces(model, guide, args, kwargs)
+        max_plate_nesting = sampler.max_plate_nesting - (size > 1)
+        log_weight = weigh(*traces).log_weight.flatten(1).double()
+        part, part_squared = log_weight.logsumexp(0), (2 * log_weight).logsumexp(0)
+        total = part if total is None else torch.logaddexp(total, part)
+        total_squared = part_squared if total_squared is None else torch.logaddexp(total_squared, part_squared)
+    return BoundEstimate(total - math.log(particles), (2 * total - total_squared).exp(), particles)

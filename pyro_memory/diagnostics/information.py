@@ -1,0 +1,233 @@
+"""What each lookup and each latent carried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from matplotlib.axes import Axes
+from pyro import poutine
+from pyro.infer.inspect import get_dependencies
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_memory.diagnostics.addresses import ADDRESSES, AddressInformation, address_information
+from pyro_memory.diagnostics.axes import BLUE, GREY, ORANGE, axes_or_new
+from pyro_memory.diagnostics.sites import (
+    Site,
+    SiteInformation,
+    base,
+    cells,
+    draws_se,
+    frames,
+    site_information,
+    site_kl,
+)
+from pyro_memory.diagnostics.tables import number, table
+from pyro_memory.inference import Particles, stochastic_sites
+
+
+@dataclass(frozen=True, repr=False)
+class InformationGain:
+    """What each latent of a model was worth, in nats: KL(q || p) a site, and their sum.
+
+    Attributes:
+        sites: per latent site, in the guide's order.
+        joint: KL of all latents together, nats for each datum (for the data set where a latent is global).
+        addresses: per categorical site, how it was used.
+        draws: how many draws of the ancestors were averaged.
+        notes: what could not be given, and why.
+    """
+
+    sites: dict[str, SiteInformation]
+    joint: SiteInformation
+    addresses: dict[str, AddressInformation]
+    draws: int
+    notes: tuple[str, ...] = field(default=())
+
+    def __getitem__(self, site: str) -> SiteInformation:
+        return self.sites[site]
+
+    def __repr__(self) -> str:
+        rows = [("site", "nats", "se", "of draws", "per", "method")]
+        for name, s in [*self.sites.items(), ("joint", self.joint)]:
+            rows.append((name, number(s.mean), number(s.se), number(s.draws_se), s.unit, s.method))
+        count = 0 if self.joint.kl is None else len(self.joint.kl)
+        head = f"InformationGain of {count} data, {self.draws} draws of the ancestors"
+        extra = [line for name, a in self.addresses.items() for line in a.lines(name)]
+        return "\n".join([head, table(rows), *extra, *(f"note: {note}" for note in self.notes)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives the summary as plain numbers."""
+        sites = {
+            name: {"mean": s.mean, "se": s.se, "draws_se": s.draws_se, "unit": s.unit, "method": s.method}
+            for name, s in [*self.sites.items(), ("joint", self.joint)]
+        }
+        addresses = {
+            name: {
+                k: (v.tolist() if isinstance(v, Tensor) else v) for k, v in vars(a).items() if v is not None and v != ""
+            }
+            for name, a in self.addresses.items()
+        }
+        return {"sites": sites, "addresses": addresses, "draws": self.draws, "notes": list(self.notes)}
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws nats a site with two standard errors over data; a tick marks an address's ceiling."""
+        ax = axes_or_new(ax)
+        names = [name for name, site in self.sites.items() if site.kl is not None]
+        for i, name in enumerate(names):
+            site = self.sites[name]
+            se = 0.0 if math.isnan(site.se) else site.se
+            ax.barh(i, site.mean, xerr=2 * se, color=BLUE if name in self.addresses else GREY)
+            end = site.mean + 2 * se
+            if name in self.addresses:
+                ceiling = self.addresses[name].ceiling
+                ax.plot([ceiling, ceiling], [i - 0.4, i + 0.4], color=ORANGE, label=f"ceiling of {name}")
+                end = max(end, ceiling)
+            ax.annotate(f" {site.mean:.2f}", (end, i), va="center")
+        ax.set(yticks=range(len(names)), yticklabels=names, xlabel="KL(q || p), nats")
+        ax.invert_yaxis()
+        ax.margins(x=0.15)
+        if self.addresses:
+            ax.legend(frameon=False)
+        return ax
+
+
+@torch.no_grad()
+def information_gain(
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    draws: int = 10,
+    max_plate_nesting: float = math.inf,
+    **kwargs: Any,
+) -> InformationGain:
+    r"""Measures KL(q || p) of every latent site, in nats, for any model and guide.
+
+    A site's KL is taken in closed form given its sampled ancestors where the two distributions have one, by
+    enumeration where it is discrete, and otherwise as the mean of ``log q - log p`` over the draws. It is given
+    where every parent of the site in the model precedes it in the guide; elsewhere only the joint is.
+
+    Args:
+        model, guide: any pair with the same latent sites; of Pyro's automatic guides, those with a site of its own
+            for each latent, such as AutoNormal.
+        *args, **kwargs: what both are called with.
+        draws: of the ancestors; their standard error is in the record.
+        max_plate_nesting: how many plates the model nests; found by a trial run if not given.
+
+    Raises:
+        ValueError: if a latent of the model is missing in the guide, or is a point there or drawn together with others.
+
+    Cost: ``draws`` passes of model and guide.
+
+    References: ELBO surgery (Hoffman & Johnson, 2016),
+    http://approximateinference.org/accepted/HoffmanJohnson2016.pdf
+    """
+    if draws < 1:
+        raise ValueError(f"`draws` must be at least 1; got {draws}")
+    sampler = Particles(draws, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
+    ((model_trace, guide_trace),) = sampler.traces(model, guide, args, kwargs)
+    model_sites, guide_sites = stochastic_sites(model_trace), stochastic_sites(guide_trace)
+    latents = [name for name, site in model_sites.items() if not site["is_observed"]]
+    missing = [name for name in latents if name not in guide_sites]
+    if missing:
+        raise ValueError(f"the guide must sample every latent of the model; missing: {', '.join(missing)}")
+    order = [name for name in guide_sites if name in latents]
+    data_plates = _data_plates(model_sites)
+    undefined = _without_own_kl(model, args, kwargs, latents, order)
+    guide_sites |= {name: _with_density(name, guide_sites, model_sites[name]) for name in order}
+    sites, addresses = {}, {}
+    for name in order:
+        q, p = guide_sites[name], model_sites[name]
+        plates = [f for f in frames(q) if f in data_plates] if name not in undefined else []
+        kl, method = site_kl(q, p) if name not in undefined else (None, "")
+        unit = _unit(frames(q), data_plates)
+        sites[name] = (
+            site_information(kl, method, q, plates, unit)
+            if kl is not None
+            else SiteInformation(None, unit, "joint only", math.nan)
+        )
+        if isinstance(base(q["fn"]), ADDRESSES) and kl is not None:
+            addresses[name] = address_information(base(q["fn"]), base(p["fn"]), args, kwargs)
+    notes = [f"site {n} has no KL of its own: a parent of it in the model follows it in the guide" for n in undefined]
+    joint = _joint(sites, order, guide_sites, model_sites, data_plates, bool(undefined))
+    return InformationGain(sites, joint, addresses, draws, tuple(notes))
+
+
+def _with_density(name: str, guide_sites: dict[str, Site], p: Site) -> Site:
+    """A latent's site in the guide; for an automatic guide, with the distribution that its value was made from.
+
+    Such a guide draws ``<name>_unconstrained`` and gives the latent itself as a point.
+    """
+    q = guide_sites[name]
+    if not isinstance(base(q["fn"]), dist.Delta):
+        return q
+    source = guide_sites.get(f"{name}_unconstrained")
+    if source is None:
+        raise ValueError(
+            f"the guide must give each latent a density; {name} is a point there, or drawn together with others. Use "
+            "AutoNormal, or a guide of your own"
+        )
+    if torch.equal(source["value"], q["value"]):
+        return q | {"fn": source["fn"]}
+    return q | {"fn": dist.TransformedDistribution(source["fn"], biject_to(p["fn"].support))}
+
+
+def _data_plates(model_sites: dict[str, Site]) -> list[Any]:
+    """The plates around all observations (all sites, if nothing is observed): their cells are the data."""
+    observed = [set(frames(s)) for s in model_sites.values() if s["is_observed"]]
+    stacks = observed or [set(frames(s)) for s in model_sites.values()]
+    return sorted(set.intersection(*stacks), key=lambda f: f.dim) if stacks else []
+
+
+def _unit(frames: Iterable[Any], data_plates: list[Any]) -> str:
+    own = [f for f in frames if f in data_plates]
+    if own == data_plates:
+        return "datum"
+    return " x ".join(f.name for f in own) if own else "data set"
+
+
+def _without_own_kl(model: Callable, args: tuple, kwargs: dict, latents: list[str], order: list[str]) -> list[str]:
+    """The sites that some parent of theirs in the model follows in the guide."""
+    earlier = {name: set(latents[:i]) for i, name in enumerate(latents)}
+    late = [name for name in latents if earlier[name] - set(order[: order.index(name)])]
+    if not late:
+        return []
+    try:  # the trace order names more parents than there are: ask what each site really depends on
+        with poutine.block(), torch.random.fork_rng():
+            found = get_dependencies(model, args, kwargs)["prior_dependencies"]
+        parents = {name: set(found.get(name, {})) - {name} for name in latents}
+    except Exception:
+        # Provenance does not survive every operation; the trace order is the safe superset.
+        parents = earlier
+    return [name for name in latents if (parents[name] & set(latents)) - set(order[: order.index(name)])]
+
+
+def _joint(
+    sites: dict[str, SiteInformation],
+    order: list[str],
+    guide_sites: dict[str, Site],
+    model_sites: dict[str, Site],
+    data_plates: list[Any],
+    undefined: bool,
+) -> SiteInformation:
+    """The KL of all latents: the sum of the sites', or by Monte Carlo where some site has none of its own."""
+    per_datum = all(s.unit == "datum" for s in sites.values())
+    unit = "datum" if per_datum else "data set"
+    if not sites:
+        return SiteInformation(None, unit, "no latents", math.nan)
+    if not undefined:
+        kls = [s.kl if per_datum else s.kl.sum().reshape(1) for s in sites.values()]
+        error = math.sqrt(sum(s.draws_se**2 for s in sites.values())) if per_datum else math.nan
+        return SiteInformation(sum(kls), unit, "sum of sites", error)
+    total: Any = 0.0
+    for name in order:
+        q, p = guide_sites[name], model_sites[name]
+        difference = q["fn"].log_prob(q["value"]) - p["fn"].log_prob(q["value"])
+        draws, scale = cells(difference, q, data_plates if per_datum else [])
+        total = total + draws * scale
+    return SiteInformation(total.mean(0).flatten(), unit, "Monte Carlo", draws_se(total, 1.0))

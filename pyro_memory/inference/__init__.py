@@ -1,0 +1,28 @@
+"""Objectives and the weights that they are made of.
+
+Where is the thing that ... trains a pair with discrete addresses (``VIMCO``, ``LeaveOneOutELBO``,
+``RaoBlackwellELBO``); makes an objective of a differentiable loss (``Objective``); gives each datum its importance
+weights (``weigh``); runs model and guide for all particles at once (``Particles``); fills in what a datum lacks
+(``complete``)? Imports: ``stores``, ``distributions``.
+"""
+
+from pyro_memory.inference.completion import complete
+from pyro_memory.inference.leave_one_out import LeaveOneOutELBO
+from pyro_memory.inference.objective import Objective
+from pyro_memory.inference.rao_blackwell import RaoBlackwellELBO
+from pyro_memory.inference.vimco import VIMCO, leave_one_out_bound
+from pyro_memory.inference.weights import PARTICLES, Particles, Weights, stochastic_sites, weigh
+
+__all__ = [
+    "PARTICLES",
+    "VIMCO",
+    "LeaveOneOutELBO",
+    "Objective",
+    "Particles",
+    "RaoBlackwellELBO",
+    "Weights",
+    "complete",
+    "leave_one_out_bound",
+    "stochastic_sites",
+    "weigh",
+]

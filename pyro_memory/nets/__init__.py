@@ -1,0 +1,34 @@
+"""Networks: from images to features, from codes to images; those that end a conditional return a distribution.
+
+Where is the thing that ... sees an image (``ImagePyramid``, ``ImageMLP``); embeds it to be looked up (``Embedding``);
+draws it from a code and what was read (``ConvDecoder``, ``MLPDecoder``); ends in a distribution (``GaussianHead``,
+``PairEncoder``, ``BernoulliImage``); says what a memory told a base model (``Context``)? Features are tuples of
+tensors, finest first, coarsest last: a pyramid has several, an MLP one, a model without memory none. Any number of
+batch dimensions may stand to the left. Imports: nothing of this package.
+"""
+
+from pyro_memory.nets.context import Context, with_code
+from pyro_memory.nets.decoders import ConvDecoder, MLPDecoder
+from pyro_memory.nets.heads import BernoulliImage, ContentPrior, GaussianHead, GaussianImage, GaussianMLP, PairEncoder
+from pyro_memory.nets.layers import Features, mlp, scale_for_relu
+from pyro_memory.nets.pyramids import Embedding, ImageMLP, ImagePyramid, SkipPyramid
+
+__all__ = [
+    "BernoulliImage",
+    "ContentPrior",
+    "Context",
+    "ConvDecoder",
+    "Embedding",
+    "Features",
+    "GaussianHead",
+    "GaussianImage",
+    "GaussianMLP",
+    "ImageMLP",
+    "ImagePyramid",
+    "MLPDecoder",
+    "PairEncoder",
+    "SkipPyramid",
+    "mlp",
+    "scale_for_relu",
+    "with_code",
+]

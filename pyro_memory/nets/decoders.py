@@ -1,0 +1,73 @@
+"""Networks from a code, and what was read, to an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pyro_memory.nets.layers import Features, flat, from_blocks, halvings, mlp, scale_for_relu
+
+
+class ConvDecoder(nn.Module):
+    """Draws an image from z by transposed convolutions; the content adds to the maps at each resolution.
+
+    The last convolution gives the pixels of the image's 2x2 blocks as channels.
+
+    Args:
+        shape: channels, height, width of the image.
+        latent_dim: dimensions of z.
+        channels: maps at each resolution, the finest (half the image's) first, as the content's ``SkipPyramid`` has.
+    """
+
+    def __init__(self, shape: Sequence[int], latent_dim: int, channels: Sequence[int] = (48, 48, 64)) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.sizes = halvings(shape, len(channels))
+        self.start_shape = (channels[-1], *self.sizes[-1])
+        self.start = nn.Linear(latent_dim, math.prod(self.start_shape))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 3, stride=2, padding=1) for a, b in pairwise(channels))
+        self.out = nn.Conv2d(channels[0], 4 * shape[0], 3, padding=1)
+        scale_for_relu(self)
+
+    def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> Float[Tensor, "*batch c h w"]:
+        lead = torch.broadcast_shapes(z.shape[:-1], *(c.shape[:-3] for c in content))
+        hidden = self.start(z).reshape(z.shape[:-1] + self.start_shape).expand(lead + self.start_shape)
+        hidden = torch.relu(self._add(flat(hidden), content, len(self.up), lead))
+        for level in range(len(self.up) - 1, -1, -1):
+            hidden = self.up[level](hidden, output_size=self.sizes[level])
+            hidden = torch.relu(self._add(hidden, content, level, lead))
+        out = from_blocks(self.out(hidden))[..., : self.shape[1], : self.shape[2]]
+        return out.reshape(lead + self.shape)
+
+    @staticmethod
+    def _add(hidden: Tensor, content: Features, level: int, lead: torch.Size) -> Tensor:
+        if not content:
+            return hidden
+        own = content[level]
+        return hidden + flat(own.expand(lead + own.shape[-3:]))
+
+
+class MLPDecoder(nn.Module):
+    """Draws an image from z and the content's feature vector by an MLP."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        latent_dim: int,
+        content_shapes: Sequence[tuple[int, ...]] = (),
+        hidden: Sequence[int] = (128, 256),
+    ) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.net = mlp([latent_dim + sum(s[0] for s in content_shapes), *hidden, shape[0] * shape[1] * shape[2]])
+        scale_for_relu(self)
+
+    def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> Float[Tensor, "*batch c h w"]:
+        lead = torch.broadcast_shapes(z.shape[:-1], *(c.shape[:-1] for c in content))
+        inputs = torch.cat([t.expand(lead + t.shape[-1:]) for t in (z, *content)], -1)
+        return self.net(inputs).reshape(lead + self.shape)

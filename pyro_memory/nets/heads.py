@@ -1,0 +1,97 @@
+"""Networks that end a conditional: they return a distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_memory.nets.layers import Features, coarsest, scale_for_relu
+
+
+class GaussianHead(nn.Module):
+    """Maps the coarsest features to a diagonal normal distribution of ``latent_dim`` dimensions."""
+
+    def __init__(self, in_features: int, latent_dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(in_features, 2 * latent_dim)
+
+    def forward(self, features: Float[Tensor, "*batch feature"]) -> dist.Independent:
+        loc, scale = self.project(features).chunk(2, -1)
+        return dist.Normal(loc, functional.softplus(scale) + 1e-4).to_event(1)
+
+
+class GaussianMLP(nn.Module):
+    """Maps a vector to a diagonal normal distribution through one hidden layer."""
+
+    def __init__(self, in_features: int, hidden: int, latent_dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(in_features, hidden)
+        scale_for_relu(self.hidden)
+        self.head = GaussianHead(hidden, latent_dim)
+
+    def forward(self, features: Float[Tensor, "*batch feature"]) -> dist.Independent:
+        return self.head(torch.relu(self.hidden(features)))
+
+
+class ContentPrior(nn.Module):
+    """Gives p(z | m), a normal distribution, from the coarsest features of the content, of shape ``shape``."""
+
+    def __init__(self, shape: Sequence[int], latent_dim: int) -> None:
+        super().__init__()
+        self.event_dim = len(shape)
+        self.head = GaussianHead(math.prod(shape), latent_dim)
+
+    def forward(self, content: Features) -> dist.Independent:
+        return self.head(content[-1].flatten(-self.event_dim))
+
+
+class PairEncoder(nn.Module):
+    """Gives q(z | x, m), a normal distribution, from features of the images laid over each other as channels.
+
+    With ``m`` None it is the encoder of a model without memory, q(z | x).
+    """
+
+    def __init__(self, features: nn.Module, latent_dim: int) -> None:
+        super().__init__()
+        self.features = features
+        self.head = GaussianHead(features.out_features, latent_dim)
+
+    def forward(self, x: Tensor, m: Tensor | None = None) -> dist.Independent:
+        if m is not None:
+            lead = torch.broadcast_shapes(x.shape[:-3], m.shape[:-3])
+            x = torch.cat([x.expand(lead + x.shape[-3:]), m.expand(lead + m.shape[-3:])], -3)
+        return self.head(coarsest(self.features(x), x.dim() - 3))
+
+
+class BernoulliImage(nn.Module):
+    """Reads a decoder's output as the logits of independent pixels."""
+
+    support = (0.0, 1.0)
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z: Tensor, content: Features = ()) -> dist.Independent:
+        # Grey levels in [0, 1] are allowed, as is usual for MNIST: their "log-probability" is a cross-entropy.
+        return dist.Bernoulli(logits=self.decoder(z, content), validate_args=False).to_event(3)
+
+
+class GaussianImage(nn.Module):
+    """Reads a decoder's output as the means of independent normal pixels with one learned deviation."""
+
+    support = None
+
+    def __init__(self, decoder: nn.Module, scale: float = 0.3) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.log_scale = nn.Parameter(torch.tensor(scale).log())
+
+    def forward(self, z: Tensor, content: Features = ()) -> dist.Independent:
+        return dist.Normal(self.decoder(z, content), self.log_scale.exp()).to_event(3)

@@ -1,0 +1,78 @@
+"""Layers, their first weights, and the ways that images are laid out for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+Features = tuple[Tensor, ...]
+
+
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Chains linear layers with ReLU between them."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def scale_for_relu(module: nn.Module) -> None:
+    """Draws weights that keep the signal's size through ReLU layers, and zeroes biases.
+
+    PyTorch's default shrinks it by a factor of about 2.4 a layer: a deep encoder then starts blind to its input, and
+    the latent collapses before it sees anything.
+
+    References: Delving Deep into Rectifiers (He et al., 2015), https://arxiv.org/abs/1502.01852
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            inputs = float(layer.in_features)
+        elif isinstance(layer, nn.ConvTranspose2d):  # each output pixel sees a share of the kernel
+            inputs = layer.in_channels * math.prod(layer.kernel_size) / math.prod(layer.stride)
+        elif isinstance(layer, nn.Conv2d):
+            inputs = layer.in_channels * math.prod(layer.kernel_size)
+        else:
+            continue
+        nn.init.normal_(layer.weight, std=math.sqrt(2 / inputs))
+        nn.init.zeros_(layer.bias)
+
+
+def on_images(f: Callable[[Tensor], Features], x: Tensor) -> Features:
+    """Runs ``f`` with one batch dimension, whatever number ``x`` has."""
+    lead = x.shape[:-3]
+    return tuple(t.reshape(lead + t.shape[1:]) for t in f(x.reshape((-1,) + x.shape[-3:])))
+
+
+def coarsest(features: Features, batch_dims: int) -> Tensor:
+    return features[-1].flatten(batch_dims)
+
+
+def halvings(shape: Sequence[int], levels: int) -> list[tuple[int, int]]:
+    """The sizes of an image halved once, twice and so on, rounded up."""
+    height, width = shape[1:]
+    return [(-(-height // 2**level), -(-width // 2**level)) for level in range(1, levels + 1)]
+
+
+def to_blocks(images: Tensor) -> Tensor:
+    """The pixels of 2x2 blocks as channels; torch's ``pixel_unshuffle`` leaves an empty batch as it is."""
+    n, c, h, w = images.shape
+    return images.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(n, 4 * c, h // 2, w // 2)
+
+
+def from_blocks(blocks: Tensor) -> Tensor:
+    """The images whose 2x2 blocks these are."""
+    n, c, h, w = blocks.shape
+    return blocks.reshape(n, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // 4, 2 * h, 2 * w)
+
+
+def flat(maps: Tensor) -> Tensor:
+    """One batch dimension, and channels last: on a CPU these few channels on many pixels take half the time."""
+    return channels_last(maps.reshape((-1,) + maps.shape[-3:]))
+
+
+def channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,36 @@
+"""What a few-shot task must look like."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pyro_memory.checks import check_images
+from pyro_memory.recall.recall import Recall
+from pyro_memory.stores import SlotMemory, StructuredMemory
+
+
+def check_task(
+    x: Tensor, support: SlotMemory, memory: StructuredMemory, recall: Recall, likelihood: nn.Module | None = None
+) -> None:
+    """Raises a ValueError unless queries, support sets and stores fit one another and the recall."""
+    if x.dim() != 5:
+        raise ValueError(f"`x` must be [task, query, channel, height, width]; got shape {list(x.shape)}")
+    check_images(x.flatten(0, 1), likelihood)
+    if tuple(x.shape[2:]) != recall.shape:
+        raise ValueError(
+            f"`x` must hold images of {list(recall.shape)}, as `recall` was built for; got {list(x.shape[2:])}"
+        )
+    if support.batch_dim != -2 or support.values.shape[0] != len(x) or support.event_shape != x.shape[2:]:
+        raise ValueError(
+            f"`support` must be a SlotMemory of one set for each of the {len(x)} tasks, values [task, item, "
+            f"{', '.join(map(str, x.shape[2:]))}] with batch_dim=-2; got {list(support.values.shape)} with "
+            f"batch_dim={support.batch_dim}. An empty support has no items, [task, 0, ...]"
+        )
+    if memory.concepts.dim != recall.dim:
+        raise ValueError(
+            f"`memory` must hold embeddings of {recall.dim} dimensions, as `recall`; got {memory.concepts.dim}"
+        )
+    if tuple(memory.episodes.items.shape[2:]) != recall.shape:
+        raise ValueError(
+            f"`memory` must hold episodes of {list(recall.shape)} images; got {list(memory.episodes.items.shape[2:])}"
+        )

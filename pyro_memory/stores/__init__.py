@@ -1,0 +1,28 @@
+"""Memories: values that hold something; writing gives a new one, reading changes nothing.
+
+Where is the thing that ... holds items in slots (``SlotMemory``), with contents that are learned
+(``TemplateMemory``), in files larger than RAM (``MappedMemory``), over several processes (``ShardedMemory``); holds
+episodes with their images (``EpisodicMemory``), concepts with their doubt (``ConceptMemory``), both
+(``StructuredMemory``); writes a file whole or not at all (``replace_file``)? Imports: ``distributions``.
+"""
+
+from pyro_memory.stores.concepts import ConceptMemory
+from pyro_memory.stores.episodes import EpisodicMemory
+from pyro_memory.stores.files import replace_file
+from pyro_memory.stores.mapped import MappedMemory
+from pyro_memory.stores.sharded import ShardedMemory
+from pyro_memory.stores.slots import SlotMemory, readable
+from pyro_memory.stores.structured import StructuredMemory
+from pyro_memory.stores.templates import TemplateMemory
+
+__all__ = [
+    "ConceptMemory",
+    "EpisodicMemory",
+    "MappedMemory",
+    "ShardedMemory",
+    "SlotMemory",
+    "StructuredMemory",
+    "TemplateMemory",
+    "readable",
+    "replace_file",
+]

@@ -1,0 +1,23 @@
+"""The training loop and what surrounds it.
+
+Where is the thing that ... trains a pair (``fit``); is the batch of a step (``batches``); takes a step and refuses
+what would not train (``loop``); writes and reads a run (``save_checkpoint``, ``load_checkpoint``, ``load_weights``);
+lets several processes train one model (``Ranks``); changes the learning rate (``warm_cosine``); lets a step end
+before a signal counts (``signals``)? Imports: ``diagnostics`` for what is measured on the way, ``stores`` for files.
+"""
+
+from pyro_memory.training.checkpoints import load_checkpoint, load_weights, read_header, save_checkpoint
+from pyro_memory.training.fitting import FitResult, fit
+from pyro_memory.training.ranks import Ranks
+from pyro_memory.training.schedules import warm_cosine
+
+__all__ = [
+    "FitResult",
+    "Ranks",
+    "fit",
+    "load_checkpoint",
+    "load_weights",
+    "read_header",
+    "save_checkpoint",
+    "warm_cosine",
+]

@@ -1,0 +1,245 @@
+"""Checkpoints of a training run: one safetensors file, replaced atomically, read without pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pyro_memory.stores import replace_file
+
+FORMAT = 1
+HEADER = "pyro_memory"
+
+
+def module_of(program: Callable[..., Any]) -> nn.Module | None:
+    """Finds the module whose parameters a model or guide uses: itself, the owner of a method, or none."""
+    owner = getattr(program, "__self__", program)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def random_state() -> dict[str, Any]:
+    """Reads the global random states of torch (each device), Python and NumPy."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return pyro.util.get_rng_state() | {"cuda": cuda}
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Sets what ``random_state`` read; states of devices that this machine lacks are left out."""
+    pyro.util.set_rng_state(state)
+    for index, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(device_state, index)
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    step: int = 0,
+    record: Mapping[str, Any] | None = None,
+    batches: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Writes weights, optimizer state and random states to one file, so that a crash leaves the old file or the new.
+
+    Beside it ``<stem>.json`` repeats step and record for people; loading never reads it. Parameters shared by model
+    and guide are written under each of their names. Cost: one copy of weights and optimizer state in host memory.
+
+    Args:
+        path: the safetensors file; its folder is made where it is missing.
+        model: a module, a method of one, or a plain function, which has no weights.
+        guide: likewise.
+        optimizer: the torch optimizer whose state is kept.
+        step: the number of optimizer steps taken.
+        record: anything JSON can hold: hyperparameters, history.
+        batches: the state of the source of batches, where it has one; ``load_batches`` reads it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state, scalars = _optimizer_state(optimizer)
+    rng = random_state()
+    rng_tensors = {"random.torch": rng["torch"]} | {f"random.cuda.{i}": s for i, s in enumerate(rng["cuda"])}
+    source = {f"batches.{key}": tensor for key, tensor in (batches or {}).items()}
+    # Clones, for safetensors refuses tensors that share memory.
+    tensors = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in (_weights(model, guide) | state | rng_tensors | source).items()
+    }
+    kind, keys, *rest = rng["numpy"]
+    summary = {
+        "format": FORMAT,
+        "step": step,
+        "model": _kind(model),
+        "guide": _kind(guide),
+        "optimizer": None if optimizer is None else type(optimizer).__name__,
+        "record": dict(record or {}),
+    }
+    states = {"optimizer_scalars": scalars, "python": rng["random"], "numpy": [kind, keys.tolist(), *rest]}
+    replace_file(path, lambda temporary: save_file(tensors, temporary, {HEADER: json.dumps(summary | states)}))
+    readable = json.dumps(summary, indent=2)
+    replace_file(path.with_suffix(".json"), lambda temporary: temporary.write_text(readable + "\n"))
+    return path
+
+
+def load_checkpoint(
+    path: str | Path,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> dict[str, Any]:
+    """Restores a training run: weights in place, optimizer state, and the global random states.
+
+    The optimizer keeps its own hyperparameters; only its state is read.
+
+    Args:
+        path: a file that ``save_checkpoint`` wrote.
+        model: built as the one that was saved.
+        guide: likewise; one that makes its parameters lazily must have been called once.
+        optimizer: over the same parameters in the same order.
+
+    Returns:
+        The file's header: ``step``, ``record`` and class names.
+
+    Raises:
+        ValueError: if the file is damaged or holds another model, guide or optimizer. Nothing has changed then.
+    """
+    header, tensors = _read(path)
+    pairs = _matched(path, header, tensors, model, guide)
+    if optimizer is not None:
+        _load_optimizer(path, header, tensors, optimizer)
+    _copy(pairs)
+    version, words, gauss = header["python"]
+    kind, keys, *rest = header["numpy"]
+    cuda = [tensors[k] for k in sorted(tensors, key=len) if k.startswith("random.cuda.")]
+    restore_random_state(
+        {
+            "torch": tensors["random.torch"],
+            "random": (version, tuple(words), gauss),
+            "numpy": (kind, np.array(keys, dtype=np.uint32), *rest),
+            "cuda": cuda,
+        }
+    )
+    return header
+
+
+def load_weights(path: str | Path, model: Callable[..., Any], guide: Callable[..., Any]) -> dict[str, Any]:
+    """Copies the weights of a checkpoint into model and guide, and touches nothing else.
+
+    Arguments, result and errors are those of ``load_checkpoint``.
+    """
+    header, tensors = _read(path)
+    _copy(_matched(path, header, tensors, model, guide))
+    return header
+
+
+def load_batches(path: str | Path) -> dict[str, Tensor]:
+    """Reads the state of the source of batches, empty where the run's had none.
+
+    Raises:
+        ValueError: if the file is damaged or something else.
+    """
+    return {k.removeprefix("batches."): t for k, t in _read(path)[1].items() if k.startswith("batches.")}
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint's step, record and class names, without its tensors.
+
+    Raises:
+        ValueError: if the file is damaged or something else.
+    """
+    return _read(path, tensors=False)[0]
+
+
+def _read(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[HEADER])
+            content = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(
+            f"`{path}` is not a whole pyro-memory checkpoint ({error}); restore a copy of it, or delete it"
+        ) from error
+    if header["format"] != FORMAT:
+        raise ValueError(f"`{path}` must have format {FORMAT}; got {header['format']}: another version wrote it")
+    return header, content
+
+
+def _kind(program: Callable[..., Any]) -> str:
+    module = module_of(program)
+    return "function" if module is None else type(module).__name__
+
+
+def _weights(model: Callable[..., Any], guide: Callable[..., Any]) -> dict[str, Tensor]:
+    modules = {"model": module_of(model), "guide": module_of(guide)}
+    return {
+        f"{role}.{key}": value
+        for role, module in modules.items()
+        if module is not None
+        for key, value in module.state_dict().items()
+    }
+
+
+def _matched(path, header, tensors, model, guide) -> list[tuple[Tensor, Tensor]]:
+    """Pairs each weight of model and guide with its saved value, before anything is changed."""
+    own = _weights(model, guide)
+    saved = {k: t for k, t in tensors.items() if k.startswith(("model.", "guide."))}
+    differences = [
+        f"{role} is a {header[role]} in the file, a {_kind(program)} here"
+        for role, program in (("model", model), ("guide", guide))
+        if header[role] != _kind(program) and any(key.startswith(f"{role}.") for key in own | saved)
+    ]
+    differences += [f"{key} is missing in the file" for key in own if key not in saved]
+    differences += [f"{key} is only in the file" for key in saved if key not in own]
+    differences += [
+        f"{key} is {_looks(saved[key])} in the file, {_looks(own[key])} here"
+        for key in own
+        if key in saved and _looks(saved[key]) != _looks(own[key])
+    ]
+    if differences:
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise ValueError(
+            f"`{path}` holds another model: {'; '.join(differences[:5])}{more}. Build `model` and `guide` as they were "
+            "saved (call a guide with lazy parameters once), or train anew with another path or `resume=False`"
+        )
+    return [(own[key], saved[key]) for key in own]
+
+
+def _looks(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+@torch.no_grad()
+def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    # In place, for optimizers, tied modules and Pyro's parameter store hold these very tensors.
+    for own, saved in pairs:
+        own.copy_(saved)
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    state = {} if optimizer is None else optimizer.state_dict()["state"]
+    flat = {f"optimizer.{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+    tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+    return tensors, {key: value for key, value in flat.items() if key not in tensors}
+
+
+def _load_optimizer(path, header, tensors, optimizer: torch.optim.Optimizer) -> None:
+    if header["optimizer"] != type(optimizer).__name__:
+        raise ValueError(
+            f"`optimizer` must be {header['optimizer']}, as in `{path}`; got {type(optimizer).__name__}. To change it, "
+            "start from `load_weights` with another checkpoint path"
+        )
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in (tensors | header["optimizer_scalars"]).items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

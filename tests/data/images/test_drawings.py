@@ -1,0 +1,175 @@
+import importlib
+import io
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pyro_memory.data import omniglot
+from pyro_memory.data.sources import VARIABLE
+
+real = pytest.mark.skipif(VARIABLE not in os.environ, reason=f"{VARIABLE} names no folder with the real files")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The user's cache, empty and the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr("pyro_memory.data.images.drawings.cache_dir", lambda: folder)
+    return folder
+
+
+def draw(*key):
+    return np.random.default_rng(key).random((105, 105)) < 0.1  # True is ink
+
+
+def png(ink):
+    stream = io.BytesIO()
+    Image.fromarray(~ink).save(stream, "png")  # the official files hold ink as black
+    return stream.getvalue()
+
+
+def pack(folder, files, split="background"):
+    folder.mkdir(exist_ok=True)
+    path = folder / f"images_{split}.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(f"images_{split}/{name}", content)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    names = [f"{a}/character{c:02d}/{10 * c + d:04d}_{d:02d}.png" for a in "BA" for c in (2, 1) for d in (1, 2, 3)]
+    pack(tmp_path / "data", {name: png(draw(i)) for i, name in enumerate(names)})
+    return tmp_path / "data"
+
+
+def test_28_takes_the_rows_and_columns_of_the_floor_formula(folder, cache):
+    data = omniglot("background", root=folder)
+    rows = [int(i * 105 / 28) for i in range(28)]
+    first = draw(9)[rows][:, rows]  # "A/character01", its first drawing
+    assert data.shape == (1, 28, 28)
+    assert torch.equal(data.images[0, 0], torch.from_numpy(first.astype(np.uint8)))
+
+
+def test_26_takes_the_maximum_over_blocks_of_four(folder, cache):
+    data = omniglot("background", root=folder, size=26)
+    ink = torch.from_numpy(draw(9)).float()[None, None, :104, :104]
+    assert torch.equal(data[torch.tensor([0])], torch.nn.functional.max_pool2d(ink, 4))
+
+
+def test_a_class_is_a_character_of_an_alphabet(folder, cache):
+    data = omniglot("background", root=folder)
+    assert data.class_names == ("A/character01", "A/character02", "B/character01", "B/character02")
+    assert data.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+def test_a_second_reading_comes_from_the_cache_with_the_same_bits(folder, cache, monkeypatch):
+    first = omniglot("background", root=folder)
+    monkeypatch.setattr("pyro_memory.data.images.drawings._decode", None)
+    second = omniglot("background", root=folder)
+    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.labels, second.labels)
+    assert first.class_names == second.class_names
+
+
+def test_another_zip_in_the_folder_is_not_served_from_the_cache(folder, cache):
+    first = omniglot("background", root=folder)
+    pack(folder, {"A/character01/0001_01.png": png(draw(99))})
+    assert len(omniglot("background", root=folder)) == 1 < len(first)
+
+
+def test_sizes_do_not_share_a_cache(folder, cache):
+    assert omniglot("background", root=folder).shape != omniglot("background", root=folder, size=26).shape
+
+
+def test_the_variable_names_the_folder_above(folder, cache, monkeypatch):
+    folder.rename(folder.parent / "omniglot")
+    monkeypatch.setenv(VARIABLE, str(folder.parent))
+    assert len(omniglot("background")) == 12
+
+
+def test_the_folder_of_all_data_sets_will_do(folder, cache):
+    (folder.parent / "all").mkdir()
+    folder.rename(folder.parent / "all" / "omniglot")
+    assert len(omniglot("background", root=folder.parent / "all")) == 12
+
+
+def test_an_unknown_split_or_size_is_named():
+    with pytest.raises(ValueError, match=r'`split` must be "background" or "evaluation"; got \'train\''):
+        omniglot("train")
+    with pytest.raises(ValueError, match=r"`size` must be 28 .* or 26 .*; got 32"):
+        omniglot("background", size=32)
+
+
+def test_a_missing_zip_is_named_with_where_to_get_it(tmp_path, cache):
+    with pytest.raises(FileNotFoundError, match=r"`root` must be a folder that holds images_background.zip.*https://"):
+        omniglot("background", root=tmp_path)
+
+
+def test_a_truncated_zip_is_an_error_and_leaves_nothing(folder, cache):
+    path = folder / "images_background.zip"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"images_background.zip is damaged or no zip .*fetch it again from https://"):
+        omniglot("background", root=folder)
+    assert not list(cache.rglob("*"))
+
+
+def test_a_zip_without_drawings_is_an_error_and_leaves_nothing(tmp_path, cache):
+    pack(tmp_path / "data", {"readme.txt": b"nothing"})
+    with pytest.raises(ValueError, match=r"images_background.zip holds no drawings"):
+        omniglot("background", root=tmp_path / "data")
+    assert not list(cache.rglob("*"))
+
+
+def test_drawings_of_another_size_are_an_error(tmp_path, cache):
+    pack(tmp_path / "data", {"A/character01/0001_01.png": png(draw(0)[:28, :28])})
+    with pytest.raises(ValueError, match=r"must hold drawings of 105x105; .*0001_01.png is \(28, 28\)"):
+        omniglot("background", root=tmp_path / "data")
+
+
+def test_an_interrupted_write_leaves_no_partial_cache(folder, cache, monkeypatch):
+    def interrupt(file, **arrays):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        omniglot("background", root=folder)
+    assert not list(cache.iterdir())
+
+
+@real
+@pytest.mark.parametrize(("split", "classes"), [("background", 964), ("evaluation", 659)])
+def test_the_real_set_has_twenty_drawings_of_each_letter(split, classes, cache):
+    data = omniglot(split)
+    assert data.classes == classes
+    assert {len(members) for members in data.members} == {20}
+
+
+@real
+@pytest.mark.parametrize(("size", "fraction"), [(28, 0.084), (26, 0.143)])
+def test_the_real_set_has_the_known_fraction_of_ink(size, fraction, cache):
+    assert abs(omniglot("evaluation", size=size).images.float().mean().item() - fraction) < 5e-4
+
+
+def test_redrawn_letters_come_from_the_large_drawings(folder, cache, monkeypatch):
+    data, images = omniglot("background", root=folder), importlib.import_module("pyro_memory.data.images.labelled")
+    maps, every = images.smooth_maps, torch.arange(len(data))
+    monkeypatch.setattr(images, "smooth_maps", lambda noise, *size: maps(0 * noise, *size))
+    assert torch.equal(data.varied(every, torch.Generator()), data[every])  # a map that moves nothing
+
+    def a_row_down(noise, height, width):
+        grid = maps(0 * noise, height, width)
+        grid[..., 1] += 2 / 105 * noise.any()  # not where it is asked for the map that moves nothing
+        return grid
+
+    monkeypatch.setattr(images, "smooth_maps", a_row_down)
+    rows = [int(i * 105 / 28) for i in range(28)]
+    first = draw(9)[[r + 1 for r in rows]][:, rows]
+    assert torch.equal(data.varied(every[:1], torch.Generator())[0, 0], torch.from_numpy(first.astype(np.float32)))
+    assert data.varied(every.reshape(3, 4), torch.Generator()).shape == (3, 4, 1, 28, 28)

@@ -1,0 +1,641 @@
+"""Base generative models: alone and told by a context."""
+
+import copy
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import ink, sharpen
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.nn import PyroModule
+from torch.nn.functional import logsigmoid, softplus
+from torch.testing import assert_close
+
+from pyro_memory import VIMCO, Context, fit, importance_bound, information_gain
+from pyro_memory.distributions import CosineSchedule, DenoisingPath, NoisingPath, spread
+from pyro_memory.guides import BaseGuide, DiffusionBaseGuide, HierarchicalBaseGuide, VAEBaseGuide
+from pyro_memory.inference import PARTICLES, Particles, weigh
+from pyro_memory.models import BaseModel, DiffusionBase, HierarchicalBase, VAEBase
+from pyro_memory.nets import GaussianImage
+
+SHAPE = (1, 9, 7)  # odd sizes, so that up- and down-sampling must agree
+CODE = 3
+
+
+def vae(shape=SHAPE, **options):
+    sizes = {"latent_dim": 3, "channels": (4, 5)}
+    given = {"code_dim": options.get("code_dim", 0)}
+    return VAEBase(shape, **sizes, **options), VAEBaseGuide(shape, **sizes, **given)
+
+
+def hierarchical(shape=SHAPE, **options):
+    sizes = {"latent_dims": (4, 3, 2), "channels": (4, 5), "hidden": 8}
+    given = {"code_dim": options.get("code_dim", 0)}
+    return HierarchicalBase(shape, **sizes, **options), HierarchicalBaseGuide(shape, **sizes, **given)
+
+
+def diffusion(shape=SHAPE, steps=5, **options):
+    return DiffusionBase(shape, steps=steps, channels=(4, 5), **options), DiffusionBaseGuide(steps)
+
+
+BASES = {
+    "vae": vae,
+    "hierarchical": hierarchical,
+    "diffusion": diffusion,
+    "diffusion v": lambda **options: diffusion(predicts="v", **options),
+    "diffusion epsilon": lambda **options: diffusion(predicts="epsilon", **options),
+}
+
+
+class Telling(PyroModule):
+    """A memory model in small: a code a task, and an image read from a memory of one."""
+
+    def __init__(self, base, shown):
+        super().__init__("telling")
+        self.base = base
+        self.register_buffer("shown", shown)
+        self.spread = torch.nn.Parameter(torch.zeros(CODE))
+
+    def forward(self, x):
+        with pyro.plate("task", len(x), dim=-2):
+            c = pyro.sample("c", dist.Normal(torch.zeros_like(self.spread), self.spread.exp()).to_event(1))
+            content = () if self.base.content is None else self.base.content(self.shown)
+            with pyro.plate("item", x.shape[1], dim=-1):
+                self.base.explain(x, Context(c, content))
+
+
+class TellingGuide(PyroModule):
+    def __init__(self, base):
+        super().__init__("telling_guide")
+        self.base = base
+        self.loc = torch.nn.Parameter(torch.zeros(CODE))
+
+    def forward(self, x):
+        with pyro.plate("task", len(x), dim=-2):
+            c = pyro.sample("c", dist.Normal(self.loc, 1.0).to_event(1))
+            with pyro.plate("item", x.shape[1], dim=-1):
+                self.base.infer(x, Context(c))
+
+
+def alone(name):
+    return (*BASES[name](), ink(6, *SHAPE), 1)
+
+
+def told(name):
+    base, guide = BASES[name](code_dim=CODE)
+    return Telling(base, ink(2, 1, *SHAPE)), TellingGuide(guide), ink(2, 3, *SHAPE), 2
+
+
+def by_svi(model, guide, x, objective):
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), objective)
+    for _ in range(5):
+        svi.step(x)
+
+
+def by_torch(model, guide, x, objective):
+    elbo = objective(model, guide)
+    optimizer = torch.optim.Adam(elbo.parameters(), 1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        elbo(x).backward()
+        optimizer.step()
+
+
+def by_fit(model, guide, x, objective):
+    fit(model, guide, lambda step: (x,), objective, steps=5, learning_rate=1e-2, progress=False)
+
+
+@pytest.mark.parametrize("train", [by_svi, by_torch, by_fit])
+@pytest.mark.parametrize("place", [alone, told])
+@pytest.mark.parametrize("name", BASES)
+def test_training_moves_every_parameter(name, place, train):
+    model, guide, x, nesting = place(name)
+    before = [copy.deepcopy(dict(m.named_parameters())) for m in (model, guide)]
+    single = name.startswith("diffusion")
+    train(model, guide, x, Trace_ELBO(max_plate_nesting=nesting) if single else VIMCO(4, max_plate_nesting=nesting))
+    now = [dict(m.named_parameters()) for m in (model, guide)]
+    still = [n for old, new in zip(before, now, strict=True) for n in old if torch.equal(old[n], new[n])]
+    assert not still
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_training_raises_the_bound_that_is_measured(name):
+    model, guide = BASES[name]()
+    x = ink(1, *SHAPE).expand(16, *SHAPE).contiguous()
+
+    def measured():
+        model.eval(), guide.eval()
+        value = importance_bound(model, guide, x, particles=4).mean
+        model.train(), guide.train()
+        return value
+
+    before = measured()
+    fit(model, guide, lambda step: (x,), Trace_ELBO(), steps=150, learning_rate=1e-2, progress=False, clip_norm=1000.0)
+    assert measured() > max(before / 3, -20)
+
+
+def particle(trace, k):
+    """The trace of one particle of a vectorised run."""
+    one = trace.copy()
+    for name, site in trace.nodes.items():
+        if any(f.name == PARTICLES for f in site.get("cond_indep_stack", ())):
+            one.nodes[name] = site | {"value": site["value"][k]}
+    return one
+
+
+@pytest.mark.parametrize("place", [alone, told])
+@pytest.mark.parametrize("name", BASES)
+def test_particles_in_one_pass_weigh_what_they_weigh_one_by_one(name, place):
+    model, guide, x, nesting = place(name)
+    for module in (model, guide):
+        sharpen(module, 1.5).double().eval()
+    x = x.double()
+    with torch.no_grad():
+        ((model_trace, guide_trace),) = Particles(
+            3, vectorize_particles=True, max_plate_nesting=nesting
+        ).traces(model, guide, (x,), {})  # fmt: skip
+        together = weigh(model_trace, guide_trace).log_weight
+        for k in range(3):
+            q = poutine.trace(poutine.replay(guide, trace=particle(guide_trace, k))).get_trace(x)
+            p = poutine.trace(poutine.replay(model, trace=q)).get_trace(x)
+            for trace in (q, p):
+                trace.compute_log_prob()
+            assert_close(weigh(p, q).log_weight[0], together[k])
+    assert together.shape == (3, *x.shape[:1])
+    assert together.std(0).min() > 0.01  # else nothing was compared
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_images_depend_on_the_code_and_on_what_was_read(name):
+    model = sharpen(BASES[name](code_dim=CODE)[0], 2.0).eval()
+    codes, shown = torch.randn(2, 1, CODE), ink(2, 1, *SHAPE)
+
+    def drawn(code, content):
+        torch.manual_seed(0)
+        return model.generate(Context(code, content), (1, 4))
+
+    base = drawn(codes[0], model.content(shown[0]))
+    assert_close(drawn(codes[0], model.content(shown[0])), base)
+    assert (drawn(codes[1], model.content(shown[0])) - base).abs().max() > 0.01
+    assert (drawn(codes[0], model.content(shown[1])) - base).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_base_can_be_built_that_reads_nothing(name):
+    model, guide = BASES[name](code_dim=CODE, reads=False)
+    assert model.content is None
+    assert model.eval().generate(Context(torch.randn(2, 1, CODE)), (2, 3)).shape == (2, 3, *SHAPE)
+    with pyro.plate("batch", 3):
+        guide.infer(ink(3, *SHAPE), Context(torch.randn(3, CODE)))
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_generated_images_are_finite_probabilities_of_the_shape_asked_for(name):
+    model, _ = BASES[name](code_dim=CODE)
+    context = Context(torch.randn(5, 2, 1, CODE), model.content(ink(2, 1, *SHAPE)))
+    images = model.generate(context, (2, 3))
+    assert images.shape == (5, 2, 3, *SHAPE)
+    assert images.min() >= 0
+    assert images.max() <= 1  # NaN would fail both
+    assert model.generate(context).shape == (5, 2, 1, *SHAPE)
+    assert BASES[name]()[0].generate(Context(), (3,)).shape == (3, *SHAPE)
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_without_an_image_one_is_drawn(name):
+    model, _ = BASES[name]()
+    with torch.no_grad(), pyro.plate("batch", 3):
+        sites = poutine.trace(lambda: model.explain(None, Context())).get_trace().nodes
+    assert sites["x"]["value"].shape[-3:] == SHAPE
+    assert ((sites["x"]["value"] == 0) | (sites["x"]["value"] == 1)).all()
+
+
+@pytest.mark.parametrize("name", ["vae", "hierarchical"])
+def test_other_likelihoods_can_be_chosen(name):
+    model, guide = BASES[name](likelihood=GaussianImage)
+    assert math.isfinite(VIMCO(2).loss(model, guide, torch.randn(4, *SHAPE)))
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_bad_images_are_refused(name):
+    model, guide = BASES[name]()
+    with pytest.raises(ValueError, match="`x` must be floating point"):
+        guide(ink(9, 7))
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        model(ink(2, *SHAPE) * 255)
+    with pytest.raises(ValueError, match="must be finite"):
+        guide(ink(2, *SHAPE) / 0)
+
+
+def test_a_base_must_define_what_it_is():
+    for f in (lambda: BaseModel().explain(None, Context()), lambda: BaseModel().generate(Context())):
+        with pytest.raises(NotImplementedError, match="BaseModel must define"):
+            f()
+    with pytest.raises(NotImplementedError, match="BaseGuide must define `infer`"):
+        BaseGuide().infer(ink(2, *SHAPE), Context())
+
+
+# The hierarchical model.
+
+
+def test_each_layer_s_kl_is_that_of_its_two_normals_given_the_layer_above():
+    model, guide = (sharpen(m, 2.0) for m in hierarchical(code_dim=CODE, reads=False))
+    x, context = ink(4, *SHAPE), Context(torch.randn(4, CODE))
+
+    def run(step):
+        with pyro.plate("batch", 4):
+            step(x, context)
+
+    torch.manual_seed(1)
+    gain = information_gain(lambda: run(model.explain), lambda: run(guide.infer), draws=1, max_plate_nesting=1)
+    torch.manual_seed(1)
+    z = {n: s["value"] for n, s in poutine.trace(lambda: run(guide.infer)).get_trace().nodes.items() if n[0] == "z"}
+    features = guide.features(x)[-1].flatten(-3)
+    assert list(z) == ["z3", "z2", "z1"]
+    for layer in (1, 2, 3):
+        above = z.get(f"z{layer + 1}")
+        q, p = guide.z_dist(layer, features, above, context), model.z_dist(layer, above, context)
+        (mq, sq), (mp, sp) = ((d.base_dist.loc, d.base_dist.scale) for d in (q, p))
+        kl = ((sp / sq).log() + (sq**2 + (mq - mp) ** 2) / (2 * sp**2) - 0.5).sum(-1)
+        assert gain.sites[f"z{layer}"].method == "closed form"
+        assert_close(gain.sites[f"z{layer}"].kl, kl.detach())
+        assert kl.min() > 0.05
+
+
+def test_every_layer_reaches_the_image_and_the_layer_below():
+    model = sharpen(hierarchical(code_dim=CODE, reads=False)[0], 2.0)
+    codes, context = [torch.randn(1, d, requires_grad=True) for d in model.latent_dims], Context(torch.randn(1, CODE))
+    for g in torch.autograd.grad(model.x_dist(codes, context).mean.sum(), codes):
+        assert g.abs().max() > 0
+    for layer in (1, 2):
+        (g,) = torch.autograd.grad(model.z_dist(layer, codes[layer], context).mean.sum(), codes[layer])
+        assert g.abs().max() > 0
+
+
+def test_the_hierarchical_bound_in_closed_form_agrees_with_sampling():
+    model, guide = hierarchical()
+    x = ink(4, *SHAPE)
+    closed, sampled = (
+        o(num_particles=2000, vectorize_particles=True, max_plate_nesting=1).loss(model, guide, x)
+        for o in (TraceMeanField_ELBO, Trace_ELBO)
+    )
+    assert closed == pytest.approx(sampled, rel=5e-3)
+
+
+def test_a_hierarchical_model_needs_a_layer():
+    with pytest.raises(ValueError, match="`latent_dims` must name at least one layer"):
+        HierarchicalBase(SHAPE, latent_dims=())
+    with pytest.raises(ValueError, match="`latent_dims` must name at least one layer"):
+        HierarchicalBaseGuide(SHAPE, latent_dims=())
+
+
+# The noise.
+
+
+@pytest.fixture
+def schedule():
+    return exact(CosineSchedule(6, 0.5))
+
+
+def exact(schedule):
+    """The same schedule with buffers of float64, not float32 made longer."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        return CosineSchedule(schedule.steps, (1 - schedule.kept[1]).sqrt().item())
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def at(t, *shape):
+    return torch.full(shape, t)
+
+
+def test_the_schedule_removes_all_but_everything(schedule):
+    kept, beta = schedule.kept, schedule.beta
+    assert kept[0] == 1
+    assert (kept[1:] < kept[:-1]).all()
+    assert (1 - kept[1]).sqrt().item() == pytest.approx(0.5)
+    assert 0 < kept[-1] < 1e-3
+    assert ((beta[1:] > 0) & (beta[1:] < 1)).all()
+    assert_close((1 - beta).cumprod(0), kept)
+    ratio = kept / (1 - kept)
+    assert_close(schedule.gain[2:].flip(0).cumsum(0).flip(0), ratio[1:-1] - ratio[-1])
+    assert schedule.gain[1] == math.inf
+
+
+def posterior(schedule, x0, xt, t):
+    return dist.Normal(schedule.posterior_mean(x0, xt, t), spread(schedule.posterior_variance[t]).sqrt())
+
+
+@pytest.mark.parametrize("t", [2, 4, 6])
+def test_the_posterior_is_bayes_rule(schedule, t):
+    x0, before, xt = torch.randn(3, 5, 1, 1, 1, dtype=torch.float64)
+    steps, ahead = at(t, 5), schedule.beta[t]
+    joint = dist.Normal((1 - ahead).sqrt() * before, ahead.sqrt()).log_prob(xt)
+    joint = joint + schedule.marginal(x0, steps - 1).log_prob(before)
+    bayes = joint - schedule.marginal(x0, steps).log_prob(xt)
+    assert_close(posterior(schedule, x0, xt, steps).log_prob(before), bayes)
+
+
+def test_a_path_forwards_is_a_path_backwards(schedule):
+    x0 = 2 * ink(4, 1, 2, 2).double() - 1
+    q = NoisingPath(x0, schedule)
+    path = q.rsample((3,))
+    assert path.shape == (3, 4, 6, 1, 2, 2)
+    total = schedule.marginal(x0, at(6, 4)).log_prob(path[..., -1, :, :, :])
+    for t in range(6, 1, -1):
+        xt, before = path[..., t - 1, :, :, :], path[..., t - 2, :, :, :]
+        total = total + posterior(schedule, x0, xt, at(t, 3, 4)).log_prob(before)
+    assert_close(q.log_prob(path), total.sum((-3, -2, -1)))
+
+
+def test_a_path_has_the_schedule_s_marginals(schedule):
+    x0 = torch.ones(1, 1, 1, dtype=torch.float64)
+    path = NoisingPath(x0, schedule).rsample((20000,)).flatten(1)
+    deviation = (1 - schedule.kept[1:]).sqrt()
+    assert ((path.mean(0) - schedule.kept[1:].sqrt()) / (deviation / 20000**0.5)).abs().max() < 5
+    assert ((path.var(0) / deviation**2 - 1) / (2 / 20000) ** 0.5).abs().max() < 5
+
+
+def test_a_reverse_step_mixes_the_two_posteriors(schedule):
+    xt, t = torch.randn(3, 1, 2, 2, dtype=torch.float64), at(4, 3)
+    logits = torch.randn_like(xt)
+    step = schedule.reverse(logits, xt, t)
+    ink_part, paper = (posterior(schedule, x0 * torch.ones_like(xt), xt, t) for x0 in (1.0, -1.0))
+    p = logits.sigmoid()
+    value = step.sample()
+    mixed = (p * ink_part.log_prob(value).exp() + (1 - p) * paper.log_prob(value).exp()).log()
+    assert_close(step.log_prob(value), mixed.sum((-3, -2, -1)))
+    assert_close(step.mean, schedule.posterior_mean(2 * p - 1, xt, t))
+    certain = schedule.reverse(torch.full_like(xt, 60.0), xt, t)
+    assert_close(certain.variance, schedule.posterior_variance[4].expand_as(xt))
+
+
+def test_a_denoising_path_is_scored_as_it_is_drawn(schedule):
+    """E of q over p under p is 1, whatever q, if p is the density of its samples."""
+    p = DenoisingPath(lambda xt, t: schedule.reverse(0.5 + xt, xt, t), schedule, (20000,), (1, 1, 1))
+    path = p.sample()
+    assert path.shape == (20000, 6, 1, 1, 1)
+    ratio = (dist.Normal(0.1, 0.6).log_prob(path).sum((-4, -3, -2, -1)) - p.log_prob(path)).exp()
+    assert abs(ratio.mean() - 1) < 5 * ratio.std() / 20000**0.5
+
+
+@pytest.mark.parametrize(("steps", "first", "name"), [(1, 0.4, "steps"), (8, 0.0, "first"), (8, 1.0, "first")])
+def test_a_schedule_that_is_none_is_refused(steps, first, name):
+    with pytest.raises(ValueError, match=f"`{name}` must"):
+        CosineSchedule(steps, first)
+
+
+# The diffusion model.
+
+
+def log_weights(model, guide, x, draws):
+    """Log weights of the exact bound, ``[draws, batch]``."""
+    model.eval(), guide.eval()
+    with torch.no_grad():
+        (traces,) = Particles(draws, vectorize_particles=True, max_plate_nesting=1).traces(model, guide, (x,), {})
+    return weigh(*traces).log_weight
+
+
+class Independent(torch.nn.Module):
+    """A denoiser of pixels that are ink with probability ``p`` each, independently: the exact one."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.as_tensor(p).logit())
+
+    def forward(self, z, content=()):
+        return self.logits.expand(z.shape[:-1] + self.logits.shape)
+
+
+def independent(p, steps=4):
+    model, guide = diffusion(tuple(p.shape), steps=steps, first=0.7)
+    guide = DiffusionBaseGuide(steps, first=0.7)
+    model.decoder = Independent(p)
+    return model, guide
+
+
+def test_the_log_odds_of_ink_are_bayes_rule_for_independent_pixels():
+    p = torch.tensor([[[0.2, 0.7]]])
+    model, _ = independent(p)
+    xt, t = torch.randn(5, 1, 1, 2), at(2, 5)
+    ones = torch.ones_like(xt)
+    odds = p.logit() + model.schedule.marginal(ones, t).log_prob(xt) - model.schedule.marginal(-ones, t).log_prob(xt)
+    assert_close(model.ink_logits(xt, t, Context()), odds)
+
+
+def test_with_the_exact_denoiser_every_path_gives_the_exact_probability():
+    p = torch.tensor([[[0.2, 0.7]]])
+    model, guide = independent(p, steps=3)
+    x = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0]]).reshape(3, 1, 1, 2)
+    truth = dist.Bernoulli(p).log_prob(x).sum((-3, -2, -1))
+    log_w = log_weights(model, guide, x, 200)
+    assert (log_w - truth).abs().max() < 0.15  # of the prior of x_T, which is a little off q's
+    assert (log_w.mean(0) - truth).abs().max() < 0.01
+
+
+def one_pixel():
+    model, guide = diffusion((1, 1, 1), steps=2, first=0.7)[0], DiffusionBaseGuide(2, first=0.7)
+    return sharpen(model, 2.0), guide
+
+
+def integral(model, x):
+    """p(x) of the two-step model of one pixel, on a grid."""
+    grid = torch.linspace(-7, 7, 701)
+    cell = grid[1] - grid[0]
+    pixel = grid.reshape(-1, 1, 1, 1)
+    with torch.no_grad():
+        p2 = dist.Normal(0.0, 1.0).log_prob(grid).exp()
+        step = model.step_dist(pixel.unsqueeze(1), at(2, 701, 1), Context())  # a row for each x_2
+        p1 = (p2 @ step.log_prob(pixel.expand(701, 701, 1, 1, 1)).exp()) * cell
+        px = model.x_dist(pixel, Context()).log_prob(x.expand(701, 1, 1, 1)).exp()
+    return (p1 * px).sum() * cell
+
+
+def test_weights_average_to_the_probability_of_the_image():
+    model, guide = one_pixel()
+    x = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
+    truth = torch.stack([integral(model, one) for one in x])
+    assert_close(truth.sum(), torch.tensor(1.0), atol=1e-4, rtol=0)
+    assert (truth - 0.5).abs().max() > 0.05
+    w = log_weights(model, guide, x, 20000).exp()
+    assert ((w.mean(0) - truth) / (w.std(0) / 20000**0.5)).abs().max() < 5
+    assert (w.std(0) / w.mean(0)).max() < 1  # else the standard error says little
+
+
+def test_samples_have_the_model_s_probability():
+    model, _ = one_pixel()
+    truth = integral(model, torch.ones(1, 1, 1, 1)).item()
+    means = model.generate(Context(), (20000,))
+    assert abs(means.mean().item() - truth) < 5 * means.std().item() / 20000**0.5
+
+
+@pytest.mark.parametrize("predicts", ["ink", "v", "epsilon"])
+def test_a_random_step_has_the_path_s_mean_and_gradient(predicts):
+    model, guide = diffusion((1, 3, 3), steps=4, predicts=predicts)
+    sharpen(model, 1.2)
+    x = ink(3, 1, 3, 3)
+    exact = log_weights(model, guide, x, 8000)
+    exact, exact_se = exact.mean(0), exact.std(0) / 8000**0.5
+    model.train()
+    rows = torch.stack([model.noisy_bound(x.expand(200, 3, 1, 3, 3), Context()).mean(0) for _ in range(60)]).detach()
+    se = (rows.std(0).square() / 60 + exact_se.square()).sqrt()
+    assert ((rows.mean(0) - exact) / se).abs().max() < 5
+    assert (se / exact.abs()).max() < 0.05
+
+    weight = model.decoder.out.weight
+
+    def slope(loss):
+        return torch.autograd.grad(loss, weight)[0]
+
+    def path_slope():
+        model.eval(), guide.eval()
+        loss = Trace_ELBO(num_particles=200, vectorize_particles=True, max_plate_nesting=1).differentiable_loss
+        return -slope(loss(model, guide, x))
+
+    many = x.expand(200, 3, 1, 3, 3)
+    noisy = torch.stack([slope(model.noisy_bound(many, Context()).mean(0).sum()) for _ in range(60)])
+    path = torch.stack([path_slope() for _ in range(30)])
+    se = (noisy.var(0) / 60 + path.var(0) / 30).sqrt()
+    used = se > 0  # a filter's corner may see only padding
+    assert ((noisy.mean(0) - path.mean(0)) / se)[used].abs().max() < 5
+    assert (path.mean(0) / se)[used].abs().max() > 5
+
+
+def test_a_random_step_s_times_are_uniform_and_spread_over_the_images():
+    model, _ = diffusion(steps=5)
+    seen = []
+    model.ink_logits = lambda xt, t, context: seen.append(t) or torch.zeros_like(xt)
+    for _ in range(300):
+        model.noisy_bound(ink(10, *SHAPE), Context())
+    t = torch.stack(seen)
+    counts = torch.stack([(t == s).sum(1) for s in range(1, 6)], 1)
+    assert ((counts >= 1) & (counts <= 3)).all()  # 10 images on 5 steps
+    first = (t[:, 0].unsqueeze(1) == torch.arange(1, 6)).float().mean(0)
+    assert ((first - 0.2) / (0.16 / 300) ** 0.5).abs().max() < 5
+
+
+def test_v_epsilon_and_ink_say_the_same_of_one_image():
+    x0, noise, t = torch.rand(4, 1, 2, 2) * 1.8 - 0.9, torch.randn(4, 1, 2, 2), torch.tensor([1, 2, 4, 5])
+    models = {p: diffusion((1, 2, 2), predicts=p)[0].double() for p in ("ink", "v", "epsilon")}
+    kept = models["v"].schedule.kept[t].reshape(4, 1, 1, 1)
+    xt = kept.sqrt() * x0 + (1 - kept).sqrt() * noise
+    out = {
+        "v": kept.sqrt() * noise - (1 - kept).sqrt() * x0,
+        "epsilon": noise,
+        "ink": 2 * torch.atanh(x0) - 2 * kept.sqrt() * xt / (1 - kept),
+    }
+    for p, model in models.items():
+        assert_close(torch.tanh(0.5 * model.as_ink(out[p], xt, t)), x0.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_noisy_factor_is_refused_where_weights_are_averaged():
+    model, guide = diffusion()
+    x = ink(4, *SHAPE)
+    for measure in (lambda: VIMCO(2).loss(model, guide, x), lambda: importance_bound(model, guide, x, particles=2)):
+        with pytest.raises(ValueError, match="site `x` is marked as noisy"):
+            measure()
+    model.eval(), guide.eval()
+    assert VIMCO(2).loss(model, guide, x) > 0
+    assert importance_bound(model, guide, x, particles=2).mean < 0
+
+
+def test_a_model_and_a_guide_in_different_modes_or_of_different_steps_are_refused():
+    model, guide = diffusion()
+    x = ink(4, *SHAPE)
+    model.eval()
+    missing = pytest.raises(ValueError, match="must sample every latent of the model; missing: path")
+    with pytest.warns(UserWarning, match="vars in model but not guide"), missing:
+        importance_bound(model, guide, x, particles=2, max_plate_nesting=1)
+    model.train(), guide.eval()
+    noisy = pytest.raises(ValueError, match="marked as noisy")
+    with pytest.warns(UserWarning, match="vars in guide but not model"), noisy:
+        importance_bound(model, guide, x, particles=2, max_plate_nesting=1)
+    model.eval()
+    longer = poutine.trace(DiffusionBaseGuide(8).eval()).get_trace(x).nodes["path"]["value"]
+    with pytest.raises(ValueError, match=r"a path must have the model's 5 steps; got 8\. Give `steps` to the guide"):
+        model.path_dist(Context(), (4,)).log_prob(longer)
+
+
+def test_the_exact_factor_trains_by_vimco():
+    model, guide = (m.eval() for m in diffusion())
+    before = copy.deepcopy(dict(model.named_parameters()))
+    by_torch(model, guide, ink(6, *SHAPE), VIMCO(2, max_plate_nesting=1))
+    assert not [n for n, p in model.named_parameters() if torch.equal(p, before[n])]
+
+
+def test_ddim_at_eta_one_takes_the_ancestral_step_with_the_posterior_s_variance():
+    model = sharpen(diffusion(steps=6)[0].double(), 1.5)
+    xt = torch.randn(3, *SHAPE, dtype=torch.float64)
+    for t in (2, 4, 6):
+        step, ancestral = model.ddim_dist(xt, t, t - 1, 1.0, Context()), model.step_dist(xt, at(t, 3), Context())
+        assert_close(step.mean, ancestral.mean, rtol=1e-4, atol=1e-5)  # the schedule's buffers are float32 at first
+        assert_close(step.variance, model.schedule.posterior_variance[t].expand_as(xt), rtol=1e-4, atol=1e-6)
+
+
+def test_ddim_s_deviation_is_in_proportion_to_eta():
+    model, xt = diffusion(steps=6)[0], torch.randn(2, *SHAPE)
+    half, whole = (model.ddim_dist(xt, 5, 2, eta, Context()).scale for eta in (0.5, 1.0))
+    assert_close(half, 0.5 * whole)
+
+
+def test_ddim_without_noise_follows_one_curve():
+    model = sharpen(diffusion(steps=6)[0], 1.5)
+    x0, noise = torch.ones(2, *SHAPE), torch.randn(2, *SHAPE)
+    model.ink_logits = lambda xt, t, context: torch.full_like(xt, 60.0)
+    kept = model.schedule.kept
+    step = model.ddim_dist(kept[5].sqrt() * x0 + (1 - kept[5]).sqrt() * noise, 5, 2, 0.0, Context())
+    assert_close(step.mean, kept[2].sqrt() * x0 + (1 - kept[2]).sqrt() * noise)
+    assert (step.scale == 0).all()
+
+
+@pytest.mark.parametrize(("steps", "eta"), [(1, 0.0), (2, 0.5), (4, 1.0)])
+def test_ddim_draws_images(steps, eta):
+    images = diffusion()[0].generate(Context(), (3,), ddim_steps=steps, eta=eta)
+    assert images.shape == (3, *SHAPE)
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+def test_ddim_s_draws_have_the_distribution_of_ancestral_ones_where_the_denoiser_is_exact():
+    p = torch.tensor([[[0.2, 0.7]]])
+    model, _ = independent(p, steps=64)
+    ancestral = model.generate(Context(), (4000,))
+    ddim = model.generate(Context(), (4000,), ddim_steps=63)
+    for images in (ancestral, ddim):
+        assert (images.mean(0) - p).abs().max() < 0.03
+
+
+def test_the_softplus_form_of_a_step_s_kl_is_that_of_its_distributions(schedule):
+    """KL(q || p) of one pixel on a grid against the formula of ``noisy_bound``, by quadrature."""
+    xt, t, logit = torch.tensor(0.3).double().reshape(1, 1, 1, 1), at(4, 1), 0.7
+    grid = torch.linspace(-8, 8, 20001, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    for x0 in (-1.0, 1.0):
+        q = posterior(schedule, torch.full_like(xt, x0), xt, t)
+        p = schedule.reverse(torch.full_like(xt, logit), xt, t)
+        log_q = q.log_prob(grid).flatten()
+        kl = (log_q.exp() * (log_q - p.log_prob(grid))).sum() * (grid[1] - grid[0]).squeeze()
+        e, gain = grid.flatten(), schedule.gain[4]
+        density = dist.Normal(torch.zeros(()).double(), 1.0).log_prob(e).exp() * (e[1] - e[0])
+        wrong = torch.tensor(-x0 * logit).double()
+        after = (density * softplus(wrong - 2 * gain - 2 * gain.sqrt() * e)).sum()
+        assert_close(kl, softplus(wrong) - after)
+        assert_close(-logsigmoid(-wrong), softplus(wrong))  # at t = 1, where the gain is infinite
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DiffusionBase(SHAPE, predicts="x"), "`predicts` must be one of ink, v, epsilon; got 'x'"),
+        (lambda: DiffusionBase(SHAPE, steps=1), "`steps` must be at least 2; got 1"),
+        (lambda: diffusion()[0].generate(Context(), (2,), ddim_steps=5), "`ddim_steps` must be from 1 to 4"),
+        (lambda: diffusion()[0].generate(Context(), (2,), ddim_steps=2, eta=2.0), r"`eta` must lie in \[0, 1\]"),
+        (lambda: diffusion()[0](torch.full((2, *SHAPE), 0.5)), "`x` must be binary, 0 or 1"),
+    ],
+)
+def test_bad_arguments_are_refused_with_the_remedy(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
