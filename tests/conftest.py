@@ -1,4 +1,7 @@
+import gzip
+import math
 import os
+import struct
 
 import pyro
 import pytest
@@ -43,3 +46,24 @@ def tiny_pair():
     model = sharpen(VMA.mlp((1, 6, 6), latent_dim=2, hidden=(8, 8)), 2.0)
     guide = sharpen(VMAGuide.mlp((1, 6, 6), latent_dim=2, hidden=(8, 8), matching_dim=4), 2.0)
     return model, guide
+
+
+def write_idx(path, array, kind=8):
+    """Writes an array as an MNIST file."""
+    header = struct.pack(f">{1 + array.ndim}I", 256 * kind + array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def assert_drawn_from(samples, probs):
+    """Chi-square within five standard deviations, cells of fewer than five expected pooled, impossible ones empty."""
+    draws = len(samples)
+    counts = torch.bincount(samples, minlength=len(probs)).double()
+    assert counts[probs == 0].sum() == 0
+    expected = draws * probs.double()
+    rare = expected < 5
+    counts = torch.cat([counts[~rare], counts[rare].sum().reshape(1)])
+    expected = torch.cat([expected[~rare], expected[rare].sum().reshape(1)])
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    degrees = len(counts) - 1
+    chi_square = ((counts - expected).square() / expected).sum()
+    assert chi_square < degrees + 5 * math.sqrt(2 * degrees) + 5, (chi_square, degrees)

@@ -7,9 +7,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ink
+from conftest import assert_drawn_from, ink
 from pyro.infer import TraceEnum_ELBO, config_enumerate
-from test_fused_address import assert_drawn_from
 from torch import nn
 from torch.distributions import kl_divergence
 from torch.testing import assert_close

@@ -6,9 +6,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ink
+from conftest import assert_drawn_from, ink
 from pyro.infer import TraceEnum_ELBO, config_enumerate
-from test_fused_address import assert_drawn_from
 from torch import nn
 from torch.distributions import kl_divergence
 from torch.testing import assert_close
@@ -101,7 +100,8 @@ def test_a_learned_prior_may_be_streamed_too(monkeypatch):
     nn.init.normal_(prior.query)
     x = torch.randn(5, 3)
     dense = kl_divergence(ContentAddress(key)(x, memory), prior(memory))
-    monkeypatch.setattr("pyro_memory.addressing.priors.STREAM_ABOVE", 5)
+    for place in ("priors", "content"):
+        monkeypatch.setattr(f"pyro_memory.addressing.{place}.STREAM_ABOVE", 5)
     assert isinstance(prior(memory), StreamedCategorical)
     streamed = kl_divergence(ContentAddress(key)(x, memory), prior(memory).expand((5,)))
     assert_close(streamed, dense)

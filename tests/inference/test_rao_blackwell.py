@@ -4,8 +4,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from mixture import Mixture, gradients, mean_gradient
 from pyro.infer import TraceEnum_ELBO, TraceGraph_ELBO
-from test_objectives import Mixture, gradients, mean_gradient
 from torch.testing import assert_close
 
 from pyro_memory import NearestAddress, RaoBlackwellELBO

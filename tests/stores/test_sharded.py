@@ -5,8 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.distributed
-from conftest import ink, sharpen
-from test_fused_address import assert_drawn_from
+from conftest import assert_drawn_from, ink, sharpen
 from torch import nn
 from torch.distributions import kl_divergence
 from torch.testing import assert_close

@@ -1,9 +1,6 @@
 import json
 import random
 import re
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -11,79 +8,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from fits import Guide, Model, Noisy, Plain, assert_same, by_step, iter_only, pair, run, weights
 from pyro.infer import ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
-from pyro.nn import PyroModule, PyroParam
+from pyro.nn import PyroModule
 from safetensors.torch import load_file
 from torch import nn
 
 from pyro_memory import information_gain, load_weights
 from pyro_memory.naming import unique_name
-from pyro_memory.training import fit
-
-
-class Model(PyroModule):
-    """x ~ N(W z, 1), z ~ N(0, 1)."""
-
-    def __init__(self, net=None, name=None):
-        super().__init__(name or unique_name(self))
-        self.net = net or nn.Linear(2, 3)
-        self.scale = PyroParam(torch.tensor(1.0), dist.constraints.positive)
-
-    def forward(self, x):
-        with pyro.plate("batch", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.net(z), self.scale).to_event(1), obs=x)
-
-
-class Guide(PyroModule):
-    def __init__(self, net=None, name=None):
-        super().__init__(name or unique_name(self))
-        self.net = net or nn.Linear(3, 2)
-        self.width = PyroParam(torch.tensor(0.5), dist.constraints.positive)
-
-    def forward(self, x):
-        with pyro.plate("batch", len(x)):
-            pyro.sample("z", dist.Normal(self.net(x), self.width).to_event(1))
-
-
-class Noisy:
-    """Batches that draw from every global random stream."""
-
-    def __getitem__(self, step):
-        noise = random.random() + np.random.random()  # noqa: NPY002
-        return (torch.randn(4, 3) + noise + step / 100,)
-
-
-class Plain:
-    def __getitem__(self, step):
-        return (torch.randn(4, 3, generator=torch.Generator().manual_seed(step)) + 1.0,)
-
-
-def pair(seed=0):
-    torch.manual_seed(seed)
-    return Model(), Guide()
-
-
-def run(model, guide, *, steps=20, batches=None, objective=None, **options):
-    options = {"progress": False, "information_every": None, "learning_rate": 0.05, "seed": 1} | options
-    return fit(model, guide, batches or Plain(), objective or Trace_ELBO(), steps=steps, **options)
-
-
-def iter_only(batches):
-    return dict(enumerate(batches)).values()
-
-
-def by_step(batches):
-    return lambda step: batches[step % 3]
-
-
-def weights(*modules):
-    return [p.detach().clone() for m in modules for p in m.state_dict().values()]
-
-
-def assert_same(left, right):
-    torch.testing.assert_close(left, right, rtol=0, atol=0)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
@@ -141,61 +74,6 @@ def test_batches_go_round_and_resume_where_they_were(tmp_path, kind):
     run(*parts, steps=4, batches=source, checkpoint=tmp_path / "a.safetensors")
     run(*parts, steps=8, batches=source, checkpoint=tmp_path / "a.safetensors")
     assert_same(weights(*parts), weights(*whole))
-
-
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_training import Plain, pair, run
-
-class Slow(Plain):
-    def __getitem__(self, step):
-        import time
-        print(step, flush=True)
-        time.sleep(0.02)
-        return super().__getitem__(step)
-
-run(*pair(), steps=10_000, batches=Slow(), checkpoint={path!r}, checkpoint_every=10_000)
-"""
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
-def test_a_signal_leaves_a_checkpoint_that_resumes_to_the_same_weights(tmp_path, request, number, code):
-    path = tmp_path / "a.safetensors"
-    script = SCRIPT.format(path=str(path), tests=str(request.path.parent))
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=request.config.rootpath
-    )
-    try:
-        for _ in range(5):
-            assert process.stdout.readline()
-        process.send_signal(number)
-        errors = process.communicate(timeout=30)[1].decode()
-    finally:
-        process.kill()
-    assert process.returncode == code, errors
-
-    step = json.loads(path.with_suffix(".json").read_text())["step"]
-    assert 3 <= step < 1000
-    parts, whole = pair(seed=5), pair()
-    run(*parts, steps=step + 5, checkpoint=path)
-    run(*whole, steps=step + 5)
-    assert_same(weights(*parts), weights(*whole))
-
-
-def test_signal_handlers_come_back(tmp_path):
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-
-    def interrupt(step):
-        assert signal.getsignal(signal.SIGINT) != before[0]
-        if step == 2:
-            signal.raise_signal(signal.SIGINT)
-            assert signal.getsignal(signal.SIGINT) == before[0]
-        return {}
-
-    with pytest.raises(KeyboardInterrupt, match="stopped after step 2"):
-        run(*pair(), checkpoint=tmp_path / "a.safetensors", evaluate=interrupt, evaluate_every=1)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -344,82 +222,3 @@ def test_a_result_reads_well_and_draws_on_the_given_axes(capsys):
     ax = Figure().subplots()
     assert result.plot(ax) is ax
     assert ax.lines[0].get_xdata().tolist() == [10, 12]
-
-
-class WithGlobal(Model):
-    def forward(self, x):
-        super().forward(x + pyro.param("offset", torch.tensor(0.3)))
-
-
-def test_global_parameters_are_refused():
-    with pytest.raises(ValueError, match=r"global parameters \['offset'\].*PyroParam"):
-        run(WithGlobal(), Guide())
-
-
-def test_parameters_among_the_arguments_are_refused():
-    class Taught(Plain):
-        parameter = nn.Parameter(torch.ones(4, 3))
-
-        def __getitem__(self, step):
-            return (self.parameter,)
-
-    with pytest.raises(ValueError, match=r"argument 0 holds a parameter.*attribute"):
-        run(*pair(), batches=Taught())
-
-
-def test_colliding_names_are_refused():
-    run(Model(name="same"), Guide(), steps=1)
-    with pytest.raises(ValueError, match=r"\['0.scale_unconstrained'\].*unique `name=`"):
-        run(Model(name="same"), Guide(), steps=1)
-
-
-def test_entries_that_an_earlier_module_left_do_no_harm():
-    class Bare(PyroModule):
-        def __init__(self, sizes):
-            super().__init__()
-            self.net = nn.Linear(*sizes)
-
-    class BareModel(Bare):
-        forward = Model.forward
-        scale = 1.0
-
-    class BareGuide(Bare):
-        forward = Guide.forward
-        width = 1.0
-
-    for _ in range(2):
-        model, guide = BareModel((2, 3)), BareGuide((3, 2))
-        before = weights(model, guide)
-        run(model, guide, steps=3)
-        assert all((a != b).all() for a, b in zip(weights(model, guide), before, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"objective": Trace_ELBO}, "`objective` must be an ELBO instance"),
-        ({"steps": -1}, "`steps` must not be negative; got -1"),
-        ({"checkpoint_every": 0}, "`checkpoint_every` must be at least 1; got 0"),
-        ({"batches": [torch.zeros(2, 3)]}, r"must give a tuple .* got Tensor: write \(x,\)"),
-        ({"batches": 3}, r"`batches` must have `\[step\]`"),
-        ({"batches": (x for x in [(torch.zeros(2, 3),)])}, "ran out and cannot start again"),
-    ],
-)
-def test_unusable_arguments_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        run(*pair(), **options)
-
-
-def test_functions_without_parameters_are_refused():
-    with pytest.raises(ValueError, match="must own parameters; got none"):
-        run(lambda x: None, lambda x: None)
-
-
-def test_a_pair_without_information_gain_trains_on(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise ValueError("no such thing")
-
-    monkeypatch.setattr("pyro_memory.training.log.information_gain", refuse)
-    with pytest.warns(UserWarning, match=r"`information_every` is off.*no such thing") as record:
-        run(*pair(), information_every=2)
-    assert len(record) == 1

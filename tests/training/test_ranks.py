@@ -81,7 +81,7 @@ def command(tmp_path, path, steps, pause=0.0, processes=2):
             str(processes),
             str(script),
         ]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
     options = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
     return subprocess.Popen([*start, str(path), str(steps), str(pause)], **options)
 

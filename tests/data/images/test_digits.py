@@ -1,10 +1,10 @@
 import gzip
 import os
-import struct
 
 import numpy as np
 import pytest
 import torch
+from conftest import write_idx
 
 from pyro_memory.data import mnist
 from pyro_memory.data.sources import VARIABLE
@@ -13,16 +13,11 @@ PIXELS = np.random.default_rng(0).integers(256, size=(7, 28, 28), dtype=np.uint8
 LABELS = np.array([3, 1, 4, 1, 5, 9, 2], np.uint8)
 
 
-def write(path, array, kind=8):
-    header = struct.pack(f">{1 + array.ndim}I", 256 * kind + array.ndim, *array.shape)
-    path.write_bytes(gzip.compress(header + array.tobytes()))
-
-
 @pytest.fixture
 def folder(tmp_path):
     for stem in ("train", "t10k"):
-        write(tmp_path / f"{stem}-images-idx3-ubyte.gz", PIXELS)
-        write(tmp_path / f"{stem}-labels-idx1-ubyte.gz", LABELS)
+        write_idx(tmp_path / f"{stem}-images-idx3-ubyte.gz", PIXELS)
+        write_idx(tmp_path / f"{stem}-labels-idx1-ubyte.gz", LABELS)
     return tmp_path
 
 
@@ -92,13 +87,13 @@ def test_a_damaged_file_is_named_with_the_remedy(folder, damage):
 
 
 def test_a_file_of_another_kind_of_number_is_refused(folder):
-    write(folder / "train-images-idx3-ubyte.gz", PIXELS, kind=13)
+    write_idx(folder / "train-images-idx3-ubyte.gz", PIXELS, kind=13)
     with pytest.raises(ValueError, match="header 0xd03, not 0x803"):
         mnist("train", root=folder)
 
 
 def test_images_and_labels_must_be_as_many(folder):
-    write(folder / "train-labels-idx1-ubyte.gz", LABELS[:5])
+    write_idx(folder / "train-labels-idx1-ubyte.gz", LABELS[:5])
     with pytest.raises(ValueError, match="hold 7 images and 5 labels"):
         mnist("train", root=folder)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_data_digits import write
+from conftest import write_idx
 
 from pyro_memory.data import ClassStream, LabelledImages, digit_pairs, load_images
 from pyro_memory.nets import ConvDecoder, SkipPyramid
@@ -16,8 +16,8 @@ def folder(tmp_path):
         labels = np.arange(40, dtype=np.uint8) % 10
         pixels = np.zeros((40, 28, 28), np.uint8)
         pixels[:, offset::2] = (labels * 20 + 5).reshape(-1, 1, 1)
-        write(tmp_path / f"{stem}-images-idx3-ubyte.gz", pixels)
-        write(tmp_path / f"{stem}-labels-idx1-ubyte.gz", labels)
+        write_idx(tmp_path / f"{stem}-images-idx3-ubyte.gz", pixels)
+        write_idx(tmp_path / f"{stem}-labels-idx1-ubyte.gz", labels)
     return tmp_path
 
 
