@@ -52,7 +52,7 @@ gallery: install ## draw docs/gallery.md anew from the shipped weights
 
 docs: install ## build the site, tutorials and reference, in out/site
 	$(BIN)/mkdocs build -q
-	PYTHONWARNINGS=ignore $(BIN)/pdoc -d google --math --no-show-source -o out/site/api pyro_memory pyro_memory.models pyro_memory.guides pyro_memory.kernels pyro_memory.data pyro_memory.metrics pyro_memory.plotting
+	PYTHONWARNINGS=ignore $(BIN)/pdoc -d google --math --no-show-source -o out/site/api pyro_memory
 	@echo "open out/site/index.html"
 
 bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figures in out

@@ -51,7 +51,7 @@ class VSM(PyroModule):
         self.recall = recall
 
     def context(
-        self, j: Int[Tensor, "*batch"], i: Int[Tensor, "*batch"], c: Float[Tensor, "*batch code"],
+        self, j: Int[Tensor, "*episode"], i: Int[Tensor, "*image"], c: Float[Tensor, "*batch code"],
         memory: StructuredMemory,
     ) -> Context:  # fmt: skip
         """What the base model is told: c, and features of image i of episode j (of zeros for "none")."""

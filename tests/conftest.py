@@ -1,11 +1,14 @@
 import gzip
-import math
 import os
 import struct
 
+import jaxtyping
 import pyro
 import pytest
 import torch
+import typechecks
+
+typechecks.install()
 
 from pyro_memory import SlotMemory
 from pyro_memory.guides import VMAGuide
@@ -14,6 +17,12 @@ from pyro_memory.models import VMA
 torch.set_num_threads(1)  # the suite runs a process a core
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton decides at its first import, whichever test that comes from
+
+
+@pytest.fixture(autouse=True)
+def checked_shapes(request):
+    """Shapes are checked in each call, but in a test marked ``unchecked``."""
+    jaxtyping.config.update("jaxtyping_disable", request.node.get_closest_marker("unchecked") is not None)
 
 
 @pytest.fixture(autouse=True)
@@ -52,18 +61,3 @@ def write_idx(path, array, kind=8):
     """Writes an array as an MNIST file."""
     header = struct.pack(f">{1 + array.ndim}I", 256 * kind + array.ndim, *array.shape)
     path.write_bytes(gzip.compress(header + array.tobytes()))
-
-
-def assert_drawn_from(samples, probs):
-    """Chi-square within five standard deviations, cells of fewer than five expected pooled, impossible ones empty."""
-    draws = len(samples)
-    counts = torch.bincount(samples, minlength=len(probs)).double()
-    assert counts[probs == 0].sum() == 0
-    expected = draws * probs.double()
-    rare = expected < 5
-    counts = torch.cat([counts[~rare], counts[rare].sum().reshape(1)])
-    expected = torch.cat([expected[~rare], expected[rare].sum().reshape(1)])
-    counts, expected = counts[expected > 0], expected[expected > 0]
-    degrees = len(counts) - 1
-    chi_square = ((counts - expected).square() / expected).sum()
-    assert chi_square < degrees + 5 * math.sqrt(2 * degrees) + 5, (chi_square, degrees)

@@ -127,7 +127,7 @@ class DiffusionBase(BaseModel):
         path = pyro.sample("path", self.path_dist(context, () if x is None else x.shape[:-3]))
         pyro.sample("x", self.x_dist(path[..., 0, :, :, :], context), obs=x)
 
-    def noisy_bound(self, x: Float[Tensor, "*batch channel height width"], context: Context) -> Float[Tensor, "*batch"]:
+    def noisy_bound(self, x: Float[Tensor, "*batch channel height width"], context: Context) -> Float[Tensor, "*lead"]:
         r"""An unbiased estimate of ``E log p(path, x) / q(path | x)`` from one step of each image.
 
         The step's KL is, pixel by pixel, what x_(t-1) tells the denoiser about x_0: with l the log-odds of the wrong

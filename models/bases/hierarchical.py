@@ -66,7 +66,7 @@ class HierarchicalBase(BaseModel):
             return dist.Normal(self.zero, torch.ones_like(self.zero)).to_event(1)
         return self.priors[layer - 1](context.code if above is None else with_code(above, context))
 
-    def x_dist(self, codes: Sequence[Float[Tensor, "*batch latent"]], context: Context) -> dist.Distribution:
+    def x_dist(self, codes: Sequence[Tensor], context: Context) -> dist.Distribution:
         """p(x | z1 ... zL, c, m)."""
         lead = torch.broadcast_shapes(*(z.shape[:-1] for z in codes))
         z = torch.cat([z.expand(lead + z.shape[-1:]) for z in codes], -1)

@@ -29,7 +29,7 @@ class Readout(PyroModule):
         self.weight = nn.Parameter(torch.randn(size, dim) / math.sqrt(dim))
         self.bias = nn.Parameter(torch.zeros(size))
 
-    def affine(self, hidden: Float[Tensor, "*batch time dim"]) -> Float[Tensor, "*batch time size"]:
+    def affine(self, hidden: Float[Tensor, "*batch time dim"]) -> Float[Tensor, "*lead time size"]:
         """``hidden @ weight.T + bias``."""
         bias = self.bias
         return hidden @ self.weight.mT + (bias if bias.dim() == 1 else bias.unsqueeze(-2))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any, Self, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
+
+Kind = TypeVar("Kind", bound="State")  # not Self: a checker of calls sees dataclasses method by method
 
 
 @dataclass(frozen=True)
@@ -19,20 +21,20 @@ class State:
     backpropagation); a state of None starts afresh, and ``where`` does so for some sequences only.
     """
 
-    def map(self, f: Callable[[Tensor], Tensor]) -> Self:
+    def map(self: Kind, f: Callable[[Tensor], Tensor]) -> Kind:
         """Applies f to every tensor."""
         return type(self)(**{field.name: _map(f, getattr(self, field.name)) for field in fields(self)})
 
-    def detach(self) -> Self:
+    def detach(self: Kind) -> Kind:
         """Cuts it from the graph."""
         return self.map(Tensor.detach)
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(self: Kind, *args: Any, **kwargs: Any) -> Kind:
         """Moves it to a device, or casts what is floating point."""
         device = torch.empty(0).to(*args, **kwargs).device
         return self.map(lambda t: t.to(*args, **kwargs) if t.is_floating_point() else t.to(device))
 
-    def where(self, mask: Tensor, other: Self) -> Self:
+    def where(self: Kind, mask: Tensor, other: Kind) -> Kind:
         """Keeps the sequences where ``mask [batch]`` is True and takes the others from another state."""
         theirs = other.named_tensors()
         return self.map(lambda t: torch.where(mask.view(-1, *[1] * (t.dim() - 1)), t, next(theirs)[1]))
@@ -67,7 +69,7 @@ class State:
         return {name: tuple(t.shape[1:]) for name, t in self.named_tensors()}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+    def from_tensors(cls: type[Kind], tensors: dict[str, Tensor]) -> Kind:
         """Rebuilds a state from ``to_tensors``.
 
         Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from pyro.distributions import TorchDistribution
@@ -51,10 +53,10 @@ class AddressedBernoulli(TorchDistribution):
     def mean(self) -> Tensor:
         return self.logits[self.a].sigmoid()
 
-    def expand(self, batch_shape: torch.Size, _instance: TorchDistribution | None = None) -> AddressedBernoulli:
+    def expand(self, batch_shape: Sequence[int], _instance: TorchDistribution | None = None) -> AddressedBernoulli:
         return AddressedBernoulli(self.logits, self.a.expand(batch_shape), validate_args=False)
 
-    def sample(self, sample_shape: torch.Size = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         with torch.no_grad():
             return torch.bernoulli(self.mean.expand(self._extended_shape(torch.Size(sample_shape))))
 

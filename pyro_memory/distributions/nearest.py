@@ -40,7 +40,7 @@ class NearestCategorical(TorchDistribution):
         best: Int[Tensor, "*batch k"],
         scores: Float[Tensor, "*batch k"],
         slots: int,
-        mask: Bool[Tensor, "*batch slot"] | None = None,
+        mask: Bool[Tensor, "*owner slot"] | None = None,
         *,
         epsilon: float = 0.0,
         validate_args: bool | None = None,
@@ -109,13 +109,13 @@ class NearestCategorical(TorchDistribution):
             rank = torch.searchsorted(order, rank + 1).clamp(max=self.slots - 1)
         return rank.squeeze(-1)
 
-    def log_prob(self, value: Int[Tensor, "*address"]) -> Float[Tensor, "*address"]:
+    def log_prob(self, value: Int[Tensor, "*address"]) -> Float[Tensor, "*lead"]:
         """Gives log q(a) in nats, exactly, for any slot."""
         if self._validate_args:
             self._validate_sample(value)
         return self._log_prob(value)
 
-    def _log_prob(self, value: Int[Tensor, "*address"]) -> Float[Tensor, "*address"]:
+    def _log_prob(self, value: Int[Tensor, "*address"]) -> Float[Tensor, "*lead"]:
         match = value.unsqueeze(-1) == self.best
         _, other = self._others()
         if self.mask is not None:

@@ -104,7 +104,7 @@ class StreamedCategorical(TorchDistribution):
         lead = torch.Size(sample_shape) + self.batch_shape[: len(self.batch_shape) - len(own)]
         return self._pass(samples=lead.numel()).samples.reshape(lead + own)
 
-    def log_prob(self, value: Int[Tensor, "*address"]) -> Float[Tensor, "*address"]:
+    def log_prob(self, value: Int[Tensor, "*address"]) -> Float[Tensor, "*lead"]:
         """Gives log p(a) in nats, minus infinity for an empty slot."""
         if self._validate_args:
             self._validate_sample(value)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 def expected_log_prob(
     predictive: dist.Independent, loc: Float[Tensor, "*batch dim"], variance: Float[Tensor, "*batch dim"]
-) -> Float[Tensor, "*batch"]:
+) -> Float[Tensor, "*lead"]:
     """``E_{N(e; loc, diag variance)} log p(e)`` of independent Student-ts, by Gauss-Hermite quadrature of 20 points."""
     nodes, weights = (t.to(loc) for t in _quadrature())
     t = predictive.base_dist

@@ -96,7 +96,7 @@ def leave_one_out_bound(
     baseline: str = "geometric",
     *,
     part: Float[Tensor, "particle *cells inner"] | None = None,
-) -> Float[Tensor, "particle *cells"]:
+) -> Float[Tensor, "particle *own"]:
     r"""Computes ``L_{-k}``: the bound with the k-th weight, or a part of it, replaced by a mean of the others'.
 
     Args:

@@ -27,7 +27,7 @@ class Context:
     content: Features = ()
 
 
-def with_code(z: Float[Tensor, "*batch latent"], context: Context) -> Float[Tensor, "*batch both"]:
+def with_code(z: Float[Tensor, "*batch latent"], context: Context) -> Float[Tensor, "*lead both"]:
     """Lays the context's code beside a latent."""
     if context.code is None:
         return z

@@ -34,7 +34,7 @@ class ConvDecoder(nn.Module):
         self.out = nn.Conv2d(channels[0], 4 * shape[0], 3, padding=1)
         scale_for_relu(self)
 
-    def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> Float[Tensor, "*batch c h w"]:
+    def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> Float[Tensor, "*lead c h w"]:
         lead = torch.broadcast_shapes(z.shape[:-1], *(c.shape[:-3] for c in content))
         hidden = self.start(z).reshape(z.shape[:-1] + self.start_shape).expand(lead + self.start_shape)
         hidden = torch.relu(self._add(flat(hidden), content, len(self.up), lead))
@@ -67,7 +67,7 @@ class MLPDecoder(nn.Module):
         self.net = mlp([latent_dim + sum(s[0] for s in content_shapes), *hidden, shape[0] * shape[1] * shape[2]])
         scale_for_relu(self)
 
-    def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> Float[Tensor, "*batch c h w"]:
+    def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> Float[Tensor, "*lead c h w"]:
         lead = torch.broadcast_shapes(z.shape[:-1], *(c.shape[:-1] for c in content))
         inputs = torch.cat([t.expand(lead + t.shape[-1:]) for t in (z, *content)], -1)
         return self.net(inputs).reshape(lead + self.shape)

@@ -197,13 +197,13 @@ class Recall(PyroModule):
         none = evidence.log_marginal(loc.unsqueeze(-2), variance.unsqueeze(-2))
         return dist.Categorical(logits=torch.cat([slots, none.expand(slots.shape[:-1] + (1,))], -1))
 
-    def episode(self, j: Int[Tensor, "*batch"], memory: StructuredMemory) -> Float[Tensor, "*batch dim+1"]:
+    def episode(self, j: Int[Tensor, "*batch"], memory: StructuredMemory) -> Float[Tensor, "*batch dim_and_count"]:
         """The embedding of each episode j and a 1; zeros for "none"."""
         loc = memory.episodes.loc
         return torch.nn.functional.pad(torch.cat([loc, torch.ones_like(loc[:, :1])], -1), (0, 0, 0, 1))[j]
 
     def c_dist(
-        self, s: Float[Tensor, "*batch dim"], episode: Float[Tensor, "*batch dim+1"], evidence: Evidence
+        self, s: Float[Tensor, "*batch dim"], episode: Float[Tensor, "*episode dim_and_count"], evidence: Evidence
     ) -> dist.Distribution:
         """r(c | s, e_j, S), the episode as ``episode`` gives it."""
         lead = torch.broadcast_shapes(s.shape[:-1], episode.shape[:-1])

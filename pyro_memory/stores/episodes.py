@@ -109,7 +109,7 @@ class EpisodicMemory:
         logits[..., -1] = math.log(NONE_OF_THEM)
         return dist.Categorical(logits=logits.masked_fill((place >= counts) & (place < width), -math.inf))
 
-    def read(self, j: Int[Tensor, "*batch"], i: Int[Tensor, "*batch"], f: Callable[[Tensor], Any]) -> Any:
+    def read(self, j: Int[Tensor, "*episode"], i: Int[Tensor, "*image"], f: Callable[[Tensor], Any]) -> Any:
         """Computes ``f`` of image i of each episode j, once for each image that is read; "none" shows zeros.
 
         ``f`` works image by image and returns a tensor or a tuple of tensors.

@@ -61,6 +61,7 @@ def test_a_trained_classifier_s_features_know_classes_it_has_not_seen():
     assert record.real > 3 * record.chance
 
 
+@pytest.mark.unchecked
 def test_bad_input_is_refused():
     a = normal(30, [0.0, 1.0], [1.0, 1.0])
     with pytest.raises(ValueError, match="20 images or more; got"):

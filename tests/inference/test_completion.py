@@ -50,6 +50,7 @@ def test_without_known_all_is_drawn_anew():
     assert ((last.mean(0) - PRIOR @ PROBS).abs() < 5 * 0.5 / 20_000**0.5).all()
 
 
+@pytest.mark.unchecked
 def test_misuse_is_refused():
     x = torch.ones(2, 3)
     with pytest.raises(ValueError, match=r"`known` must be boolean and of the shape of `x`, \[2, 3\]; got torch.bool"):

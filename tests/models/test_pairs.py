@@ -176,6 +176,7 @@ def test_the_guide_which_runs_first_refuses_images_that_are_not_finite(pair):
         (ink(2, 9, 7), SlotMemory(ink(3, *SHAPE)), r"`x` must be floating point, \[batch, channel, height, width\]"),
     ],
 )
+@pytest.mark.unchecked
 def test_bad_input_is_refused_with_the_remedy(x, memory, message):
     model, _ = conv(VMA, VMAGuide)
     with pytest.raises(ValueError, match=message):

@@ -389,6 +389,7 @@ def test_a_lifetime_resumes_bit_for_bit(tmp_path):
             assert torch.equal(value, other[key]), key
 
 
+@pytest.mark.unchecked
 def test_bad_input_is_refused_with_the_remedy():
     model, guide = pair()
     x, support, memory = ink(2, 2, *SHAPE), sets([1, 2]), stores()

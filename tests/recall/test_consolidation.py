@@ -182,6 +182,7 @@ def test_replayed_episodes_come_from_concepts_and_do_not_go_back():
     assert bool(left.filled.all())
 
 
+@pytest.mark.unchecked
 def test_bad_input_is_refused_with_the_remedy():
     concepts, (loc, variance, _) = known(), clusters(2, 2.0)
     with pytest.raises(ValueError, match="`timescale` must be positive"):

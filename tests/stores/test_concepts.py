@@ -194,6 +194,7 @@ def test_it_saves_as_tensors_and_moves():
     assert "2 concepts of 3 dimensions, 1 in use" in repr(concepts)
 
 
+@pytest.mark.unchecked
 def test_bad_input_is_refused_with_the_remedy():
     concepts, (loc, variance) = store(), episodes(2)
     q = certain(2, 2, 0)

@@ -5,7 +5,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.distributed
-from conftest import assert_drawn_from, ink, sharpen
+from conftest import ink, sharpen
+from draws import assert_drawn_from
 from torch import nn
 from torch.distributions import kl_divergence
 from torch.testing import assert_close

@@ -131,7 +131,7 @@ def test_foreign_files_and_formats_are_named(tmp_path, monkeypatch):
     save_file({"x": torch.zeros(1)}, tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match=r"b\.safetensors` is not a whole"):
         load_weights(tmp_path / "b.safetensors", Net(), empty)
-    monkeypatch.setattr(checkpoints, "FORMAT", 2)
+    monkeypatch.setattr("pyro_memory.training.checkpoints.FORMAT", 2)
     path = save_checkpoint(tmp_path / "a.safetensors", Net(), empty)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="must have format 1; got 2"):

@@ -66,6 +66,7 @@ def test_entries_that_an_earlier_module_left_do_no_harm():
         ({"batches": (x for x in [(torch.zeros(2, 3),)])}, "ran out and cannot start again"),
     ],
 )
+@pytest.mark.unchecked
 def test_unusable_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         run(*pair(), **options)

@@ -128,7 +128,7 @@ class FewShotTasks:
         x, values = self._show(index, targets, slots)
         return x, SlotMemory(values)
 
-    def _show(self, index: int, *groups: Int[Tensor, "*image"]) -> list[Float[Tensor, "*image 1 height width"]]:
+    def _show(self, index: int, *groups: Tensor) -> list[Float[Tensor, "*image 1 height width"]]:
         """The images of targets and slots: varied each by itself, turned all alike."""
         images = torch.cat([group.flatten() for group in groups])
         redraw, turning = generator_for(self.seed, 9, index), generator_for(self.seed, 4, index)

@@ -130,6 +130,7 @@ def test_a_range_draws_each_size_about_equally_often(per_target):
         ({"target_indices": torch.tensor([1])}, "`target_indices` need per_target=True"),
     ],
 )
+@pytest.mark.unchecked
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         FewShotTasks(DATA, **{"classes": 2, "shots": 2, "targets": 4, **options})

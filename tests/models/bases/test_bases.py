@@ -220,6 +220,7 @@ def test_other_likelihoods_can_be_chosen(name):
 
 
 @pytest.mark.parametrize("name", BASES)
+@pytest.mark.unchecked
 def test_bad_images_are_refused(name):
     model, guide = BASES[name]()
     with pytest.raises(ValueError, match="`x` must be floating point"):

@@ -1,0 +1,23 @@
+"""Shapes and types of every call, checked while the tests run: an argument that does not fit is named."""
+
+from pathlib import Path
+
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).parents[1]
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a float may be given an int
+
+
+def modules():
+    """All of the package but what Triton compiles, which reads its own source."""
+    yield from (f"pyro_memory.{path.stem}" for path in (ROOT / "pyro_memory").iterdir() if path.stem != "__init__")
+    yield from ("pyro_memory.models", "pyro_memory.guides")
+    for path in (ROOT / "kernels").rglob("*.py"):
+        inner = path.relative_to(ROOT).with_suffix("").parts
+        if path.name != "__init__.py" and "triton" not in path.stem:
+            yield ".".join(["pyro_memory", *inner])
+
+
+def install():
+    install_import_hook(list(modules()), "typechecks.checked")
