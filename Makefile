@@ -64,9 +64,12 @@ bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figure
 	$(RUN) benchmarks/addressing.py
 	$(RUN) benchmarks/conversion.py
 
-lint: install ## check style
+lint: install ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf out/typed && mkdir -p out/typed/pyro_memory
+	ln -s $(CURDIR)/pyro_memory/* $(CURDIR)/models $(CURDIR)/guides $(CURDIR)/kernels out/typed/pyro_memory/
+	cd out/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir ../mypy -p pyro_memory $(CURDIR)/tests/typed_user.py
 
 format: install ## rewrite to style
 	$(BIN)/ruff check --fix .

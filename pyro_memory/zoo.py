@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import subprocess
 import sys
@@ -11,17 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal, overload
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from pyro_memory import addressing, distributions, guides, models, nets, recall, stores
+from pyro_memory.guides import AddressedGuide, DiffusionBaseGuide, EmptyGuide, VAEGuide, VMAGuide, VSMGuide
+from pyro_memory.models import VAE, VMA, VSM, Addressed, DiffusionBase, SequenceModel
 from pyro_memory.stores import StructuredMemory
 
 FOLDER = Path(__file__).parent / "shipped"
 ROLES = ("model", "guide")
-HOMES = ("pyro_memory.models", "pyro_memory.guides", "pyro_memory")
+HOMES: tuple[ModuleType, ...] = (models, guides, addressing, stores, recall, distributions, nets)
 MEMORY = "memory."
 FACTS = ("about", "data", "licence", "protocol", "numbers", "training", "commit")
 
@@ -64,7 +67,27 @@ def pretrained(folder: str | Path = FOLDER) -> dict[str, Card]:
     return {path.stem: _card(path) for path in sorted(Path(folder).glob("*.json"))}
 
 
-def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[nn.Module, nn.Module]:
+Titans = Literal[
+    "titans-lmm-etth1-96", "titans-lmm-etth1-192", "titans-lmm-etth1-336", "titans-lmm-etth1-720",
+    "titans-lmm-recall", "titans-mag-tinyshakespeare",
+]  # fmt: skip
+
+
+@overload
+def load_pretrained(name: Literal["vae-omniglot28"]) -> tuple[VAE, VAEGuide]: ...
+@overload
+def load_pretrained(name: Literal["vma-omniglot28"]) -> tuple[VMA, VMAGuide]: ...
+@overload
+def load_pretrained(name: Literal["diffusion-omniglot28"]) -> tuple[DiffusionBase, DiffusionBaseGuide]: ...
+@overload
+def load_pretrained(name: Literal["vma-diffusion-omniglot28"]) -> tuple[Addressed, AddressedGuide]: ...
+@overload
+def load_pretrained(name: Literal["vsm-diffusion-omniglot", "vsm-vae-omniglot"]) -> tuple[VSM, VSMGuide]: ...
+@overload
+def load_pretrained(name: Titans) -> tuple[SequenceModel, EmptyGuide]: ...
+@overload
+def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[Any, Any]: ...
+def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[Any, Any]:
     """Builds a pair and gives it its trained weights, in evaluation mode; needs no network.
 
     Weights are kept in half precision and become float32.
@@ -123,7 +146,7 @@ def save_pretrained(
 
     Args:
         name: of the two files.
-        build: for "model" and "guide" the constructor, of ``pyro_memory.models``, ``guides`` or the package itself, and
+        build: for "model" and "guide" the constructor, of ``pyro_memory.models``, ``guides`` or a room of parts, and
             its arguments, which JSON must be able to hold; see ``Card`` for parts that are modules. A part that both
             use is written once.
         facts: about, data, licence, protocol, numbers, training, and what else the card should tell. The commit is that
@@ -245,9 +268,8 @@ def _built(spec: Any, shared: Mapping[str, nn.Module]) -> nn.Module:
 def _constructor(constructor: str) -> Any:
     """A class of this package or its class method, by name."""
     kind, _, method = constructor.partition(".")
-    # Looked up when asked for: models and guides are made of this package's parts, not the other way round.
-    homes = [importlib.import_module(name) for name in HOMES]
-    found = [getattr(home, kind) for home in homes if kind in home.__all__ and isinstance(getattr(home, kind), type)]
+    found = [getattr(home, kind) for home in HOMES if kind in home.__all__ and isinstance(getattr(home, kind), type)]
     if not found:
-        raise ValueError(f"`build` must name a class of {', '.join(HOMES)}; got {constructor!r}")
+        names = ", ".join(home.__name__ for home in HOMES)
+        raise ValueError(f"`build` must name a class of {names}; got {constructor!r}")
     return getattr(found[0], method) if method else found[0]

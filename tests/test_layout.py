@@ -22,8 +22,8 @@ FLOORS = [
     ["checks", "addressing", "data", "inference"],
     ["diagnostics"],
     ["recall", "training"],
-    ["zoo"],
     ["models", "guides"],
+    ["zoo"],
     ["testing"],
 ]
 ROOMS = [part for floor in FLOORS for part in floor]

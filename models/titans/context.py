@@ -85,7 +85,8 @@ class TitansMAC(Mixer):
         counts = state.counts.tolist()
         left = [time] * batch if lengths is None else lengths.tolist()
         done = [0] * batch
-        outputs, place = [], [[] for _ in left]
+        outputs: list[Tensor] = []
+        place: list[list[int]] = [[] for _ in left]
         while any(left):
             sizes = [min(n, self.segment - c) for n, c in zip(left, counts, strict=True)]
             width, offset = max(sizes), sum(y.shape[1] for y in outputs)

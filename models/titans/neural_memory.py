@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -215,7 +216,7 @@ class NeuralMemory(PyroModule):
             return self.convolution(x.transpose(1, 2)).transpose(1, 2)
         time = x.shape[1] - self.taps + 1
         taps = self.convolution.weight.squeeze(1).unbind(1)
-        return sum(x[:, i : i + time] * tap for i, tap in enumerate(taps))
+        return reduce(torch.add, (x[:, i : i + time] * tap for i, tap in enumerate(taps)))
 
     def _gates(self, x: Tensor) -> tuple[Tensor, ...]:
         """theta, eta and alpha of each layer, one after the other."""

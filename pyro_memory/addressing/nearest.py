@@ -78,4 +78,5 @@ class NearestAddress(nn.Module):
         best = self.index.search(rows.detach(), self.nearest)
         key = self.address.keys_for(memory, best) if learning else self.index.keys[best].to(query.dtype)
         scores = (key * rows.unsqueeze(-2)).sum(-1)
-        return tuple(t.reshape(query.shape[:-1] + (self.nearest,)) for t in (best, scores))
+        shape = query.shape[:-1] + (self.nearest,)
+        return best.reshape(shape), scores.reshape(shape)

@@ -29,7 +29,8 @@ class FeatureClassifier(nn.Module):
         self.pyramid = ImagePyramid(shape, (16, 32, 64))
         self.hidden = nn.Linear(self.pyramid.out_features, dim)
         self.out = nn.Linear(dim, classes)
-        self.classes, self.accuracy = classes, None
+        self.classes = classes
+        self.accuracy: float | None = None
 
     def features(self, images: Float[Tensor, "*batch channel height width"]) -> Float[Tensor, "*batch dim"]:
         """The last hidden layer."""
@@ -62,7 +63,7 @@ def train_classifier(
         cut = max(1, len(members) // 10)
         test.append(order[:cut])
         train.append(order[cut:])
-    train, test = torch.cat(train), torch.cat(test)
+    learned, held = torch.cat(train), torch.cat(test)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = FeatureClassifier(data.shape, data.classes)
@@ -70,7 +71,7 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     bar = tqdm(range(steps), desc="classifier", disable=not progress, unit="step")
     for _ in bar:
-        chosen = train[torch.randint(len(train), (batch,), generator=generator)]
+        chosen = learned[torch.randint(len(learned), (batch,), generator=generator)]
         shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
         loss = cross_entropy(model(data[chosen].roll(shift, (-2, -1))), data.labels[chosen], label_smoothing=0.1)
         optimizer.zero_grad()
@@ -79,7 +80,7 @@ def train_classifier(
         schedule.step()
         bar.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
     with torch.no_grad():
-        right = [(model(data[part]).argmax(-1) == data.labels[part]).float() for part in test.split(512)]
+        right = [(model(data[part]).argmax(-1) == data.labels[part]).float() for part in held.split(512)]
     model.accuracy = torch.cat(right).mean().item()
     return model.eval().requires_grad_(False)
 
@@ -208,4 +209,5 @@ def prototype_sets(
         if half < 1:
             raise ValueError(f"`support` must leave two images of each class; got {support} of {len(order)}")
         parts.append((order[:support], order[support : support + half], order[support + half : support + 2 * half]))
-    return tuple(torch.stack(column) for column in zip(*parts, strict=True))
+    given, compared, examples = (torch.stack(column) for column in zip(*parts, strict=True))
+    return given, compared, examples

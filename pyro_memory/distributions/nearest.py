@@ -46,7 +46,8 @@ class NearestCategorical(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         self.best, self.log_weights = best, scores.log_softmax(-1)
-        self.slots, self.mask, self.epsilon = slots, mask, epsilon
+        self.slots, self.epsilon = slots, epsilon
+        self.mask = mask  # type: ignore[assignment]  # Pyro's distributions have a method of that name
         super().__init__(best.shape[:-1], validate_args=validate_args)
 
     @property

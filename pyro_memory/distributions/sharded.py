@@ -61,7 +61,7 @@ class ShardedCategorical(StreamedCategorical):
         return self.division.total
 
     def _address(
-        self, query: Float[Tensor, "row dim"], *, log_prior: Tensor | None = None, samples: int = 0
+        self, query: Float[Tensor, "row dim"], *, log_prior: Tensor | None = None, samples: int = 0, **_: Any
     ) -> AddressRead:
         group, first = self.division.group, self.division.first
         (query,) = Copied.apply(group, query)
@@ -132,9 +132,8 @@ def all_of(tensor: Tensor, group: Group) -> Tensor:
 def _own_stream(group: Group, device: torch.device) -> torch.Generator:
     """A random stream of this process's own, from one seed for all: equal streams would draw equal noise for all
     shards."""
-    seed = torch.randint(2**62, ())
-    seed = int(all_of(seed, group)[0]) + torch.distributed.get_rank(group)
-    return torch.Generator(device).manual_seed(seed)
+    common = int(all_of(torch.randint(2**62, ()), group)[0])
+    return torch.Generator(device).manual_seed(common + torch.distributed.get_rank(group))
 
 
 class Copied(torch.autograd.Function):

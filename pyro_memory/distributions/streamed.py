@@ -47,7 +47,8 @@ class StreamedCategorical(TorchDistribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        self.query, self.key, self.mask = query, key, mask
+        self.query, self.key = query, key
+        self.mask = mask  # type: ignore[assignment]  # Pyro's distributions have a method of that name
         self._known: dict[str, Tensor] = {}  # results of passes, shared with expanded copies
         super().__init__(query.shape[:-1], validate_args=validate_args)
 
@@ -135,7 +136,8 @@ class StreamedCategorical(TorchDistribution):
         rows = self.query.reshape(-1, self.query.shape[-1])
         best, scores = nearest_slots(rows, self.key, slots, mask=self.mask)
         shape = self.batch_shape + (slots,)
-        return tuple(t.reshape(self.query.shape[:-1] + (slots,)).expand(shape) for t in (best, scores))
+        best, scores = (t.reshape(self.query.shape[:-1] + (slots,)).expand(shape) for t in (best, scores))
+        return best, scores
 
     def _log_row(self) -> Float[Tensor, " slot"]:
         """The log-probabilities of the one distribution that it is for all data."""

@@ -125,9 +125,10 @@ def _ends(sites: Iterable[dict[str, Any]], plates: frozenset[Any]) -> bool:
 
 def stochastic_sites(trace: Trace) -> dict[str, dict[str, Any]]:
     """Gives the sample sites of a trace by name, without subsampling indices and deterministic sites."""
+    nodes: dict[str, Any] = trace.nodes
     return {
         name: site
-        for name, site in trace.nodes.items()
+        for name, site in nodes.items()
         if site["type"] == "sample"
         and type(site["fn"]).__name__ != "_Subsample"
         and not site["infer"].get("_deterministic")

@@ -61,7 +61,8 @@ class Lifetime:
         self.consolidate_every = consolidate_every
         self.options = {"timescale": timescale, "rule": rule, "forgetting": forgetting}
         self.replay, self.replayed, self.rehearse = replay, replayed, rehearse
-        self.newest, self._task = -1, None
+        self.newest = -1
+        self._task: tuple[Tensor, SlotMemory] | None = None
         self.consolidation: Consolidation | None = None
 
     @torch.no_grad()

@@ -135,8 +135,12 @@ class Recall(PyroModule):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.fixed):
             address, aim = self.address(seen).chunk(2, -1)
         content, code, code_aim = self.told(seen).split([self.dim, self.code_dim, self.code_dim], -1)
-        pairs = ((softplus(p), a) for p, a in ((address, aim), (content, aim), (code, code_aim)))
-        return tuple(Evidence(precision, precision * a) for precision, a in pairs)
+
+        def of(logits: Tensor, aim: Tensor) -> Evidence:
+            precision = softplus(logits)
+            return Evidence(precision, precision * aim)
+
+        return of(address, aim), of(content, aim), of(code, code_aim)
 
     def gather(self, support: SlotMemory) -> tuple[Evidence, Evidence, Evidence]:
         """Sums the evidence of each task's support, ``[task, 1, dim]``.
@@ -157,7 +161,8 @@ class Recall(PyroModule):
             return values.new_zeros(tasks, values.shape[-1]).index_add(0, owners, values).unsqueeze(1)
 
         each = self.evidence(self.look(support.values[support.filled]))
-        return tuple(Evidence(summed(e.precision), summed(e.shift)) for e in each)
+        address, content, code = (Evidence(summed(e.precision), summed(e.shift)) for e in each)
+        return address, content, code
 
     def gather_all(self, support: SlotMemory, seen: Float[Tensor, "task query hidden"]) -> tuple[Evidence, ...]:
         """Sums the evidence of each task's support and queries, and leaves the support's for the model."""

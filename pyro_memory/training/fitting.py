@@ -148,9 +148,10 @@ def fit(
         make_parameters(model, guide, trained, args)
     ranks.divided = any(getattr(a, "divided", False) for a in args)
     parameters = [p for p in trained.parameters() if p.requires_grad]
-    optimizer = make_optimizer(optimizer, parameters, learning_rate)
     compute = ranks.gradients(objective, model, guide, trained)
-    loop = Loop(model, guide, compute, parameters, optimizer, clip_norm, ranks)
+    loop = Loop(
+        model, guide, compute, parameters, make_optimizer(optimizer, parameters, learning_rate), clip_norm, ranks
+    )
     kept = Kept(path, loop, log, {"learning_rate": learning_rate, "clip_norm": clip_norm, "seed": seed}, batches)
     if resuming:
         load_checkpoint(path, model, guide, loop.optimizer)

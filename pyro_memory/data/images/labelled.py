@@ -49,7 +49,8 @@ class LabelledImages:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width."""
-        return tuple(self.images.shape[1:])
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     @cached_property
     def members(self) -> tuple[Int[Tensor, " member"], ...]:

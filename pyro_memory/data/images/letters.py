@@ -48,7 +48,8 @@ def glyphs(split: str, *, size: int = 28, drawings: int = 20, seed: int = 0) -> 
 @lru_cache(maxsize=8)
 def _draw(split: str, size: int, drawings: int, seed: int) -> LabelledImages:
     letters = [name for name in _letters() if (_script(name) in EVALUATION) == (split == "evaluation")]
-    faces, choice, grids = [], [], []
+    faces: list[np.ndarray] = []
+    choice, grids = [], []
     for letter in letters:
         random = np.random.default_rng([seed, ord(letter)])
         choice.append(len(faces) + random.integers(len(_letters()[letter]), size=drawings))

@@ -119,13 +119,13 @@ class FewShotTasks:
             return x, SlotMemory(values, batch_dim=-1)
         generator = generator_for(self.seed, 0, index)
         chosen = torch.randperm(self.data.classes, generator=generator)[:classes]
-        slots = self._slots(chosen, shots, None, generator)
-        taken = slots if self.protocol == "vma" else None
+        shared = self._slots(chosen, shots, None, generator)
+        taken = shared if self.protocol == "vma" else None
         labels = chosen[torch.arange(self.targets) % classes]
-        targets = torch.stack([self._member(int(c), generator, taken) for c in labels])
+        drawn = torch.stack([self._member(int(c), generator, taken) for c in labels])
         if wrong:
-            slots = self._slots(self._other_classes(chosen, classes, generator), shots, None, generator)
-        x, values = self._show(index, targets, slots)
+            shared = self._slots(self._other_classes(chosen, classes, generator), shots, None, generator)
+        x, values = self._show(index, drawn, shared)
         return x, SlotMemory(values)
 
     def _show(self, index: int, *groups: Tensor) -> list[Float[Tensor, "*image 1 height width"]]:
