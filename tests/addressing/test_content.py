@@ -83,6 +83,12 @@ def test_a_learned_prior_starts_uniform_and_learns():
     assert prior.query.grad.abs().sum() > 0
 
 
+def test_a_learned_prior_scores_slots_by_a_learned_query():
+    values, prior = torch.randn(5, 3), LearnedPrior(embed, 4)
+    nn.init.normal_(prior.query)
+    assert_close(prior(SlotMemory(values)).logits, (embed(values) @ prior.query).log_softmax(-1))
+
+
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="`temperature` must be positive; got 0"):
         Cosine(0)
