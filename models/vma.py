@@ -42,7 +42,8 @@ class VMA(PyroModule):
         likelihood: maps z and features of m to the distribution of x.
         address_prior: maps a memory to the distribution of a; ``UniformPrior()`` by default.
         templates: learned contents, read where ``memory`` is None; the guide takes the same instance.
-        none_slot: appends a slot of zeros that is always filled, so that an empty memory is legal; set it for both.
+        none_slot: appends a slot of zeros that is always filled, so that an empty memory is legal; set it for both. The
+            paper has none.
 
     The two networks on top of ``content`` share it (tied pyramids); ``convolutional(tied=False)`` unties them.
     ``forward(x, memory)`` takes ``x [batch, channel, height, width]``; sites ``a``, ``z``, ``x`` in plate ``batch``.

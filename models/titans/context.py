@@ -38,7 +38,9 @@ class TitansMAC(Mixer):
 
     The mask is ours. Read literally, the paper's equations leak the future: h_t holds what was recalled for all tokens
     of the segment and stands before all of them, and o_t reads the memory at the segment's end. Here token i sees p,
-    what was recalled for tokens up to i, and tokens up to i; and o_i reads the memory after the write of y_i.
+    what was recalled for tokens up to i, and tokens up to i; and o_i reads the memory after the write of y_i. Ours
+    too: what is recalled for a token has its place in the rotary code, one vector a token, where the camera-ready
+    paper has 256 memory tokens, and the memory never sees p.
 
     Args:
         dim: width of a token.

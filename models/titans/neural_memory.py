@@ -39,7 +39,8 @@ class NeuralMemory(PyroModule):
         y_t = (norm(M_t(q_t)) * silu(x_t W_G)) W_O             read after write
 
     The memory of the camera-ready paper is the default, ``M(x) = x + LN(W_1 gelu(W_2 x))``, with theta, eta and alpha
-    of each token, head and layer.
+    of each token, head and layer. Other than there, alpha is one number a head and layer unless ``channel_decay``;
+    other than in the preprint, no SiLU follows q, k and v, and no pointwise half the depthwise convolution.
 
     What the paper leaves open: the gates are sigmoids of x, bounded by
 
@@ -181,7 +182,7 @@ class NeuralMemory(PyroModule):
     def retrieve(
         self, q: Float[Tensor, "batch time inner"], weights: tuple[Tensor, ...]
     ) -> Float[Tensor, "batch time dim"]:
-        """Reads ``[batch, head, in, out]`` weights with given queries and writes nothing."""
+        """Reads ``[batch, head, in, out]`` weights with given queries and writes nothing; no convolution, no gate."""
         q = F.normalize(q.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2), dim=-1, eps=1e-6)
         options = {name: self.options[name] for name in ("activation", "residual_norm")}
         return self.to_out(self._normed(apply_memory(weights, q, **options, **self._norm_options())))

@@ -108,7 +108,8 @@ class TitansMAL(_Hybrid):
         y = norm(x + M([p] || x))
         o = SW-Attn(y)                with p always visible
 
-    The residual and the norm between the two layers are ours, as in Samba, which the paper names as its likeness.
+    The residual and the norm between the two layers are ours, as in Samba, which the paper names as its likeness. So is
+    what attention sees of p: p itself, always; read literally, the paper's sees what the memory gave at p's places.
 
     Args:
         dim: width of a token.
@@ -142,7 +143,8 @@ class TitansMAG(_Hybrid):
         y = SW-Attn*([p] || x)        p always visible
         o = y (x) M([p] || x)         a (x) b = (silu(norm(a)) * silu(norm(b))) W
 
-    The norms have learned weights, and biases that start at one, ours, so that either side can pass alone.
+    The paper says that both sides are normalised with learned weights and a non-linearity follows; the form above is
+    how we read that, W is ours, and so are the norms' biases, which start at one, so that either side can pass alone.
 
     Args:
         dim: width of a token.
