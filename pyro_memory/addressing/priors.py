@@ -20,6 +20,9 @@ class UniformPrior(nn.Module):
 class LearnedPrior(nn.Module):
     """Scores each slot by its content: ``p(a | M) = softmax_a <w, h(m_a)>`` with a learned query ``w``.
 
+    Other than in ``ContentAddress`` the key's length counts. The paper that it follows learns its score too; whether in
+    this form was not checked (Bornschein et al., 2017, https://arxiv.org/abs/1709.07116).
+
     Over a shared memory of more than 16,384 slots it gives a ``StreamedCategorical``.
     """
 
