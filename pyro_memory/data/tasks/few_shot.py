@@ -33,7 +33,8 @@ class FewShotTasks:
         protocol: "vma": a target is never in memory, and every class has ``shots`` different images there (Bornschein
             et al., 2017, https://arxiv.org/abs/1709.07116). "gmn": memory and target are drawn with replacement, a
             random class a slot, so that the target itself may be in memory (Bartunov & Vetrov, 2018,
-            https://proceedings.mlr.press/v84/bartunov18a.html). Their numbers do not compare.
+            https://proceedings.mlr.press/v84/bartunov18a.html). Their numbers do not compare. Both have
+            ``classes * shots`` slots; published tables may count examples in all, whatever the classes.
         per_target: gives each target a memory of its own, its class and ``classes - 1`` others (evaluation); otherwise
             all targets share one memory (training).
         seed: of the tasks.
