@@ -9,6 +9,9 @@ from pyro.poutine import condition, trace
 from torch.nn.functional import softplus
 from torch.testing import assert_close
 
+from pyro_memory.guides import VMAGuide
+from pyro_memory.models import VMA
+
 
 def normal(head, features):
     loc, scale = head.project(features).chunk(2, -1)
@@ -40,3 +43,13 @@ def test_the_guide_looks_up_by_content_and_encodes_image_and_slot_side_by_side(t
     assert_close(nodes.nodes["a"]["log_prob"], scores.log_softmax(-1)[torch.arange(7), a])
     features = guide.encoder.features(torch.cat([x, shared_memory.values[a]], 1))[-1]
     assert_close(nodes.nodes["z"]["log_prob"], normal(guide.encoder.head, features).log_prob(z).sum(-1))
+
+
+def test_networks_are_by_default_of_the_paper_s_sizes():
+    """z of 64 dimensions, or 32 by MLPs of 256 and 128; matching in 128."""
+    shape = (1, 28, 28)
+    for build, dim in (("convolutional", 64), ("mlp", 32)):
+        model, guide = getattr(VMA, build)(shape), getattr(VMAGuide, build)(shape)
+        assert model.prior.head.project.out_features == guide.encoder.head.project.out_features == 2 * dim
+        assert guide.address.query.project.out_features == 128
+    assert [layer.out_features for layer in model.content.net[::2]] == [256, 128]

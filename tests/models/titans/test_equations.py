@@ -44,18 +44,40 @@ def test_mal_is_its_equations_with_a_residual_and_a_norm_between(x):
     assert_close(mixer(x)[0], mixer.attention(y, persistent=mixer.persistent)[0])
 
 
-def test_projections_are_convolved_causally_by_channel_before_keys_and_queries_are_normalised(x):
-    memory = NeuralMemory(DIM, heads=1, depth=1, residual_norm=False, chunk_size=4, convolution=4).double()
+def linear_memory(**options):
+    return NeuralMemory(DIM, heads=1, depth=1, residual_norm=False, chunk_size=4, **options).double()
+
+
+def by_hand(memory, x, eta, alpha):
+    """A linear memory of one head: convolved projections, unit keys and queries, the rule, a norm, a gate."""
     projected = F.pad(memory.to_qkv(x), (0, 0, 3, 0))
     taps = memory.convolution.weight[:, 0]
     mixed = sum(taps[:, i] * projected[:, i : i + TIME] for i in range(4))
     q, k, v = (t.unsqueeze(1) for t in mixed.chunk(3, -1))
     q, k = (t / t.norm(dim=-1, keepdim=True) for t in (q, k))
-    bounds = (memory.to_lr, 0.5 * 0.2 / 4), (memory.to_momentum, 0.8), (memory.to_decay, 1 / 4)
-    gates = ((bound * torch.sigmoid(linear(x))).movedim(-1, 1) for linear, bound in bounds)
+    gates = (t.movedim(-1, 1) for t in (0.5 * (1 - memory.max_momentum) / 4 * memory.to_lr(x).sigmoid(), eta, alpha))
     y = neural_memory(q, k, v, (memory.initial_0,), *gates, chunk_size=4, backend="reference")[0].squeeze(1)
     y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * memory.read_norm
-    assert_close(memory(x)[0], memory.to_out(y * F.silu(memory.to_gate(x))))
+    return memory.to_out(y * F.silu(memory.to_gate(x)))
+
+
+def test_projections_are_convolved_causally_by_channel_before_keys_and_queries_are_normalised(x):
+    memory = linear_memory()
+    expected = by_hand(memory, x, 0.8 * memory.to_momentum(x).sigmoid(), memory.to_decay(x).sigmoid() / 4)
+    assert_close(memory(x)[0], expected)
+
+
+def test_without_momentum_and_decay_their_gates_are_zero(x):
+    memory = linear_memory(momentum=False, weight_decay=False)
+    zero = torch.zeros_like(x[..., :1])
+    assert_close(memory(x)[0], by_hand(memory, x, zero, zero))
+
+
+def test_a_memory_is_by_default_of_the_camera_ready_paper_s_sizes():
+    memory = NeuralMemory(32, heads=4)
+    assert memory.shapes == [(8, 32), (32, 8)]
+    assert memory.convolution.kernel_size == (4,)
+    assert memory.options == {"chunk_size": 16, "activation": "gelu", "residual_norm": True}
 
 
 def test_a_block_is_a_mixer_and_a_swiglu_each_normalised_before_and_added_after(x):
