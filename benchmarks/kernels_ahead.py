@@ -156,13 +156,14 @@ def begin(capability, scratch):
     import kernels_compile
     import torch
 
-    from pyro_memory.kernels import dispatch, triton_launch
+    from pyro_memory.kernels.memory import limits, triton_launch
+    from pyro_memory.kernels.scan import public as scan
 
     if triton_launch.interpreted():
         raise RuntimeError("Triton was imported under TRITON_INTERPRET=1, before this process could unset it")
     kernels_compile.install(capability)
-    dispatch.why_not_triton = lambda *args, **options: None
-    sys.modules["pyro_memory.kernels.decay_scan"].interpreting = lambda: True  # else it refuses a CPU
+    limits.why_not_triton = lambda *args, **options: None
+    scan.interpreting = lambda: True  # else it refuses a CPU
     triton.knobs.compilation.store_binary_only = True
     torch.set_num_threads(1)
     _prepare_launchers(triton, scratch)

@@ -91,7 +91,7 @@ def why_not(case, arguments):
 @contextmanager
 def launching(change):
     """Within it ``change(launch, kernel, configurations)`` launches, by ``launch(configurations)``."""
-    from pyro_memory.kernels import triton_launch
+    from pyro_memory.kernels.memory import triton_launch
 
     launch = triton_launch._launch
 

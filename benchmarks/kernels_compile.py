@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 
 load_kernels()
 
-from pyro_memory.kernels.dispatch import shared_memory  # noqa: E402
+from pyro_memory.kernels.memory.limits import shared_memory  # noqa: E402
 
 
 class Driver:

@@ -21,7 +21,7 @@ from bare import load_kernels
 
 load_kernels()
 
-from pyro_memory.kernels import memory_triton, triton_launch  # noqa: E402
+from pyro_memory.kernels.memory import triton_form, triton_launch  # noqa: E402
 
 INSTRUCTIONS = {
     "matrix": ("HGMMA", "HMMA", "DMMA"), "local": ("LDL", "STL"), "shared": ("LDS", "STS", "LDSM", "STSM"),
@@ -93,7 +93,7 @@ def run(dim, expansion, chunk, dtype, norm):
         state = torch.float64 if dtype == torch.float64 else torch.float32
         weights = tuple(torch.zeros(1, 1, *shape, dtype=state) for shape in shapes)
         gates = (torch.zeros(1, 1, time, dtype=state),) * len(shapes)
-        y = memory_triton.triton_form(
+        y = triton_form.triton_form(
             q, k, v, weights, weights, gates, gates, gates, chunk_size=chunk, residual_norm=norm
         )[0]
         if time > 1:

@@ -2,26 +2,24 @@
 
 Hidden units are worked on a tile at a time. Where one tile holds them all and the states fit, W1, S1, W2 and S2 stay in
 registers (RESIDENT); else each tile's part is read and written once a chunk in ``p_state``, which the L2 cache holds.
-Letters as in ``chunked``; a 1 or 2 names the layer.
+Letters as in ``torch_form``; a 1 or 2 names the layer.
 """
 
 import triton
 import triton.language as tl
 
-from pyro_memory.kernels.triton_gates import ROWS, load_end, load_G, load_reads
-from pyro_memory.kernels.triton_parts import (
+from pyro_memory.kernels.memory.triton_gates import ROWS, load_end, load_G, load_reads
+from pyro_memory.kernels.memory.triton_layers import act, act_slope, loss_gradient, residual_norm
+from pyro_memory.kernels.memory.triton_loads import (
     NUMBERS,
-    act,
-    act_slope,
-    dot,
-    load_matrix,
-    load_norm,
+    load_layers,
     load_tokens,
-    loss_gradient,
-    norm,
-    store_matrix,
+    row_of_program,
+    store_layers,
     store_tokens,
+    tokens_of_chunk,
 )
+from pyro_memory.kernels.triton_parts import dot
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -33,28 +31,21 @@ def deep_forward(
     READS: tl.constexpr, KEEP: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Writes y, and the state (W1, W2, S1, S2) in place; keeps that before every n-th chunk from ``first``."""
-    i_r = tl.program_id(0).to(tl.int64)
-    i_h = i_r % heads
+    i_r, i_h, length = row_of_program(p_lengths, heads, T, LENGTHS)
     dtype: tl.constexpr = p_state.dtype.element_ty
     low: tl.constexpr = tl.bfloat16 if PRECISION == "bf16" else dtype
-    o_c, o_i, o_o = tl.arange(0, BC), tl.arange(0, BI), tl.arange(0, BO)
-    SECOND: tl.constexpr = DI * DH  # where W2 lies
+    o_i, o_o = tl.arange(0, BI), tl.arange(0, BO)
     N: tl.constexpr = DI * DH + DH * DO
-    length = tl.load(p_lengths + i_r) if LENGTHS else T
     p_q, p_k, p_v, p_y = p_q + i_r * T * DI, p_k + i_r * T * DI, p_v + i_r * T * DO, p_y + i_r * T * DO
     p_G, p_rows = p_G + i_r * (last - first) * 2 * BC * BC, p_rows + i_r * (last - first) * 2 * ROWS * BC
     p_state, p_kept = p_state + i_r * 2 * N, p_kept + i_r * kept_stride
     if RESIDENT:
         o_h = tl.arange(0, BH)
-        b_W1 = load_matrix(p_state, o_i, o_h, DI, DH, dtype)
-        b_W2 = load_matrix(p_state + SECOND, o_h, o_o, DH, DO, dtype)
-        b_S1 = load_matrix(p_state + N, o_i, o_h, DI, DH, dtype)
-        b_S2 = load_matrix(p_state + N + SECOND, o_h, o_o, DH, DO, dtype)
+        b_W1, b_W2 = load_layers(p_state, o_i, o_h, o_o, DI, DH, DO, dtype)
+        b_S1, b_S2 = load_layers(p_state + N, o_i, o_h, o_o, DI, DH, DO, dtype)
 
     for i_c in range(first, last):
-        o_t = i_c * C + o_c
-        inside = (o_c < C) & (o_t < T)
-        here = inside & (o_t < length)
+        o_t, inside, here = tokens_of_chunk(i_c, length, T, C, BC)
         p_G1, p_rows1 = p_G + (i_c - first) * 2 * BC * BC, p_rows + (i_c - first) * 2 * ROWS * BC
         p_G2, p_rows2 = p_G1 + BC * BC, p_rows1 + ROWS * BC
         b_k = load_tokens(p_k, o_t, o_i, here, DI, low)  # [BC, BI]
@@ -64,8 +55,7 @@ def deep_forward(
         for i_h1 in range((DH + BH - 1) // BH):
             if not RESIDENT:
                 o_h = i_h1 * BH + tl.arange(0, BH)
-                b_W1 = load_matrix(p_state, o_i, o_h, DI, DH, dtype)
-                b_W2 = load_matrix(p_state + SECOND, o_h, o_o, DH, DO, dtype)
+                b_W1, b_W2 = load_layers(p_state, o_i, o_h, o_o, DI, DH, DO, dtype)
             b_z2 += dot(act(dot(b_k, b_W1, PRECISION), ACTIVATION), b_W2, PRECISION)
         b_D2 = loss_gradient(b_z2, b_k, b_v, p_norm, i_h, o_o, DO, NORM)
         if not RESIDENT:
@@ -82,17 +72,13 @@ def deep_forward(
         for i_h2 in range((DH + BH - 1) // BH):
             if not RESIDENT:
                 o_h = i_h2 * BH + tl.arange(0, BH)
-                b_W1 = load_matrix(p_state, o_i, o_h, DI, DH, dtype)
-                b_W2 = load_matrix(p_state + SECOND, o_h, o_o, DH, DO, dtype)
-                b_S1 = load_matrix(p_state + N, o_i, o_h, DI, DH, dtype)
-                b_S2 = load_matrix(p_state + N + SECOND, o_h, o_o, DH, DO, dtype)
+                b_W1, b_W2 = load_layers(p_state, o_i, o_h, o_o, DI, DH, DO, dtype)
+                b_S1, b_S2 = load_layers(p_state + N, o_i, o_h, o_o, DI, DH, DO, dtype)
             if KEEP:
                 p_keep = p_kept + tl.cast((i_c - first) // every, tl.int64) * 2 * N
                 keeps = (i_c - first) % every == 0  # no row of the other chunks is stored
-                store_matrix(p_keep, o_i, o_h, tl.where(keeps, DI, 0), DH, b_W1)
-                store_matrix(p_keep + SECOND, o_h, o_o, tl.where(keeps, DH, 0), DO, b_W2)
-                store_matrix(p_keep + N, o_i, o_h, tl.where(keeps, DI, 0), DH, b_S1)
-                store_matrix(p_keep + N + SECOND, o_h, o_o, tl.where(keeps, DH, 0), DO, b_S2)
+                store_layers(p_keep, o_i, o_h, o_o, b_W1, b_W2, DI, DH, DO, keeps)
+                store_layers(p_keep + N, o_i, o_h, o_o, b_S1, b_S2, DI, DH, DO, keeps)
             b_z1 = dot(b_k, b_W1, PRECISION)
             b_h = act(b_z1, ACTIVATION)  # [BC, BH]
             b_D1 = dot(b_D2, tl.trans(b_W2), PRECISION) * act_slope(b_z1, ACTIVATION)
@@ -109,22 +95,16 @@ def deep_forward(
             b_W2 -= dot(b_hT, b_end_G2 * b_D2, PRECISION)
             b_S2 = m2 * b_S2 - dot(b_hT, b_end_P2 * b_D2, PRECISION)
             if not RESIDENT:
-                store_matrix(p_state, o_i, o_h, DI, DH, b_W1)
-                store_matrix(p_state + SECOND, o_h, o_o, DH, DO, b_W2)
-                store_matrix(p_state + N, o_i, o_h, DI, DH, b_S1)
-                store_matrix(p_state + N + SECOND, o_h, o_o, DH, DO, b_S2)
+                store_layers(p_state, o_i, o_h, o_o, b_W1, b_W2, DI, DH, DO)
+                store_layers(p_state + N, o_i, o_h, o_o, b_S1, b_S2, DI, DH, DO)
         if not RESIDENT:
             tl.debug_barrier()  # the next chunk's loads may fall to other threads; it also keeps loads from moving up
         if READS:
             b_y -= dot(load_G(p_G2, BC) * b_A2, b_D2, PRECISION)
             if NORM:
-                b_w, b_b = load_norm(p_norm, i_h, o_o, DO, dtype)
-                b_n, _ = norm(b_y, o_o, DO)
-                b_y = b_q + b_n * b_w[None, :] + b_b[None, :]
+                b_y = residual_norm(b_q, b_y, p_norm, i_h, o_o, DO)
             store_tokens(p_y, o_t, o_o, inside, DO, tl.where(here[:, None], b_y, 0.0))
 
     if RESIDENT:
-        store_matrix(p_state, o_i, o_h, DI, DH, b_W1)
-        store_matrix(p_state + SECOND, o_h, o_o, DH, DO, b_W2)
-        store_matrix(p_state + N, o_i, o_h, DI, DH, b_S1)
-        store_matrix(p_state + N + SECOND, o_h, o_o, DH, DO, b_S2)
+        store_layers(p_state, o_i, o_h, o_o, b_W1, b_W2, DI, DH, DO)
+        store_layers(p_state + N, o_i, o_h, o_o, b_S1, b_S2, DI, DH, DO)

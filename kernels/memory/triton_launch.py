@@ -12,12 +12,12 @@ import triton
 from torch import Tensor
 
 from pyro_memory.kernels.dispatch import float_precision, on_device_of
-from pyro_memory.kernels.memory_triton_decode import deep_decode, linear_decode
-from pyro_memory.kernels.memory_triton_deep import deep_forward
-from pyro_memory.kernels.memory_triton_deep_backward import deep_backward
-from pyro_memory.kernels.memory_triton_linear import linear_backward, linear_forward
-from pyro_memory.kernels.triton_gates import ROWS, gates_backward, gates_forward
-from pyro_memory.kernels.triton_parts import FUSED
+from pyro_memory.kernels.memory.triton_decode import deep_decode, linear_decode
+from pyro_memory.kernels.memory.triton_deep import deep_forward
+from pyro_memory.kernels.memory.triton_deep_backward import deep_backward
+from pyro_memory.kernels.memory.triton_gates import ROWS, gates_backward, gates_forward
+from pyro_memory.kernels.memory.triton_linear import linear_backward, linear_forward
+from pyro_memory.kernels.triton_parts import FUSED, block
 
 RESIDENT_BYTES = 2**17  # W and S that a program keeps in registers: half of a streaming multiprocessor's
 RESIDENT_HIDDEN = 128  # a tile of more does not fit in shared memory
@@ -30,11 +30,6 @@ MULTIPROCESSORS = 132  # of an H100, where there is no GPU to ask
 def interpreted() -> bool:
     """Whether the kernels' modules were imported under TRITON_INTERPRET=1."""
     return not isinstance(linear_forward, triton.runtime.JITFunction)
-
-
-def block(width: int) -> int:
-    """A power of two, and at least the 16 that a product of blocks needs."""
-    return max(16, triton.next_power_of_2(width))
 
 
 def forward(

@@ -9,7 +9,7 @@ between each tile's gradients lie in ``p_scratch``; those of the state lie in ``
 import triton
 import triton.language as tl
 
-from pyro_memory.kernels.triton_gates import (
+from pyro_memory.kernels.memory.triton_gates import (
     ROWS,
     load_end,
     load_G,
@@ -19,25 +19,28 @@ from pyro_memory.kernels.triton_gates import (
     store_read_gradients,
     store_row_gradients,
 )
-from pyro_memory.kernels.triton_parts import (
-    NUMBERS,
+from pyro_memory.kernels.memory.triton_layers import (
     act,
     act_curvature,
     act_slope,
     column_sums,
-    dot,
-    load_matrix,
-    load_norm,
-    load_norm_gradients,
-    load_tokens,
     loss_gradient,
     loss_gradient_backward,
-    norm,
-    norm_backward,
+    read_norm_backward,
+)
+from pyro_memory.kernels.memory.triton_loads import (
+    NUMBERS,
+    load_layers,
+    load_matrix,
+    load_norm_gradients,
+    load_tokens,
+    row_of_program,
     store_matrix,
     store_norm_gradients,
     store_tokens,
+    tokens_of_chunk,
 )
+from pyro_memory.kernels.triton_parts import dot
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -50,14 +53,12 @@ def deep_backward(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Walks back; ``p_dstate`` holds the gradient of the state after the last chunk, then that of the first's."""
-    i_r = tl.program_id(0).to(tl.int64)
-    i_h = i_r % heads
+    i_r, i_h, length = row_of_program(p_lengths, heads, T, LENGTHS)
     dtype: tl.constexpr = p_dstate.dtype.element_ty
     low: tl.constexpr = tl.bfloat16 if PRECISION == "bf16" else dtype
     o_c, o_i, o_o = tl.arange(0, BC), tl.arange(0, BI), tl.arange(0, BO)
     SECOND: tl.constexpr = DI * DH  # where W2 lies
     N: tl.constexpr = DI * DH + DH * DO
-    length = tl.load(p_lengths + i_r) if LENGTHS else T
     p_q, p_k, p_dq, p_dk = p_q + i_r * T * DI, p_k + i_r * T * DI, p_dq + i_r * T * DI, p_dk + i_r * T * DI
     p_v, p_dy, p_dv = p_v + i_r * T * DO, p_dy + i_r * T * DO, p_dv + i_r * T * DO
     p_G, p_rows = p_G + i_r * (last - first) * 2 * BC * BC, p_rows + i_r * (last - first) * 2 * ROWS * BC
@@ -71,9 +72,7 @@ def deep_backward(
 
     for i_back in range(last - first):
         i_c = last - 1 - i_back
-        o_t = i_c * C + o_c
-        inside = (o_c < C) & (o_t < T)
-        here = inside & (o_t < length)
+        o_t, inside, here = tokens_of_chunk(i_c, length, T, C, BC)
         i_kept = tl.cast(i_c - first, tl.int64)
         p_W = p_kept + i_kept * 2 * N
         p_S = p_W + N
@@ -88,8 +87,7 @@ def deep_backward(
         b_z2 = tl.zeros([BC, BO], dtype)
         for i_h1 in range((DH + BH - 1) // BH):
             o_h = i_h1 * BH + tl.arange(0, BH)
-            b_W1 = load_matrix(p_W, o_i, o_h, DI, DH, dtype)
-            b_W2 = load_matrix(p_W + SECOND, o_h, o_o, DH, DO, dtype)
+            b_W1, b_W2 = load_layers(p_W, o_i, o_h, o_o, DI, DH, DO, dtype)
             b_z2 += dot(act(dot(b_k, b_W1, PRECISION), ACTIVATION), b_W2, PRECISION)
         b_D2 = loss_gradient(b_z2, b_k, b_v, p_norm, i_h, o_o, DO, NORM)
 
@@ -103,8 +101,7 @@ def deep_backward(
         b_zq2 = tl.zeros([BC, BO], dtype)
         for i_h2 in range((DH + BH - 1) // BH):
             o_h = i_h2 * BH + tl.arange(0, BH)
-            b_W1 = load_matrix(p_W, o_i, o_h, DI, DH, dtype)
-            b_W2 = load_matrix(p_W + SECOND, o_h, o_o, DH, DO, dtype)
+            b_W1, b_W2 = load_layers(p_W, o_i, o_h, o_o, DI, DH, DO, dtype)
             b_S1 = load_matrix(p_S, o_i, o_h, DI, DH, dtype)
             b_z1 = dot(b_k, b_W1, PRECISION)
             b_D1 = dot(b_D2, tl.trans(b_W2), PRECISION) * act_slope(b_z1, ACTIVATION)
@@ -118,10 +115,8 @@ def deep_backward(
         b_GA2 = (b_G2 * b_A2).to(low)
         b_dzq2 = load_tokens(p_dy, o_t, o_o, here, DO, dtype)
         if NORM:
-            b_w, _ = load_norm(p_norm, i_h, o_o, DO, dtype)
-            b_n, b_rstd = norm(b_zq2 - dot(b_GA2, b_D2, PRECISION), o_o, DO)
-            b_dw += column_sums(b_dzq2 * b_n, PRECISION)
-            b_dzq2 = norm_backward(b_dzq2 * b_w[None, :], b_n, b_rstd, o_o, DO)
+            b_zq2 -= dot(b_GA2, b_D2, PRECISION)
+            b_dzq2, b_dw = read_norm_backward(b_dzq2, b_dw, b_zq2, p_norm, i_h, o_o, DO, PRECISION)
 
         # back through the reads, and through the states after the chunk
         beta1, f1, m1, b_end_G1, b_end_P1 = load_end(p_rows1, BC)
@@ -141,10 +136,8 @@ def deep_backward(
         b_dend_m1, b_dend_m2 = tl.zeros([BI], dtype), tl.zeros([BH], dtype)
         for i_h3 in range((DH + BH - 1) // BH):
             o_h = i_h3 * BH + tl.arange(0, BH)
-            b_W1 = load_matrix(p_W, o_i, o_h, DI, DH, dtype)
-            b_W2 = load_matrix(p_W + SECOND, o_h, o_o, DH, DO, dtype)
-            b_S1 = load_matrix(p_S, o_i, o_h, DI, DH, dtype)
-            b_S2 = load_matrix(p_S + SECOND, o_h, o_o, DH, DO, dtype)
+            b_W1, b_W2 = load_layers(p_W, o_i, o_h, o_o, DI, DH, DO, dtype)
+            b_S1, b_S2 = load_layers(p_S, o_i, o_h, o_o, DI, DH, DO, dtype)
             b_z1 = dot(b_k, b_W1, PRECISION)
             b_h = act(b_z1, ACTIVATION)
             b_slope = act_slope(b_z1, ACTIVATION)
@@ -234,8 +227,7 @@ def deep_backward(
         store_tokens(p_dv, o_t, o_o, inside, DO, -b_dv)
         for i_h4 in range((DH + BH - 1) // BH):
             o_h = i_h4 * BH + tl.arange(0, BH)
-            b_W1 = load_matrix(p_W, o_i, o_h, DI, DH, dtype)
-            b_W2 = load_matrix(p_W + SECOND, o_h, o_o, DH, DO, dtype)
+            b_W1, b_W2 = load_layers(p_W, o_i, o_h, o_o, DI, DH, DO, dtype)
             b_z1 = dot(b_k, b_W1, PRECISION)
             b_dh = load_matrix(p_dh, o_c, o_h, BC, DH, dtype) + dot(b_dz2, tl.trans(b_W2), PRECISION)
             b_dz1 = load_matrix(p_dz, o_c, o_h, BC, DH, dtype) + b_dh * act_slope(b_z1, ACTIVATION)

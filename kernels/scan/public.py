@@ -1,4 +1,4 @@
-"""The linear recurrence h_t = a_t h_{t-1} + x_t: public function, reference, and the operator behind it."""
+"""The public function of the scan: checks, and the choice of a form."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from pyro_memory.kernels.dispatch import check_backend, interpreting
+from pyro_memory.kernels.scan.definition import recurrence
+from pyro_memory.kernels.scan.torch_form import DoublingScan
 
 
 def decay_scan(x: Tensor, decay: Tensor, initial: Tensor | None = None, *, backend: str = "auto") -> Tensor:
@@ -54,48 +56,11 @@ def decay_scan(x: Tensor, decay: Tensor, initial: Tensor | None = None, *, backe
     a = decay.expand(x.shape).reshape(flat.shape).to(dtype)
     initial = initial.expand(state).reshape(-1, x.shape[-1]).to(dtype)
     if backend == "reference":
-        h = _loop(flat, a, initial)
+        h = recurrence(flat, a, initial)
     elif backend == "torch":
-        h = _Scan.apply(flat, a, initial)
+        h = DoublingScan.apply(flat, a, initial)
     else:
-        from pyro_memory.kernels.decay_scan_triton import scan  # only here: without a GPU nobody loads triton
+        from pyro_memory.kernels.scan.triton_form import scan  # only here: without a GPU nobody loads triton
 
         h = scan(flat.contiguous(), a.contiguous(), initial.contiguous())
     return h.view(x.shape).to(x.dtype)
-
-
-def _loop(x: Tensor, a: Tensor, h: Tensor) -> Tensor:
-    outputs = []
-    for t in range(x.shape[1]):
-        h = a[:, t] * h + x[:, t]
-        outputs.append(h)
-    return torch.stack(outputs, 1)
-
-
-def _doubling(x: Tensor, a: Tensor, initial: Tensor) -> Tensor:
-    """Joins stretches of 1, 2, 4 ... tokens: only sums and products, so that a of 0 is exact."""
-    h, a = x.clone(), a.clone()
-    h[:, 0] += a[:, 0] * initial
-    step = 1
-    while step < x.shape[1]:
-        h[:, step:] += a[:, step:] * h[:, :-step]
-        a[:, step:] *= a[:, :-step].clone()
-        step *= 2
-    return h
-
-
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, a: Tensor, initial: Tensor) -> Tensor:
-        h = _doubling(x, a, initial)
-        ctx.save_for_backward(a, h, initial)
-        return h
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a, h, initial = ctx.saved_tensors
-        later = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1)  # dx_t = dh_t + a_{t+1} dx_{t+1}
-        dx = _doubling(dh.flip(1), later.flip(1), torch.zeros_like(initial)).flip(1)
-        before = torch.cat([initial.unsqueeze(1), h[:, :-1]], 1)
-        return dx, dx * before, dx[:, 0] * a[:, 0]

@@ -1,4 +1,4 @@
-"""What a chunk's gates weigh: a kernel before the walk over the chunks, one after the walk back; see ``coefficients``.
+"""What a chunk's gates weigh: a kernel before the walk over the chunks, and one after the walk back.
 
 With P_ti = theta_i prod_{i < j <= t} eta_j and B_tk = prod_{k < j <= t} (1 - alpha_j), and G = B P, the states are
 
@@ -16,7 +16,8 @@ sums would lose the digits that a running product keeps.
 import triton
 import triton.language as tl
 
-from pyro_memory.kernels.triton_parts import NUMBERS, dot
+from pyro_memory.kernels.memory.triton_loads import NUMBERS
+from pyro_memory.kernels.triton_parts import compose, dot
 
 ROWS = tl.constexpr(6)
 
@@ -62,11 +63,6 @@ def _until(b_sum, b_count, i_end, BC: tl.constexpr):
     return tl.exp2(tl.where(kept, _at(b_sum, i_end) - b_sum, float("-inf")))
 
 
-@triton.jit
-def _compose(b_a, b_x, b_a_next, b_x_next):
-    return b_a * b_a_next, b_x * b_a_next + b_x_next
-
-
 @triton.jit(do_not_specialize=NUMBERS)
 def gates_forward(
     p_gates, p_lengths, p_G, p_rows, T, first, chunks, layers, wave,
@@ -94,10 +90,10 @@ def gates_forward(
     tl.store(p_G + o_c[:, None] * BC + o_c[None, :], b_G.to(p_G.dtype.element_ty))
 
     b_beta = tl.cumprod(b_a, 0)
-    _, b_f = tl.associative_scan((b_a, b_m), 0, _compose)  # f_t = a_t f_{t-1} + m_t
+    _, b_f = tl.associative_scan((b_a, b_m), 0, compose)  # f_t = a_t f_{t-1} + m_t
     b_eta_next = tl.load(p_gates + T + t + 1 + o_c, mask=(o_c < i_end), other=1)
     b_end_B = _until(b_sum, b_count, i_end, BC).to(dtype)
-    _, b_end_G = tl.associative_scan((b_eta_next, b_end_B), 0, _compose, reverse=True)
+    _, b_end_G = tl.associative_scan((b_eta_next, b_end_B), 0, compose, reverse=True)
     tl.store(p_rows + o_c, b_beta)
     tl.store(p_rows + BC + o_c, b_f)
     tl.store(p_rows + 2 * BC + o_c, b_m)

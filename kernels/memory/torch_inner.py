@@ -1,8 +1,8 @@
 """The pieces of a chunk: its inner gradients, the state after it, its reads, and the backward pass of each.
 
 Tensors are ``[row, C, dim]``, a row a head of a sequence, or a chunk of one. What is written down here is the
-derivative of ``||M(k) - v||^2`` and of that derivative; letters as in ``chunked``. A coefficient of a token scales what
-the layer takes or what it gives, whichever is narrower.
+derivative of ``||M(k) - v||^2`` and of that derivative; letters as in ``torch_form``. A coefficient of a token scales
+what the layer takes or what it gives, whichever is narrower.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.coefficients import Coefficients
-from pyro_memory.kernels.reference import ACTIVATIONS, NORM_EPS
+from pyro_memory.kernels.memory.definition import ACTIVATIONS, NORM_EPS
+from pyro_memory.kernels.memory.torch_coefficients import Coefficients
 
 aten = torch.ops.aten
 

@@ -1,12 +1,12 @@
 """The linear memory, M(x) = x W or x + LN(x W): a program is a head of a sequence and walks its chunks.
 
-W and S stay in the program's registers, forward and backward; letters as in ``chunked``.
+W and S stay in the program's registers, forward and backward; letters as in ``torch_form``.
 """
 
 import triton
 import triton.language as tl
 
-from pyro_memory.kernels.triton_gates import (
+from pyro_memory.kernels.memory.triton_gates import (
     ROWS,
     load_end,
     load_G,
@@ -16,22 +16,25 @@ from pyro_memory.kernels.triton_gates import (
     store_read_gradients,
     store_row_gradients,
 )
-from pyro_memory.kernels.triton_parts import (
-    NUMBERS,
+from pyro_memory.kernels.memory.triton_layers import (
     column_sums,
-    dot,
-    load_matrix,
-    load_norm,
-    load_norm_gradients,
-    load_tokens,
     loss_gradient,
     loss_gradient_backward,
-    norm,
-    norm_backward,
+    read_norm_backward,
+    residual_norm,
+)
+from pyro_memory.kernels.memory.triton_loads import (
+    NUMBERS,
+    load_matrix,
+    load_norm_gradients,
+    load_tokens,
+    row_of_program,
     store_matrix,
     store_norm_gradients,
     store_tokens,
+    tokens_of_chunk,
 )
+from pyro_memory.kernels.triton_parts import dot
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -43,13 +46,11 @@ def linear_forward(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Writes y, and the state ``[2, DI, DO]`` in place; keeps that before every n-th chunk from ``first``."""
-    i_r = tl.program_id(0).to(tl.int64)
-    i_h = i_r % heads
+    i_r, i_h, length = row_of_program(p_lengths, heads, T, LENGTHS)
     dtype: tl.constexpr = p_state.dtype.element_ty
     low: tl.constexpr = tl.bfloat16 if PRECISION == "bf16" else dtype
-    o_c, o_i, o_o = tl.arange(0, BC), tl.arange(0, BI), tl.arange(0, BO)
+    o_i, o_o = tl.arange(0, BI), tl.arange(0, BO)
     N: tl.constexpr = DI * DO
-    length = tl.load(p_lengths + i_r) if LENGTHS else T
     p_q, p_k, p_v, p_y = p_q + i_r * T * DI, p_k + i_r * T * DI, p_v + i_r * T * DO, p_y + i_r * T * DO
     p_G, p_rows = p_G + i_r * (last - first) * BC * BC, p_rows + i_r * (last - first) * ROWS * BC
     p_state, p_kept = p_state + i_r * 2 * N, p_kept + i_r * kept_stride
@@ -57,9 +58,7 @@ def linear_forward(
     b_S = load_matrix(p_state + N, o_i, o_o, DI, DO, dtype)
 
     for i_c in range(first, last):
-        o_t = i_c * C + o_c
-        inside = (o_c < C) & (o_t < T)
-        here = inside & (o_t < length)
+        o_t, inside, here = tokens_of_chunk(i_c, length, T, C, BC)
         if KEEP:
             i_kept = tl.cast((i_c - first) // every, tl.int64)
             rows = tl.where((i_c - first) % every == 0, DI, 0)  # no row of the other chunks is stored
@@ -76,9 +75,7 @@ def linear_forward(
             b_beta, b_f = load_reads(p_here, BC)
             b_y = b_beta * dot(b_q, b_low_W, PRECISION) + b_f * dot(b_q, b_S, PRECISION) - dot(b_GA, b_D, PRECISION)
             if NORM:
-                b_w, b_b = load_norm(p_norm, i_h, o_o, DO, dtype)
-                b_n, _ = norm(b_y, o_o, DO)
-                b_y = b_q + b_n * b_w[None, :] + b_b[None, :]
+                b_y = residual_norm(b_q, b_y, p_norm, i_h, o_o, DO)
             store_tokens(p_y, o_t, o_o, inside, DO, tl.where(here[:, None], b_y, 0.0))
         beta, f, m, b_end_G, b_end_P = load_end(p_here, BC)
         b_kT = tl.trans(b_k)
@@ -97,13 +94,11 @@ def linear_backward(
     NORM: tl.constexpr, LENGTHS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Walks back; ``p_dstate`` holds the gradient of the state after the last chunk, then that of the first's."""
-    i_r = tl.program_id(0).to(tl.int64)
-    i_h = i_r % heads
+    i_r, i_h, length = row_of_program(p_lengths, heads, T, LENGTHS)
     dtype: tl.constexpr = p_dstate.dtype.element_ty
     low: tl.constexpr = tl.bfloat16 if PRECISION == "bf16" else dtype
-    o_c, o_i, o_o = tl.arange(0, BC), tl.arange(0, BI), tl.arange(0, BO)
+    o_i, o_o = tl.arange(0, BI), tl.arange(0, BO)
     N: tl.constexpr = DI * DO
-    length = tl.load(p_lengths + i_r) if LENGTHS else T
     p_q, p_k, p_dq, p_dk = p_q + i_r * T * DI, p_k + i_r * T * DI, p_dq + i_r * T * DI, p_dk + i_r * T * DI
     p_v, p_dy, p_dv = p_v + i_r * T * DO, p_dy + i_r * T * DO, p_dv + i_r * T * DO
     p_G, p_rows = p_G + i_r * (last - first) * BC * BC, p_rows + i_r * (last - first) * ROWS * BC
@@ -116,9 +111,7 @@ def linear_backward(
 
     for i_back in range(last - first):
         i_c = last - 1 - i_back
-        o_t = i_c * C + o_c
-        inside = (o_c < C) & (o_t < T)
-        here = inside & (o_t < length)
+        o_t, inside, here = tokens_of_chunk(i_c, length, T, C, BC)
         i_kept = tl.cast(i_c - first, tl.int64)
         p_here, p_grads = p_rows + i_kept * ROWS * BC, p_dweights + i_kept * (BC + ROWS) * BC
         beta, f, m, b_end_G, b_end_P = load_end(p_here, BC)
@@ -151,10 +144,7 @@ def linear_backward(
         if NORM:
             b_zq = b_beta * dot(b_q, b_W, PRECISION) + b_f * dot(b_q, b_S, PRECISION)
             b_zq -= dot(b_G * b_A, b_D, PRECISION)
-            b_w, _ = load_norm(p_norm, i_h, o_o, DO, dtype)
-            b_n, b_rstd = norm(b_zq, o_o, DO)
-            b_dw += column_sums(b_dz * b_n, PRECISION)
-            b_dz = norm_backward(b_dz * b_w[None, :], b_n, b_rstd, o_o, DO)
+            b_dz, b_dw = read_norm_backward(b_dz, b_dw, b_zq, p_norm, i_h, o_o, DO, PRECISION)
         b_dD -= dot(tl.trans(b_G * b_A), b_dz, PRECISION)
         b_dM = -dot(b_dz, tl.trans(b_D), PRECISION)
         store_G_gradient(p_grads, b_dM * b_A, BC)

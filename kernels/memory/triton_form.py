@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels import triton_launch
+from pyro_memory.kernels.memory import triton_launch
+from pyro_memory.kernels.triton_parts import block
 
 _ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor gates, Tensor? norm, Tensor? lengths"
 _SIZES = "int[] widths, int chunk_size, str activation, int every"
@@ -52,7 +53,7 @@ def triton_form(
         norm = torch.stack([norm_weight, torch.zeros_like(ones) if norm_bias is None else norm_bias], 1)
     if lengths is not None:
         lengths = lengths.to(torch.int32).repeat_interleave(heads)
-    chunk_size = min(chunk_size, triton_launch.block(time))
+    chunk_size = min(chunk_size, block(time))
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, gates, state, norm) if t is not None)
     every = (checkpoint_chunks or 1) if learns else 0
     y, state, _ = memory_forward(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every)

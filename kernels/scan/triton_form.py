@@ -6,14 +6,9 @@ import triton.language as tl
 from torch import Tensor
 
 from pyro_memory.kernels.dispatch import on_device_of
-from pyro_memory.kernels.triton_parts import FUSED, place
+from pyro_memory.kernels.triton_parts import FUSED, compose, place
 
 BLOCK_TIME, BLOCK_DIM = 32, 64
-
-
-@triton.jit
-def _compose(b_a, b_x, b_a_next, b_x_next):
-    return b_a * b_a_next, b_x * b_a_next + b_x_next
 
 
 # Nothing is compiled anew for a T of 1 or a multiple of 16; for such a D it is, which decides how wide loads are.
@@ -38,7 +33,7 @@ def _scan_kernel(
             b_a = tl.load(p_a + o + D, mask=inside & (o_t < T - 1)[:, None], other=0)
         else:
             b_a = tl.load(p_a + o, mask=inside, other=0)
-        b_fade, b_h = tl.associative_scan((b_a, b_x), 0, _compose)
+        b_fade, b_h = tl.associative_scan((b_a, b_x), 0, compose)
         b_h += b_fade * b_carry[None, :]
         tl.store(p_h + o, b_h, mask=inside)
         if BACK:

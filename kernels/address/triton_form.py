@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from pyro_memory.kernels.dispatch import float_precision, on_device_of
-from pyro_memory.kernels.triton_parts import FUSED, dot, place
+from pyro_memory.kernels.triton_parts import FUSED, block, dot, place
 
 LOWEST = tl.constexpr(-1.0e30)  # stands for minus infinity where a difference of two must stay a number
 # For whose values nothing is compiled anew: it would be for 1 and for multiples of 16. Whether `dim` and `value_dim`
@@ -16,11 +16,33 @@ NUMBERS = ("batch", "slots", "samples", "seed")
 
 
 @triton.jit
+def _load_rows(p, i, inside, o, width, dtype: tl.constexpr):
+    """Rows i of ``width`` columns, zero where they are not inside; the cast follows the load."""
+    mask = inside[:, None] & (o < width)[None, :]
+    return tl.load(p + place(i[:, None], o[None, :], width), mask=mask, other=0.0).to(dtype)
+
+
+@triton.jit
+def _store_rows(p, i, inside, o, width, rows):
+    tl.store(p + place(i[:, None], o[None, :], width), rows, mask=inside[:, None] & (o < width)[None, :])
+
+
+@triton.jit
+def _load_queries(p_query, p_g_read, i_b, batch, d, v, dim, value_dim, READ: tl.constexpr, SUM: tl.constexpr):
+    """A block of queries, [B, D], and the loss's derivative by what they read, [B, V]."""
+    row = i_b < batch
+    q = _load_rows(p_query, i_b, row, d, dim, SUM)
+    g_read = tl.zeros([i_b.shape[0], v.shape[0]], SUM)
+    if READ:
+        g_read = _load_rows(p_g_read, i_b, row, v, value_dim, SUM)
+    return q, g_read
+
+
+@triton.jit
 def _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED: tl.constexpr, PRECISION: tl.constexpr):
     """The scores of one block of slots, [B, M]; LOWEST where there is no filled slot; and the keys, [M, D]."""
     inside = i_slot < slots
-    in_key = inside[:, None] & (d < dim)[None, :]
-    k = tl.load(p_key + place(i_slot[:, None], d[None, :], dim), mask=in_key, other=0.0).to(q.dtype)
+    k = _load_rows(p_key, i_slot, inside, d, dim, q.dtype)
     if MASKED:
         inside = inside & (tl.load(p_mask + i_slot, mask=inside, other=0) != 0)
     s = dot(q, tl.trans(k), PRECISION)
@@ -47,8 +69,7 @@ def _forward(
     i_b = tl.program_id(0) * B + tl.arange(0, B)
     d, v, i_sample = tl.arange(0, D), tl.arange(0, V), tl.arange(0, S)
     row = i_b < batch
-    in_query = row[:, None] & (d < dim)[None, :]
-    q = tl.load(p_query + place(i_b[:, None], d[None, :], dim), mask=in_query, other=0.0).to(SUM)
+    q = _load_rows(p_query, i_b, row, d, dim, SUM)
     top = tl.full([B], LOWEST, SUM)
     total, score, prior, outside = (tl.zeros([B], SUM), tl.zeros([B], SUM), tl.zeros([B], SUM), tl.zeros([B], SUM))
     read = tl.zeros([B, V], SUM)
@@ -69,11 +90,7 @@ def _forward(
             prior = old * prior + tl.sum(w * tl.where(never, 0.0, lp)[None, :], 1)
             outside = old * outside + tl.sum(w * never.to(SUM)[None, :], 1)
         if READ:
-            content = tl.load(
-                p_value + place(i_slot[:, None], v[None, :], value_dim),
-                mask=inside[:, None] & (v < value_dim)[None, :],
-                other=0.0,
-            ).to(SUM)  # [M, V]
+            content = _load_rows(p_value, i_slot, inside, v, value_dim, SUM)  # [M, V]
             read = old[:, None] * read + dot(w, content, PRECISION)
         if DRAW:
             lse = tl.where(mass > 0, tl.log(tl.maximum(mass, 1.0e-37)) + new, LOWEST)
@@ -95,13 +112,10 @@ def _forward(
     tl.store(p_row + 3, prior, mask=row)
     tl.store(p_row + 4, outside, mask=row)
     if READ:
-        in_read = row[:, None] & (v < value_dim)[None, :]
-        tl.store(p_read + place(o_row[:, None], v[None, :], value_dim), read, mask=in_read)
+        _store_rows(p_read, o_row, row, v, value_dim, read)
     if DRAW:
-        o_sample = place(o_row[:, None], i_sample[None, :], samples)
-        kept = row[:, None] & (i_sample < samples)[None, :]
-        tl.store(p_drawn + o_sample, drawn, mask=kept)
-        tl.store(p_maxima + o_sample, maxima, mask=kept)
+        _store_rows(p_drawn, o_row, row, i_sample, samples, drawn)
+        _store_rows(p_maxima, o_row, row, i_sample, samples, maxima)
 
 
 @triton.jit
@@ -122,11 +136,7 @@ def _slopes(
         lp = tl.load(p_prior + i_slot, mask=inside, other=0.0).to(q.dtype)
         slope = slope - tl.load(p_kl + i_b, mask=row, other=0.0)[:, None] * lp[None, :]
     if READ:
-        content = tl.load(
-            p_value + place(i_slot[:, None], v[None, :], value_dim),
-            mask=inside[:, None] & (v < value_dim)[None, :],
-            other=0.0,
-        ).to(q.dtype)  # [M, V]
+        content = _load_rows(p_value, i_slot, inside, v, value_dim, q.dtype)  # [M, V]
         slope = slope + dot(g_read, tl.trans(content), PRECISION)
     return p, p * slope, k
 
@@ -143,12 +153,7 @@ def _backward_query(
     i_span = tl.program_id(1)
     i_b = tl.program_id(0) * B + tl.arange(0, B)
     d, v = tl.arange(0, D), tl.arange(0, V)
-    in_query = (i_b < batch)[:, None] & (d < dim)[None, :]
-    q = tl.load(p_query + place(i_b[:, None], d[None, :], dim), mask=in_query, other=0.0).to(SUM)
-    g_read = tl.zeros([B, V], SUM)
-    if READ:
-        in_read = (i_b < batch)[:, None] & (v < value_dim)[None, :]
-        g_read = tl.load(p_g_read + place(i_b[:, None], v[None, :], value_dim), mask=in_read, other=0.0)
+    q, g_read = _load_queries(p_query, p_g_read, i_b, batch, d, v, dim, value_dim, READ, SUM)
     d_query = tl.zeros([B, D], SUM)
     for start in range(i_span * span, tl.minimum((i_span + 1) * span, slots), M):
         _, d_score, k = _slopes(
@@ -157,7 +162,7 @@ def _backward_query(
         )  # fmt: skip
         d_query += dot(d_score, k, PRECISION)
     o_row = place(i_span, i_b, batch)
-    tl.store(p_d_query + place(o_row[:, None], d[None, :], dim), d_query, mask=in_query)
+    _store_rows(p_d_query, o_row, i_b < batch, d, dim, d_query)
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -175,12 +180,7 @@ def _backward_slot(
     d_key, d_value, d_prior = tl.zeros([M, D], SUM), tl.zeros([M, V], SUM), tl.zeros([M], SUM)
     for start in range(0, batch, B):
         i_b = start + tl.arange(0, B)
-        in_query = (i_b < batch)[:, None] & (d < dim)[None, :]
-        q = tl.load(p_query + place(i_b[:, None], d[None, :], dim), mask=in_query, other=0.0).to(SUM)
-        g_read = tl.zeros([B, V], SUM)
-        if READ:
-            in_read = (i_b < batch)[:, None] & (v < value_dim)[None, :]
-            g_read = tl.load(p_g_read + place(i_b[:, None], v[None, :], value_dim), mask=in_read, other=0.0)
+        q, g_read = _load_queries(p_query, p_g_read, i_b, batch, d, v, dim, value_dim, READ, SUM)
         p, d_score, _ = _slopes(
             q, g_read, i_b, i_slot, d, v, p_key, p_value, p_prior, p_mask, p_lse, p_constant, p_entropy_kl, p_kl,
             batch, slots, dim, value_dim, MASKED, PRIOR, READ, PRECISION,
@@ -190,18 +190,17 @@ def _backward_slot(
             d_value += dot(tl.trans(p), g_read, PRECISION)
         if PRIOR:
             d_prior -= tl.sum(p * tl.load(p_kl + i_b, mask=i_b < batch, other=0.0)[:, None], 0)
-    in_key = (i_slot < slots)[:, None] & (d < dim)[None, :]
-    tl.store(p_d_key + place(i_slot[:, None], d[None, :], dim), d_key, mask=in_key)
+    inside = i_slot < slots
+    _store_rows(p_d_key, i_slot, inside, d, dim, d_key)
     if READ:
-        in_value = (i_slot < slots)[:, None] & (v < value_dim)[None, :]
-        tl.store(p_d_value + place(i_slot[:, None], v[None, :], value_dim), d_value, mask=in_value)
+        _store_rows(p_d_value, i_slot, inside, v, value_dim, d_value)
     if PRIOR:
-        tl.store(p_d_prior + i_slot, d_prior, mask=i_slot < slots)
+        tl.store(p_d_prior + i_slot, d_prior, mask=inside)
 
 
 def _blocks(batch: int, dim: int, value_dim: int, draws: int, dtype: torch.dtype) -> dict[str, int]:
     """Block sizes: powers of two, at least the 16 that a product needs, within the 99 KB that smaller GPUs share."""
-    d, v = (max(16, triton.next_power_of_2(n)) for n in (dim, value_dim))
+    d, v = block(dim), block(value_dim)
     most = 2**14 // (max(d, v) * dtype.itemsize)  # rows of 16 KB of keys, and of values
     m = min(64, most, max(16, 2**9 // draws))  # a sample's noise is [query, slot, sample], 8192 numbers where it can be
     b = max(16, min(64, most, triton.next_power_of_2(batch), 2**13 // (m * draws)))

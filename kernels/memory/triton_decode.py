@@ -6,15 +6,13 @@ No product is worth a matrix unit here, the state's way from memory and back is 
 import triton
 import triton.language as tl
 
-from pyro_memory.kernels.triton_parts import (
+from pyro_memory.kernels.memory.triton_layers import act, act_slope, loss_gradient, residual_norm
+from pyro_memory.kernels.memory.triton_loads import (
     NUMBERS,
-    act,
-    act_slope,
+    load_layers,
     load_matrix,
-    load_norm,
     load_tokens,
-    loss_gradient,
-    norm,
+    store_layers,
     store_matrix,
     store_tokens,
 )
@@ -47,9 +45,7 @@ def _advance(p_gates, b_h, b_D, b_W, b_S):
 def _store_read(p_y, p_norm, i_r, i_h, b_q, b_z, DO: tl.constexpr, BO: tl.constexpr, NORM: tl.constexpr):
     o_1, o_o = tl.arange(0, 1), tl.arange(0, BO)
     if NORM:
-        b_w, b_b = load_norm(p_norm, i_h, o_o, DO, b_z.dtype)
-        b_n, _ = norm(b_z, o_o, DO)
-        b_z = b_q + b_n * b_w[None, :] + b_b[None, :]
+        b_z = residual_norm(b_q, b_z, p_norm, i_h, o_o, DO)
     store_tokens(p_y + i_r * DO, o_1, o_o, o_1 == 0, DO, b_z)
 
 
@@ -84,7 +80,6 @@ def deep_decode(
     i_h = i_r % heads
     dtype: tl.constexpr = p_after.dtype.element_ty
     o_i, o_o = tl.arange(0, BI), tl.arange(0, BO)
-    SECOND: tl.constexpr = DI * DH  # where W2 lies
     N: tl.constexpr = DI * DH + DH * DO
     p_W, p_W_after = p_before + i_r * 2 * N, p_after + i_r * 2 * N
     p_S, p_S_after = p_W + N, p_W_after + N
@@ -92,24 +87,19 @@ def deep_decode(
     b_z2 = tl.zeros([1, BO], dtype)
     for i_h1 in range((DH + BH - 1) // BH):
         o_h = i_h1 * BH + tl.arange(0, BH)
-        b_W1 = load_matrix(p_W, o_i, o_h, DI, DH, dtype)
-        b_W2 = load_matrix(p_W + SECOND, o_h, o_o, DH, DO, dtype)
+        b_W1, b_W2 = load_layers(p_W, o_i, o_h, o_o, DI, DH, DO, dtype)
         b_z2 += _through(act(_through(b_k, b_W1), ACTIVATION), b_W2)
     b_D2 = loss_gradient(b_z2, b_k, b_v, p_norm, i_h, o_o, DO, NORM)
     b_y = tl.zeros([1, BO], dtype)
     for i_h2 in range((DH + BH - 1) // BH):
         o_h = i_h2 * BH + tl.arange(0, BH)
-        b_W1 = load_matrix(p_W, o_i, o_h, DI, DH, dtype)
-        b_S1 = load_matrix(p_S, o_i, o_h, DI, DH, dtype)
-        b_W2 = load_matrix(p_W + SECOND, o_h, o_o, DH, DO, dtype)
-        b_S2 = load_matrix(p_S + SECOND, o_h, o_o, DH, DO, dtype)
+        b_W1, b_W2 = load_layers(p_W, o_i, o_h, o_o, DI, DH, DO, dtype)
+        b_S1, b_S2 = load_layers(p_S, o_i, o_h, o_o, DI, DH, DO, dtype)
         b_z1 = _through(b_k, b_W1)
         b_D1 = tl.trans(tl.sum(b_D2 * b_W2, 1)[:, None]) * act_slope(b_z1, ACTIVATION)
         b_W1, b_S1 = _advance(p_gates + i_r * 6, b_k, b_D1, b_W1, b_S1)
         b_W2, b_S2 = _advance(p_gates + i_r * 6 + 3, act(b_z1, ACTIVATION), b_D2, b_W2, b_S2)
-        store_matrix(p_W_after, o_i, o_h, DI, DH, b_W1)
-        store_matrix(p_S_after, o_i, o_h, DI, DH, b_S1)
-        store_matrix(p_W_after + SECOND, o_h, o_o, DH, DO, b_W2)
-        store_matrix(p_S_after + SECOND, o_h, o_o, DH, DO, b_S2)
+        store_layers(p_W_after, o_i, o_h, o_o, b_W1, b_W2, DI, DH, DO)
+        store_layers(p_S_after, o_i, o_h, o_o, b_S1, b_S2, DI, DH, DO)
         b_y += _through(act(_through(b_q, b_W1), ACTIVATION), b_W2)
     _store_read(p_y, p_norm, i_r, i_h, b_q, b_y, DO, BO, NORM)

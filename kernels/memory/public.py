@@ -1,0 +1,138 @@
+"""The public functions of the neural memory, and the choice of the form that computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_memory.kernels.dispatch import check_backend
+from pyro_memory.kernels.memory.arguments import cast, checked
+from pyro_memory.kernels.memory.definition import Layers, token_rule
+from pyro_memory.kernels.memory.limits import choose_backend
+from pyro_memory.kernels.memory.torch_form import chunk_form, chunk_surprise
+
+
+def neural_memory(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weights: Sequence[Tensor],
+    lr: Tensor | Sequence[Tensor],
+    momentum: Tensor | Sequence[Tensor],
+    decay: Tensor | Sequence[Tensor],
+    *,
+    chunk_size: int,
+    momentum_state: Sequence[Tensor] | None = None,
+    activation: str = "gelu",
+    residual_norm: bool = False,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+    checkpoint_chunks: int | None = None,
+    return_state: bool = True,
+    check_values: bool | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+    r"""Writes keys and values into a memory by gradient descent at test time, and reads it after each token.
+
+    .. code-block:: text
+
+        S_t = eta_t S_{t-1} - theta_t grad ||M(k_t) - v_t||^2      gradient at the weights before the token's chunk
+        W_t = (1 - alpha_t) W_{t-1} + S_t
+        y_t = M_t(q_t)                                             read after write
+
+    M is an MLP ``x @ W_1 -> act -> @ W_2 ...`` of any depth, or ``x + LN(MLP(x))`` with ``residual_norm``. All but the
+    point of the gradient is per token, so ``chunk_size=1`` is the fully online rule. Sequences do not see each other.
+
+    Args:
+        q, k: queries and keys, ``[batch, head, time, in]``.
+        v: values, ``[batch, head, time, out]``.
+        weights: one ``[batch, head, in, out]`` a layer, or ``[head, in, out]`` for all sequences; applied as x @ W.
+        lr: theta, at least 0: ``[batch, head, time]``, or a tuple with one for each layer.
+        momentum: eta in [0, 1], likewise.
+        decay: alpha in [0, 1], likewise; ``[batch, head, time, out]`` decays each output channel of a layer by its own.
+        chunk_size: tokens that share the point of the gradient, counted from the first token given.
+        momentum_state: S before the first token, like the weights; zero by default.
+        activation: "gelu" (the exact one, x Phi(x)) or "silu".
+        residual_norm: M(x) = x + LN(MLP(x)), eps 1e-5; needs in = out.
+        norm_weight, norm_bias: of LN, ``[out]`` or ``[head, out]``; outer parameters, not written at test time.
+        lengths: tokens of each sequence, ``[batch]``, 0 to time. The state returned is the one after each sequence's
+            last token, outputs past it are zero, and what q, k, v hold there is ignored.
+        backend: "auto", "triton" (the kernels), "torch" (the chunk form) or "reference" (token by token, the
+            specification). "auto" is "triton" on CUDA for what its kernels take (see ``why_not_triton``), else "torch".
+        checkpoint_chunks: keeps the weights of every n-th chunk for the backward pass and computes the others again:
+            memory for weights falls n-fold, time rises by less than a third. By default all are kept.
+        return_state: False saves the work of the last state, which is None then.
+        check_values: whether the ranges of gates and lengths are looked at. By default on a CPU only: on a GPU every
+            call would wait for the device, and none could be captured in a CUDA graph.
+
+    Returns:
+        ``(y, weights, momentum_state)``: y ``[batch, head, time, out]``, and the state after the last token. A sequence
+        cut on a chunk boundary and resumed from that state gives the same result as the whole.
+
+    float16 and bfloat16 are computed in float32: y has the dtype of ``q``, the state is float32. With "triton" products
+    of bfloat16 tokens are bfloat16 ones, and those of float16 tokens tf32, summed in float32.
+
+    Cost: O(time (depth in out + chunk_size (in + out))) operations a head. Weights exist once a chunk, never a token.
+
+    Raises:
+        ValueError: for shapes that do not fit, gates outside their range, no tokens, an unknown option.
+
+    References: Titans: Learning to Memorize at Test Time (Behrouz et al., 2025), https://arxiv.org/abs/2501.00663; the
+    chunk form follows Learning to (Learn at Test Time) (Sun et al., 2024), https://arxiv.org/abs/2407.04620, extended
+    to momentum and decay.
+    """
+    check_backend(backend)
+    if checkpoint_chunks is not None and checkpoint_chunks < 1:
+        raise ValueError(f"`checkpoint_chunks` must be at least 1, or None to keep all; got {checkpoint_chunks}")
+    if q.shape != k.shape:
+        raise ValueError(f"`q` must have the shape of `k`, {list(k.shape)}; got {list(q.shape)}")
+    tokens, states, gates, options = checked(
+        (q, k, v), weights, momentum_state, (lr, momentum, decay), chunk_size=chunk_size, activation=activation,
+        residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths,
+        check_values=check_values,
+    )  # fmt: skip
+    backend = choose_backend(backend, tokens[0], tokens[-1], states[0], gates[2], chunk_size)
+    if backend != "reference":
+        options["checkpoint_chunks"] = checkpoint_chunks
+    if backend == "torch":
+        options["return_state"] = return_state
+    if backend != "triton":
+        tokens = cast(tokens, states[0][0].dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        y, weights, momentum_state = _form(backend)(*tokens, *states, *gates, **options)
+    return (y.to(q.dtype), weights, momentum_state) if return_state else (y.to(q.dtype), None, None)
+
+
+def memory_surprise(
+    k: Tensor,
+    v: Tensor,
+    weights: Sequence[Tensor],
+    lr: Tensor | Sequence[Tensor],
+    momentum: Tensor | Sequence[Tensor],
+    decay: Tensor | Sequence[Tensor],
+    *,
+    momentum_state: Sequence[Tensor] | None = None,
+    **options: Any,
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Measures how much each token surprises the memory, in the memory's own units, not nats.
+
+    Takes the arguments of ``neural_memory`` but for the queries. Gives ``[batch, head, time, 2]``, the loss
+    ``||M(k) - v||^2`` at the weights before the token's chunk and the norm of its gradient over all layers, then the
+    state as ``neural_memory`` does. Nothing is differentiable. Cost: that of the writes.
+    """
+    tokens, states, gates, options = checked((k, v), weights, momentum_state, (lr, momentum, decay), **options)
+    k, v = cast(tokens, states[0][0].dtype)
+    with torch.autocast(k.device.type, enabled=False):
+        return chunk_surprise(k, v, *states, *gates, **options)
+
+
+def _form(backend: str) -> Callable[..., tuple[Tensor, Layers, Layers]]:
+    if backend == "triton":
+        from pyro_memory.kernels.memory.triton_form import triton_form  # only here: without a GPU nobody loads triton
+
+        return triton_form
+    return {"reference": token_rule, "torch": chunk_form}[backend]
