@@ -42,7 +42,7 @@ gpu-ahead: ## compile the kernels for a GPU that is not here: carried/triton.tar
 
 test-gpu: ## run the kernels' tests on a GPU, at larger shapes and in all dtypes (tens of minutes)
 	$(GPU_READY)
-	$(GPU_PYTHON) benchmarks/bare.py tests/test_memory_triton.py tests/test_decay_scan.py tests/test_fused_address_triton.py tests/test_kernel_parts.py tests/test_kernel_offsets.py tests/test_kernel_checks.py
+	$(GPU_PYTHON) benchmarks/bare.py tests/kernels/*/test_triton_*.py tests/kernels/memory/test_limits.py tests/kernels/scan tests/kernels/test_triton_parts.py tests/kernels/test_checks.py
 
 results: install ## run the recipes of up to MINUTES (15) and rebuild the tables of docs from what they leave
 	$(RUN) examples/results.py --minutes $(or $(MINUTES),15)

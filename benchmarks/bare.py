@@ -1,6 +1,6 @@
 """Imports ``pyro_memory.kernels`` where Pyro is not installed: the kernels need torch, and triton on a GPU.
 
-As a script it runs pytest on the kernels' tests that way: ``python benchmarks/bare.py tests/test_memory_triton.py``.
+As a script it runs pytest on the kernels' tests that way: ``python benchmarks/bare.py tests/kernels/scan``.
 """
 
 import importlib.util

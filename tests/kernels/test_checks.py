@@ -34,7 +34,7 @@ def fitting(monkeypatch):
     """Makes a check one for this machine: in the interpreter small, and what registers do not hold they do not hold."""
     if GPU:
         return lambda check: check
-    from pyro_memory.kernels import triton_launch
+    from pyro_memory.kernels.memory import triton_launch
 
     monkeypatch.setattr(triton_launch, "RESIDENT_BYTES", triton_launch.RESIDENT_BYTES // 4)
     monkeypatch.setattr(triton_launch, "RESIDENT_HIDDEN", triton_launch.RESIDENT_HIDDEN // 2)

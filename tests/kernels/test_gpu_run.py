@@ -14,7 +14,7 @@ import pytest
 import torch
 from parts import FILES, Part, Run
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 ABOUT = {"gpu": "pretended", "triton": "0", "date": "2026-01-01"}
 

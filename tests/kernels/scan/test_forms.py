@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_memory_triton import watched_memory  # noqa: F401
+from memory_calls import watched_memory  # noqa: F401
 from torch.testing import assert_close
 
 from pyro_memory.kernels import decay_scan
@@ -37,7 +37,7 @@ def test_a_constant_decay_sums_a_geometric_series(backend):
 def test_the_last_tokens_of_more_than_2_to_the_31_numbers_are_right(time, dim):
     if GPU and torch.cuda.mem_get_info()[0] < 7 * 4 * time * dim:
         pytest.skip("no memory for seven tensors of this size")
-    from pyro_memory.kernels.decay_scan_triton import scan, scan_backward
+    from pyro_memory.kernels.scan.triton_form import scan, scan_backward
 
     x = torch.ones(1, time, dim, device=DEVICE)
     a, initial, channel = torch.full_like(x, 0.5), torch.zeros_like(x[:, 0]), torch.arange(dim, device=DEVICE)
@@ -96,7 +96,7 @@ def test_each_precision_is_at_most_twice_as_wrong_as_the_loop_in_it(dtype):
 
 
 def test_the_operators_pass_opcheck():
-    from pyro_memory.kernels.decay_scan_triton import scan, scan_backward
+    from pyro_memory.kernels.scan.triton_form import scan, scan_backward
 
     x, a, initial = problem(1, 5, 2)
     torch.library.opcheck(scan, [t.clone().requires_grad_() for t in (x, a, initial)])

@@ -1,29 +1,28 @@
-"""The fused read against the dense Categorical."""
+"""The definition of the address, its PyTorch form against it, and what both refuse."""
 
 import math
 
 import pytest
 import torch
+from address_parts import assert_drawn_from, parts
 from torch.distributions import Categorical, kl_divergence
 from torch.testing import assert_close
 
 from pyro_memory.kernels import fused_address, nearest_slots
+from pyro_memory.kernels.address.definition import dense_address
 
 
-def parts(batch=5, slots=37, dim=3, value=4, dtype=torch.float64):
-    query, key = 2 * torch.randn(batch, dim, dtype=dtype), torch.randn(slots, dim, dtype=dtype)
-    values, log_prior = torch.randn(slots, value, dtype=dtype), torch.randn(slots, dtype=dtype).log_softmax(0)
-    mask = torch.rand(slots) < 0.8
-    mask[-1] = True
-    return query, key, values, log_prior, mask
-
-
-def dense(query, key, values, log_prior, mask):
-    """What the fused read must equal: the filled slots alone (the prior stays as it is)."""
-    scores = query @ key[mask].mT
-    p = Categorical(logits=scores)
-    kl = (p.probs * (p.logits - log_prior[mask])).sum(-1)
-    return scores.logsumexp(-1), p.entropy(), kl, p.probs @ values[mask]
+def test_the_definition_is_the_categorical_over_filled_slots():
+    query, key, values, log_prior, mask = parts()
+    whole = dense_address(query, key, value=values, log_prior=log_prior)
+    p = Categorical(logits=query @ key.mT)
+    assert_close(whole.logsumexp, (query @ key.mT).exp().sum(-1).log())
+    assert_close(whole[1:4], (p.entropy(), kl_divergence(p, Categorical(logits=log_prior)), p.probs @ values))
+    masked = dense_address(query, key, value=values, log_prior=log_prior, mask=mask, nearest=3)
+    alone = dense_address(query, key[mask], value=values[mask], log_prior=log_prior[mask], nearest=3)
+    assert_close(masked[:4], alone[:4])
+    assert_close(masked.best, mask.nonzero().squeeze(-1)[alone.best])
+    assert_close(masked.best_scores, (query.unsqueeze(1) * key[masked.best]).sum(-1))
 
 
 @pytest.mark.parametrize(("batch", "slots"), [(5, 37), (1, 37), (5, 1), (1, 1), (3, 14)])
@@ -32,7 +31,7 @@ def test_values_and_gradients_equal_the_dense_ones(batch, slots, chunk_size):
     inputs = [t.requires_grad_() if t.is_floating_point() else t for t in parts(batch, slots)]
     query, key, values, log_prior, mask = inputs
     fused = fused_address(query, key, value=values, log_prior=log_prior, mask=mask, chunk_size=chunk_size)[:4]
-    expected = dense(*inputs)
+    expected = dense_address(query, key, value=values, log_prior=log_prior, mask=mask)[:4]
     assert_close(fused, expected)
     weights = [torch.randn_like(t) for t in expected]
     leaves = [query, key, values, log_prior]
@@ -87,21 +86,6 @@ def test_half_precision_keys_are_summed_in_the_queries_precision():
     assert_close(got.logsumexp, (query @ key.half().float().mT).logsumexp(-1))
 
 
-def assert_drawn_from(samples, probs):
-    """Chi-square within five standard deviations, cells of fewer than five expected pooled, impossible ones empty."""
-    draws = len(samples)
-    counts = torch.bincount(samples, minlength=len(probs)).double()
-    assert counts[probs == 0].sum() == 0
-    expected = draws * probs.double()
-    rare = expected < 5
-    counts = torch.cat([counts[~rare], counts[rare].sum().reshape(1)])
-    expected = torch.cat([expected[~rare], expected[rare].sum().reshape(1)])
-    counts, expected = counts[expected > 0], expected[expected > 0]
-    degrees = len(counts) - 1
-    chi_square = ((counts - expected).square() / expected).sum()
-    assert chi_square < degrees + 5 * math.sqrt(2 * degrees) + 5, (chi_square, degrees)
-
-
 @pytest.mark.parametrize("chunk_size", [4, 64])
 def test_samples_pass_a_chi_square_test_at_100000_draws(chunk_size):
     query, key, _, _, mask = parts(2, 37, dtype=torch.float32)
@@ -125,13 +109,12 @@ def test_the_maxima_are_gumbel_around_the_logsumexp():
 def test_the_best_slots_are_found_across_chunks_and_skip_empty_ones():
     query, key, _, _, mask = parts()
     query.requires_grad_()
-    scores = (query @ key.mT).masked_fill(~mask, -math.inf)
-    expected = scores.topk(6)
+    expected = dense_address(query, key, mask=mask, nearest=6)
     got = fused_address(query, key, mask=mask, nearest=6, chunk_size=4)
-    assert_close(got.best, expected.indices)
-    assert_close(got.best_scores, expected.values)
-    assert_close(*(torch.autograd.grad(t.square().sum(), query) for t in (got.best_scores, expected.values)))
-    assert_close(nearest_slots(query, key, 6, mask=mask)[0], expected.indices)
+    assert_close(got.best, expected.best)
+    assert_close(got.best_scores, expected.best_scores)
+    assert_close(*(torch.autograd.grad(t.square().sum(), query) for t in (got.best_scores, expected.best_scores)))
+    assert_close(nearest_slots(query, key, 6, mask=mask)[0], expected.best)
 
 
 def test_it_never_makes_anything_as_large_as_batch_times_slots():

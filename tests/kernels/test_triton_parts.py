@@ -1,4 +1,4 @@
-"""Functions inside the kernels, alone."""
+"""Functions that the kernels of every room share, alone."""
 
 import pytest
 import torch
@@ -8,31 +8,9 @@ pytest.importorskip("triton", reason="triton exists for Linux only")
 import triton
 import triton.language as tl
 
-from pyro_memory.kernels.triton_parts import act, act_curvature, act_slope, round_tf32
+from pyro_memory.kernels.triton_parts import place, round_tf32
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@triton.jit
-def derivatives(p_z, p_out, N: tl.constexpr, ACTIVATION: tl.constexpr):
-    o = tl.arange(0, N)
-    b_z = tl.load(p_z + o)
-    tl.store(p_out + o, act(b_z, ACTIVATION))
-    tl.store(p_out + N + o, act_slope(b_z, ACTIVATION))
-    tl.store(p_out + 2 * N + o, act_curvature(b_z, ACTIVATION))
-
-
-@pytest.mark.parametrize(("kind", "error"), [("gelu", 1e-12), ("silu", 1e-12), ("gelu7", 4e-7)])
-def test_activations_and_their_derivatives_are_those_of_torch(kind, error):
-    z = torch.linspace(-6, 6, 4096, device=DEVICE).double().requires_grad_()
-    value = torch.nn.functional.silu(z) if kind == "silu" else torch.nn.functional.gelu(z)
-    slope = torch.autograd.grad(value.sum(), z, create_graph=True)[0]
-    curvature = torch.autograd.grad(slope.sum(), z)[0]
-    for dtype, allowed in ((torch.float64, error), (torch.float32, max(error, 1e-6))):
-        out = z.new_empty(3, 4096, dtype=dtype)
-        derivatives[(1,)](z.detach().to(dtype), out, N=4096, ACTIVATION=kind)
-        for actual, wanted in zip(out.double(), (value, slope, curvature), strict=True):
-            assert (actual - wanted).abs().max() < allowed
 
 
 @triton.jit
@@ -62,3 +40,18 @@ def test_tf32_is_rounded_to_the_nearest_and_what_it_holds_stays():
     nan = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800001], dtype=torch.int32, device=DEVICE).view(torch.float32)
     rounded[(1,)](nan, out, N=4)
     assert out[:4].isnan().all()
+
+
+@triton.jit
+def _places(p_i, p_j, p_out, width, N: tl.constexpr):
+    o = tl.arange(0, N)
+    tl.store(p_out + o, place(tl.load(p_i + o), tl.load(p_j + o), width))
+
+
+def test_places_are_counted_in_64_bits():
+    i = torch.tensor([0, 1, 2**17, 2**31 - 1], dtype=torch.int32, device=DEVICE)
+    j = torch.tensor([5, 0, 2**15, 2**31 - 1], dtype=torch.int32, device=DEVICE)
+    width = 2**15 + 1
+    out = torch.empty(4, dtype=torch.int64, device=DEVICE)
+    _places[(1,)](i, j, out, width, N=4)
+    assert out.tolist() == [a * width + b for a, b in zip(i.tolist(), j.tolist(), strict=True)]

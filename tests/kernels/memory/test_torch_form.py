@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
+from memory_calls import STATE, call, with_gradients
 from torch.testing import assert_close
 
-from pyro_memory.kernels import memory_surprise, neural_memory
-from pyro_memory.kernels.reference import apply_memory
+from pyro_memory.kernels import apply_memory, memory_surprise, neural_memory
+from pyro_memory.kernels.memory.arguments import checked
 
-STATE = ("weights", "momentum_state")
 BATCH, HEADS, TIME, WIDTH, HIDDEN = 2, 2, 23, 4, 6
 
 
@@ -32,23 +32,6 @@ def problem(depth=2, *, time=TIME, per_layer=True, channels=False, norm=False, g
         tensors["norm_weight"] = [1 + 0.3 * torch.randn(HEADS, WIDTH)]
         tensors["norm_bias"] = [0.3 * torch.randn(HEADS, WIDTH)]
     return {name: [t.to(dtype) for t in group] for name, group in tensors.items()}
-
-
-def call(tensors, **options):
-    """Runs it; all outputs in a row."""
-    args = {n: tuple(group) if n in STATE or len(group) > 1 else group[0] for n, group in tensors.items()}
-    y, weights, momentum_state = neural_memory(**args, residual_norm="norm_weight" in tensors, **options)
-    return [y, *weights, *momentum_state]
-
-
-def with_gradients(tensors, **options):
-    """Outputs, and the gradients of a random sum of them in every tensor that went in."""
-    tensors = {name: [t.clone().requires_grad_() for t in group] for name, group in tensors.items()}
-    outputs = call(tensors, **options)
-    generator = torch.Generator().manual_seed(1)
-    loss = sum((t * torch.randn(t.shape, generator=generator, dtype=t.dtype)).sum() for t in outputs)
-    gradients = torch.autograd.grad(loss, [t for group in tensors.values() for t in group])
-    return [*(t.detach() for t in outputs), *gradients]
 
 
 def cut_tokens(tensors, where):
@@ -367,3 +350,20 @@ def test_a_residual_memory_needs_keys_as_wide_as_values_and_norms_that_fit():
     narrow = tensors | {name: [t[..., :3] for t in tensors[name]] for name in ("v", "weights", "momentum_state")}
     with pytest.raises(ValueError, match="`residual_norm` adds keys to values"):
         call(narrow, chunk_size=7)
+
+
+def test_only_on_a_cpu_are_values_looked_at_unasked():
+    x, ones, weights = torch.ones(1, 2, 5, 4), torch.ones(1, 2, 5), (torch.ones(2, 4, 4),)
+    gates = (ones, ones, 2 * ones)
+    with pytest.raises(ValueError, match=r"`decay` must be in \[0, 1\]"):
+        neural_memory(x, x, x, weights, *gates, chunk_size=2)
+    assert neural_memory(x, x, x, weights, *gates, chunk_size=2, check_values=False)[0].shape == x.shape
+    assert memory_surprise(x, x, weights, *gates, chunk_size=2, check_values=False)[0].shape == (1, 2, 5, 2)
+    elsewhere = (
+        x.to("meta"),
+        (weights[0].to("meta"),),
+        [g.to("meta") for g in gates],
+        torch.ones(1, device="meta").long(),
+    )
+    tokens, layers, others, lengths = elsewhere  # where a value cannot be looked at
+    checked((tokens, tokens), layers, None, others, chunk_size=2, lengths=lengths)

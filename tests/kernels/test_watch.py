@@ -11,7 +11,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 import triton
 import triton.language as tl
-from kernel_memory import watched
+from kernel_watch import watched
 
 
 @triton.jit

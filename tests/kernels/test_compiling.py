@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_memory.kernels.dispatch import longest_chunk, shared_memory
+from pyro_memory.kernels.memory.limits import longest_chunk, shared_memory
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def run(*arguments):
@@ -60,7 +60,7 @@ READS = """
 import sys, torch; sys.path.insert(0, "benchmarks")
 import kernels_compile
 from pyro_memory.kernels import fused_address
-from pyro_memory.kernels.decay_scan_triton import scan
+from pyro_memory.kernels.scan.triton_form import scan
 
 kernels_compile.install(int(sys.argv[1]))
 for dtype, (batch, dim, value), samples in (
@@ -80,6 +80,41 @@ scan(x, x, x[:, 0]).sum().backward()
 def test_the_fused_read_and_the_scan_compile_and_fit_in_shared_memory(capability):
     done = run("-c", READS, str(capability))
     assert done.returncode == 0, done.stderr
+
+
+SIZES = """
+import collections, sys, torch; sys.path.insert(0, "benchmarks")
+import kernels_compile
+from pyro_memory.kernels import fused_address
+from pyro_memory.kernels.scan.triton_form import scan
+
+class Counting(kernels_compile.Driver):
+    compiled = collections.Counter()
+
+    def load_binary(self, name, *rest):
+        self.compiled[name] += 1
+        return super().load_binary(name, *rest)
+
+kernels_compile.Driver = Counting
+kernels_compile.install(90)
+for batch, slots, samples, seed in (5, 37, 9, 3), (1, 1, 12, 1), (16, 160, 16, 16), (11, 100_000, 11, 0):
+    torch.randint = lambda *args, **options: torch.tensor(seed)
+    query, key, values = (torch.zeros(n, 16).requires_grad_() for n in (batch, slots, slots))
+    out = fused_address(query, key, value=values, samples=samples, backend="triton")
+    (out.kl.sum() + out.read.sum()).backward()
+for time in 9, 1, 16, 1600:
+    x = torch.zeros(2, time, 16).requires_grad_()
+    scan(x, x, x[:, 0]).sum().backward()
+print(sorted(Counting.compiled.items()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton exists for Linux only")
+def test_sizes_and_seeds_compile_nothing_anew_and_products_are_fused_whatever_the_default():
+    done = run("-W", "error:TRITON_DEFAULT_FP_FUSION", "-c", SIZES)
+    assert done.returncode == 0, done.stderr
+    once = {"_backward_query": 1, "_backward_slot": 1, "_forward": 1, "_scan_kernel": 2}  # the scan: forward and back
+    assert done.stdout.strip() == str(sorted(once.items()))
 
 
 def test_the_longest_chunk_is_shorter_on_smaller_gpus_and_for_wider_tokens():

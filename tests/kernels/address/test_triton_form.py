@@ -4,26 +4,35 @@ import importlib.util
 
 import pytest
 import torch
-from test_fused_address import assert_drawn_from, dense
-from test_fused_address import parts as parts_on_cpu
-from test_memory_triton import watched_memory  # noqa: F401
+from address_parts import assert_drawn_from
+from address_parts import parts as parts_on_cpu
+from memory_calls import DEVICE, GPU, watched_memory  # noqa: F401
 from torch.testing import assert_close
 
 from pyro_memory.kernels import fused_address
+from pyro_memory.kernels.address.definition import dense_address
 
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton has no wheel for this machine", allow_module_level=True)
+
+import triton
+import triton.language as tl
+
+from pyro_memory.kernels.address.triton_form import gumbel
 
 
 def parts(*args, **options):
     return [t.to(DEVICE) for t in parts_on_cpu(*args, **options)]
 
 
-def results(inputs, backend, **options):
+def results(inputs, backend):
     query, key, values, log_prior, mask = inputs
-    return fused_address(query, key, value=values, log_prior=log_prior, mask=mask, backend=backend, **options)
+    return fused_address(query, key, value=values, log_prior=log_prior, mask=mask, backend=backend)[:4]
+
+
+def dense(inputs):
+    query, key, values, log_prior, mask = inputs
+    return dense_address(query, key, value=values, log_prior=log_prior, mask=mask)[:4]
 
 
 def with_gradients(inputs, compute):
@@ -36,15 +45,13 @@ def with_gradients(inputs, compute):
 @pytest.mark.parametrize(("batch", "slots"), [(5, 150), (1, 37), (5, 1), (20, 70), *([(300, 20000)] if GPU else [])])
 def test_float64_equals_the_dense_values_and_gradients(batch, slots):
     inputs = parts(batch, slots)
-    assert_close(
-        with_gradients(inputs, lambda i: results(i, "triton")[:4]), with_gradients(inputs, lambda i: dense(*i))
-    )
+    assert_close(with_gradients(inputs, lambda i: results(i, "triton")), with_gradients(inputs, dense))
 
 
 def test_the_kernel_agrees_with_finite_differences():
     query, key, values, log_prior, mask = parts(2, 5)
     leaves = [t.requires_grad_() for t in (query, key, values, log_prior)]
-    assert torch.autograd.gradcheck(lambda *t: results([*t, mask], "triton")[:4], leaves, nondet_tol=1e-12)
+    assert torch.autograd.gradcheck(lambda *t: results([*t, mask], "triton"), leaves, nondet_tol=1e-12)
 
 
 def test_without_value_prior_or_mask_it_gives_the_rest():
@@ -59,9 +66,7 @@ def test_without_value_prior_or_mask_it_gives_the_rest():
 def test_wide_keys_and_values_give_the_same(dim, value):
     query, *rest = parts(20, 70, dim, value)
     inputs = [query / dim**0.5, *rest]
-    assert_close(
-        with_gradients(inputs, lambda i: results(i, "triton")[:4]), with_gradients(inputs, lambda i: dense(*i))
-    )
+    assert_close(with_gradients(inputs, lambda i: results(i, "triton")), with_gradients(inputs, dense))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -70,9 +75,9 @@ def test_it_is_at_most_twice_as_wrong_as_pytorch(dtype):
     for _ in range(4):  # a single draw is a matter of luck
         inputs = [t.to(dtype) if t.is_floating_point() else t for t in parts(5, 150)]
         exact = [t.double() if t.is_floating_point() else t for t in inputs]
-        truth = with_gradients(exact, lambda i: dense(*i))
-        kernel = with_gradients(inputs, lambda i: results(i, "triton")[:4])
-        peer = with_gradients(inputs, lambda i: results(i, "torch")[:4])
+        truth = with_gradients(exact, dense)
+        kernel = with_gradients(inputs, lambda i: results(i, "triton"))
+        peer = with_gradients(inputs, lambda i: results(i, "torch"))
         errors.append(
             [
                 [(x.double() - t).abs().max() / t.abs().max() for x in (k, p)]
@@ -86,7 +91,7 @@ def test_it_is_at_most_twice_as_wrong_as_pytorch(dtype):
 
 def test_uninitialised_memory_is_never_read():
     inputs = parts(5, 150)  # torch.empty is filled with NaN in these tests
-    assert all(t.isfinite().all() for t in with_gradients(inputs, lambda i: results(i, "triton")[:4]))
+    assert all(t.isfinite().all() for t in with_gradients(inputs, lambda i: results(i, "triton")))
 
 
 def test_samples_pass_a_chi_square_test():
@@ -100,21 +105,21 @@ def test_samples_pass_a_chi_square_test():
 
 @pytest.mark.skipif(GPU, reason="counts what the interpreter runs")
 def test_every_pass_is_spread_over_the_slots(monkeypatch):
-    from kernel_memory import watched
+    from kernel_watch import watched
 
     with watched(monkeypatch) as launches:
-        with_gradients(parts(5, 150), lambda i: results(i, "triton")[:4])
+        with_gradients(parts(5, 150), lambda i: results(i, "triton"))
     assert [launch.program + 1 for launch in launches] == [3, 3, 3]  # a block of queries, and three of 64 slots
 
 
 def test_the_same_inputs_give_the_same_bits():
     inputs = parts(20, 20000 if GPU else 150, dtype=torch.float32)
-    first, again = (with_gradients(inputs, lambda i: results(i, "triton")[:4]) for _ in range(2))
+    first, again = (with_gradients(inputs, lambda i: results(i, "triton")) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
 
 
 def test_an_empty_batch_gives_an_empty_answer_and_gradients_of_zero():
-    out = with_gradients(parts(0, 70), lambda i: results(i, "triton")[:4])
+    out = with_gradients(parts(0, 70), lambda i: results(i, "triton"))
     assert [t.numel() for t in out[:5]] == [0] * 5
     assert not any(t.any() for t in out[5:])
 
@@ -160,3 +165,20 @@ def test_a_generator_decides_the_samples():
         for _ in range(2)
     )
     assert torch.equal(first, again)
+
+
+@triton.jit
+def _noise(p_i, p_out, batch, seed, N: tl.constexpr, S: tl.constexpr):
+    o = tl.arange(0, N)
+    noise = gumbel(seed, tl.load(p_i + o)[:, None], 3, batch, tl.arange(0, S)[None, :], S)
+    tl.store(p_out + o[:, None] * S + tl.arange(0, S)[None, :], noise)
+
+
+def test_blocks_that_lie_2_to_the_32_apart_have_noise_of_their_own():
+    """Of 1e6 slots in blocks of 16, at 1024 queries and 128 draws, the first and the 2^15th do."""
+    i = torch.tensor([0, 0, 2**15, 2**16], dtype=torch.int32, device=DEVICE)
+    out = torch.empty(4, 128, device=DEVICE)
+    _noise[(1,)](i, out, 1024, 7, N=4, S=128)
+    assert_close(out[0], out[1], rtol=0, atol=0)
+    for one, other in [(0, 2), (0, 3), (2, 3)]:
+        assert (out[one] != out[other]).sum() > 120
