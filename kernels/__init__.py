@@ -1,10 +1,11 @@
 """Accelerated public functions; torch alone, and Triton where there is a CUDA device.
 
-Where is the thing that ...? In ``memory`` what the neural memory computes, in ``address`` the read of a large memory by
-content, in ``scan`` the linear recurrence. In each room ``definition`` says in a few lines of PyTorch what is computed,
-``public`` holds the public functions, ``torch_form`` and ``triton_form`` compute it; files that begin with ``triton_``
-hold Triton source and load only where kernels are to run. Beside the rooms: ``dispatch``, what a choice of a form asks
-for, and ``triton_parts``, what their kernels share. The rooms import torch, triton and these two, and not each other.
+Where is the thing that ... computes a neural memory (``neural_memory``, ``memory_surprise``, ``apply_memory``; room
+memory), reads a large memory by content (``fused_address``, ``nearest_slots``; room address), runs a linear recurrence
+(``decay_scan``; room scan), says why Triton is not used (``why_not_triton``)? In each room definition.py says in a few
+lines of PyTorch what is computed, public.py holds the public functions, torch_form.py and triton_form.py compute it;
+files named triton_* hold Triton source and load only where kernels are to run. Beside the rooms: dispatch.py chooses a
+form, triton_parts.py is what kernels share. Imports: torch and triton; no room imports another.
 """
 
 from pyro_memory.kernels.address import AddressRead, fused_address, nearest_slots

@@ -7,8 +7,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from address_parts import assert_drawn_from
 from conftest import ink
-from draws import assert_drawn_from
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import nn
 from torch.distributions import kl_divergence

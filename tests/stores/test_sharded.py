@@ -5,8 +5,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.distributed
+from address_parts import assert_drawn_from
 from conftest import ink, sharpen
-from draws import assert_drawn_from
 from torch import nn
 from torch.distributions import kl_divergence
 from torch.testing import assert_close
