@@ -28,7 +28,7 @@ from pyro_memory.diagnostics.sites import (
     site_kl,
 )
 from pyro_memory.diagnostics.tables import number, table
-from pyro_memory.inference import Particles, stochastic_sites
+from pyro_memory.inference import KeepFrozen, Particles, stochastic_sites
 
 
 @dataclass(frozen=True, repr=False)
@@ -198,7 +198,7 @@ def _without_own_kl(model: Callable, args: tuple, kwargs: dict, latents: list[st
     if not late:
         return []
     try:  # the trace order names more parents than there are: ask what each site really depends on
-        with poutine.block(), torch.random.fork_rng():
+        with poutine.block(), KeepFrozen(), torch.random.fork_rng():
             found = get_dependencies(model, args, kwargs)["prior_dependencies"]
         parents = {name: set(found.get(name, {})) - {name} for name in latents}
     except Exception:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_memory.diagnostics.axes import BLUE, axes_or_new
 from pyro_memory.diagnostics.sites import Site, frames
 from pyro_memory.diagnostics.tables import number, standard_error, table
+from pyro_memory.inference import KeepFrozen
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,9 +103,10 @@ def token_surprise(
         raise ValueError(f"`draws` must be at least 1; got {draws}")
     log_probs = []
     for _ in range(draws):
-        trace = poutine.trace(guide).get_trace(*args, **kwargs) if guide is not None else None
-        run = model if trace is None else poutine.replay(model, trace=trace)
-        sites = poutine.trace(run).get_trace(*args, **kwargs).nodes
+        with KeepFrozen():
+            trace = poutine.trace(guide).get_trace(*args, **kwargs) if guide is not None else None
+            run = model if trace is None else poutine.replay(model, trace=trace)
+            sites = poutine.trace(run).get_trace(*args, **kwargs).nodes
         log_prob, scored = _element_log_probs(sites.get(site), site)
         log_probs.append(log_prob)
     mean = torch.stack(log_probs).logsumexp(0) - math.log(draws)

@@ -11,11 +11,12 @@ from pyro_memory.inference.leave_one_out import LeaveOneOutELBO
 from pyro_memory.inference.objective import Objective
 from pyro_memory.inference.rao_blackwell import RaoBlackwellELBO
 from pyro_memory.inference.vimco import VIMCO, leave_one_out_bound
-from pyro_memory.inference.weights import PARTICLES, Particles, Weights, stochastic_sites, weigh
+from pyro_memory.inference.weights import PARTICLES, KeepFrozen, Particles, Weights, stochastic_sites, weigh
 
 __all__ = [
     "PARTICLES",
     "VIMCO",
+    "KeepFrozen",
     "LeaveOneOutELBO",
     "Objective",
     "Particles",

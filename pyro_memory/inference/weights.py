@@ -15,7 +15,8 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
-from torch import Tensor
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
 
 PARTICLES = "num_particles_vectorized"  # the plate that Pyro's ELBO puts around model and guide
 
@@ -204,12 +205,21 @@ def _same(one: float | Tensor, other: float | Tensor) -> bool:
     return math.isclose(one, other)
 
 
+class KeepFrozen(Messenger):
+    """Keeps frozen parameters from Pyro's store, which would set ``requires_grad`` of those that a PyroModule owns."""
+
+    def _pyro_param(self, msg: dict[str, Any]) -> None:
+        initial = msg["args"][1] if len(msg["args"]) > 1 else None
+        if isinstance(initial, nn.Parameter) and not initial.requires_grad:
+            msg["value"], msg["done"], msg["stop"] = initial, True, True
+
+
 class Particles(ELBO):
     """Draws pairs of traces, all particles in one pass; base of objectives and estimators of this package."""
 
     def _guess_max_plate_nesting(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
         """Finds the nesting by one trial run that leaves the random stream as it was."""
-        with poutine.block(), torch.random.fork_rng(), torch.no_grad():
+        with poutine.block(), KeepFrozen(), torch.random.fork_rng(), torch.no_grad():
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         sites = [*stochastic_sites(guide_trace).values(), *stochastic_sites(model_trace).values()]
@@ -217,7 +227,8 @@ class Particles(ELBO):
         self.max_plate_nesting = nesting + (self.vectorize_particles and self.num_particles > 1)
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
-        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+        with KeepFrozen():
+            return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
     def traces(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterator[tuple[Trace, Trace]]:
         """Yields one pair of traces with all particles in it, or a pair a particle where not vectorised."""

@@ -16,6 +16,7 @@ from pyro.infer import ELBO
 from torch import nn
 from tqdm import tqdm
 
+from pyro_memory.inference import KeepFrozen
 from pyro_memory.training.batches import arguments, stream
 from pyro_memory.training.checkpoints import load_batches, load_checkpoint, module_of, read_header
 from pyro_memory.training.kept import Kept
@@ -143,7 +144,7 @@ def fit(
     modules = {id(m): m for m in map(module_of, (model, guide)) if m is not None}
     trained = nn.ModuleList(modules.values()).to(device)
     batch_at, first_batch = stream(batches, log.step, ranks)
-    with aside(trained):
+    with aside(trained), KeepFrozen():
         args = arguments(first_batch(), device)
         make_parameters(model, guide, trained, args)
     ranks.divided = any(getattr(a, "divided", False) for a in args)

@@ -15,6 +15,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from pyro_memory.inference import KeepFrozen
 from pyro_memory.training.checkpoints import random_state, restore_random_state
 from pyro_memory.training.ranks import Ranks
 
@@ -36,7 +37,8 @@ class Loop:
 
     def step(self, args: tuple[Any, ...], step: int, rate: float, last_good: str) -> float:
         self.optimizer.zero_grad()
-        loss = self.ranks.mean(self._loss_and_grads(args))
+        with KeepFrozen():
+            loss = self.ranks.mean(self._loss_and_grads(args))
         norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(

@@ -85,3 +85,16 @@ def test_a_pair_without_information_gain_trains_on(monkeypatch):
     with pytest.warns(UserWarning, match=r"`information_every` is off.*no such thing") as record:
         run(*pair(), information_every=2)
     assert len(record) == 1
+
+
+def test_what_is_frozen_stays_so_whatever_is_measured_or_trained():
+    """Pyro's store would set ``requires_grad`` of a parameter that a PyroModule owns itself."""
+    model, guide = pair()
+    guide.own = nn.Parameter(torch.zeros(()))
+    guide.own.requires_grad_(False)
+    plain = guide.forward
+    guide.forward = lambda *args: (guide.own, plain(*args))[1]
+    importance_bound(model, guide, *Plain()[0], particles=2)
+    run(model, guide, steps=3)
+    assert not guide.own.requires_grad
+    assert guide.own == 0
