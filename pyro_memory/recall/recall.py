@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -104,6 +105,9 @@ class Recall(PyroModule):
             scale_for_relu(layer)
         with torch.no_grad():  # an image says little about s and c beside its episode, until that is found to pay
             self.told.bias[: dim + code_dim] = -3.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"given": None}  # it belongs to a graph, which no copy shares
 
     @torch.no_grad()
     def calibrate(self, images: Float[Tensor, "image channel height width"]) -> Recall:
