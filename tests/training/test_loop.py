@@ -6,6 +6,8 @@ from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule
 from torch import nn
 
+from pyro_memory import importance_bound
+
 
 class WithGlobal(Model):
     def forward(self, x):
