@@ -4,6 +4,9 @@ random streams as they were, and raises an AssertionError that says what is wron
 package's own dependencies is needed: call them from any test runner, or from a script.
 """
 
+from pyro_memory.testing.bases import check_base
+from pyro_memory.testing.mixers import check_mixer
 from pyro_memory.testing.pairs import check_pair
+from pyro_memory.testing.stores import check_store
 
-__all__ = ["check_pair"]
+__all__ = ["check_base", "check_mixer", "check_pair", "check_store"]

@@ -17,7 +17,7 @@ from pyro_memory import VIMCO
 from pyro_memory.testing.demands import demand, parameters_of
 from pyro_memory.weights import Particles, stochastic_sites, weigh
 
-SAMPLED = 60  # independent estimates of a mean
+SAMPLED = 40  # independent estimates of a mean
 ERRORS = 5
 REMEDY = (
     "Draw by pyro.sample only, read a memory by `memory[a]`, keep event dimensions by .to_event and let all else "

@@ -11,8 +11,10 @@ from pyro_memory import (
     EpisodicMemory,
     LearnedPrior,
     LeaveOneOutELBO,
+    MappedMemory,
     NearestAddress,
     Recall,
+    ShardedMemory,
     SlotMemory,
     StructuredMemory,
     TemplateMemory,
@@ -40,16 +42,20 @@ from pyro_memory.models import (
     DLinear,
     HierarchicalBase,
     LSTMMixer,
+    NeuralMemory,
     SequenceModel,
     SoftAttentionVAE,
     StudentTReadout,
     TitansAddressing,
     TitansLMM,
+    TitansMAC,
+    TitansMAG,
+    TitansMAL,
     TransformerMixer,
     VAEBase,
 )
 from pyro_memory.nets import Embedding, GaussianImage, ImageMLP
-from pyro_memory.testing import check_pair
+from pyro_memory.testing import check_base, check_mixer, check_pair, check_store
 
 SHAPE = (1, 9, 7)  # odd sizes, so that up- and down-sampling must agree
 SIZES = {"channels": (4, 5)}
@@ -197,3 +203,104 @@ PAIRS = {
 def test_a_pair_keeps_its_contract(name):
     make, args, options = PAIRS[name]
     check_pair(*make(), *args(), make=make, **options)
+
+
+TOLD = {
+    "vae": ("vae", {}),
+    "vae told": ("vae", {"code_dim": 3}),
+    "vae told by a code alone": ("vae", {"code_dim": 3, "reads": False}),
+    "vae that reads": ("vae", {"reads": True}),
+    "hierarchical": ("hierarchical", {}),
+    "hierarchical told": ("hierarchical", {"code_dim": 3}),
+    "diffusion": ("diffusion", {}),
+    "diffusion told": ("diffusion", {"code_dim": 3}),
+    "diffusion that predicts v": ("diffusion", {"predicts": "v", "code_dim": 3, "reads": False}),
+    "diffusion that predicts epsilon": ("diffusion", {"predicts": "epsilon", "reads": True}),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_base_keeps_its_contract(name):
+    base, options = TOLD[name]
+    make = partial(BASES[base], **options)
+    check_base(*make(), ink(4, *SHAPE), make=make)
+
+
+MEMORY = {"heads": 2, "chunk_size": 4}
+MIXERS = {
+    "memory": lambda: NeuralMemory(12, **MEMORY),
+    "memory, decay by channel": lambda: NeuralMemory(12, channel_decay=True, **MEMORY),
+    "memory, linear": lambda: NeuralMemory(
+        12, heads=2, chunk_size=5, depth=1, residual_norm=False, convolution=1, momentum=False, weight_decay=False
+    ),
+    "memory, online": lambda: NeuralMemory(12, heads=2, chunk_size=1, depth=3, activation="silu"),
+    "LMM": lambda: TitansLMM(12, persistent=6, **MEMORY),
+    "MAL": lambda: TitansMAL(12, persistent=6, window=7, **MEMORY),
+    "MAG": lambda: TitansMAG(12, persistent=6, window=7, **MEMORY),
+    "MAC": lambda: TitansMAC(12, persistent=6, segment=8, **MEMORY),
+    "MAC, nothing persistent": lambda: TitansMAC(12, persistent=0, segment=8, **MEMORY),
+    "attention": lambda: TransformerMixer(12, heads=2, window=5),
+    "LSTM": lambda: LSTMMixer(12, hidden=10),
+}
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_mixer_keeps_its_contract(name):
+    check_mixer(MIXERS[name]())
+
+
+MASK = torch.tensor([True, False, True, True])
+
+
+def written(store):
+    return store.write(torch.rand(1, *store.event_shape))
+
+
+def episode(store):
+    return store.write(
+        torch.ones(1, 3), torch.ones(1, 3), ink(1, 1, *SHAPE), torch.tensor([1]), torch.full((1, 2), 0.5)
+    )
+
+
+def taken_in(store):
+    return store.update(torch.ones(1, 3), torch.ones(1, 3), torch.full((1, 2), 0.5))
+
+
+STORES = {
+    "slots": (lambda: SlotMemory(torch.rand(4, 2), mask=MASK), {"write": written}),
+    "slots with keys": (
+        lambda: SlotMemory(torch.rand(4, 2), torch.rand(4, 3), MASK),
+        {"write": lambda store: store.write(torch.rand(1, 2), torch.rand(1, 3))},
+    ),
+    "slots a datum": (
+        lambda: SlotMemory(torch.rand(3, 4, 2), mask=MASK.expand(3, 4), batch_dim=-1),
+        {"write": lambda store: store.write(torch.rand(3, 1, 2))},
+    ),
+    "slots a task": (lambda: SlotMemory(torch.rand(3, 4, 2), mask=MASK.expand(3, 4), batch_dim=-2), {}),
+    "templates": (lambda: TemplateMemory(4, (2,))(), {"write": written}),
+    "concepts": (concepts, {"write": taken_in, "read": lambda store: store.predictive().base_dist.scale}),
+    "episodes": (
+        lambda: stores().episodes,
+        {"write": episode, "read": lambda store: store.read(torch.tensor([0, 2]), torch.tensor([0, 0]), lambda m: m)},
+    ),
+    "both": (stores, {"write": lambda store: store.without_episodes()}),
+}
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_a_store_keeps_its_contract(name):
+    make, options = STORES[name]
+    check_store(make(), **options)
+
+
+def test_a_mapped_store_keeps_its_contract(tmp_path):
+    store = MappedMemory.create(tmp_path, (2,), dtype=torch.float32).append(torch.rand(4, 2))
+    check_store(store, write=lambda store: store.append(torch.rand(1, 2)), tensors=False)
+
+
+def test_a_sharded_store_keeps_its_contract(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        check_store(ShardedMemory(SlotMemory(torch.rand(4, 2), mask=MASK)), tensors=False)
+    finally:
+        torch.distributed.destroy_process_group()
