@@ -153,7 +153,12 @@ def _check_weights(model: Told, guide: ToldGuide, task: Task) -> None:
         after, _ = _log_weight(model, guide, told, drawn)
         demand_close(after[0], weight[0], f"{name} of one task reaches another task's images")
         demand(bool((after[1] != weight[1]).any()), f"{name} is not heeded: the weights are the same with another one")
-    nothing, _ = _log_weight(model, guide, (x, code, None), drawn)
+    try:
+        nothing, _ = _log_weight(model, guide, (x, code, None), drawn)
+    except Exception as error:
+        raise AssertionError(
+            f"where nothing can be read, content=(), the base fails: {error}. Take zeros for the features then"
+        ) from error
     demand(nothing.isfinite().all(), "where nothing can be read, content=(), weights must be finite")
 
 

@@ -14,8 +14,8 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_memory import VIMCO
-from pyro_memory.testing.demands import demand, parameters_of
-from pyro_memory.weights import Particles, stochastic_sites, weigh
+from pyro_memory.testing.demands import demand, demand_close, parameters_of
+from pyro_memory.weights import PARTICLES, Particles, stochastic_sites, weigh
 
 SAMPLED = 40  # independent estimates of a mean
 ERRORS = 5
@@ -66,6 +66,31 @@ def check_gradient(model: Any, guide: Any, args: tuple, combinations: int) -> No
         _compare("the bound of one particle", [e[2] for e in exact], summed, "TraceEnum_ELBO")
 
 
+def check_particles(model: Any, guide: Any, args: tuple) -> None:
+    """Checks that particles in one pass weigh what each of them weighs in a pass of its own, but for rounding."""
+    with torch.no_grad():
+        traces = next(Particles(3, vectorize_particles=True).traces(model, guide, args, {}))
+        together = weigh(*traces).log_weight
+        for k, expected in enumerate(together):
+            drawn = traces[1].copy()
+            for name, site in stochastic_sites(drawn).items():
+                if any(f.name == PARTICLES for f in site["cond_indep_stack"]):
+                    drawn.nodes[name] = site | {"value": site["value"][k]}
+            alone = weigh(*_traces(model, guide, args, drawn)).log_weight[0]
+            demand_close(
+                alone, expected, f"a particle must weigh the same beside others as alone. {REMEDY}", tolerance=1e-4
+            )
+
+
+def _traces(model: Any, guide: Any, args: tuple, given: Trace) -> tuple[Trace, Trace]:
+    """Traces of model and guide with the values given."""
+    q = poutine.trace(poutine.replay(guide, trace=given)).get_trace(*args)
+    p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args)
+    q.compute_score_parts()
+    p.compute_log_prob()
+    return p, q
+
+
 def _values(model_trace: Trace, guide_trace: Trace, most: int) -> list[dict[str, Tensor]] | None:
     """The joint values of the discrete latents, alike for all data; None where they cannot be enumerated."""
     sites = {n: s for n, s in stochastic_sites(guide_trace).items() if not s["fn"].has_rsample}
@@ -106,11 +131,7 @@ def _passes(model: Any, guide: Any, args: tuple, values: list[dict[str, Tensor]]
         given = Trace()
         for name, value in chosen.items():
             given.add_node(name, type="sample", name=name, is_observed=False, value=value, infer={})
-        q = poutine.trace(poutine.replay(guide, trace=given)).get_trace(*args)
-        p = poutine.trace(poutine.replay(model, trace=q)).get_trace(*args)
-        for trace in (q, p):
-            trace.compute_score_parts() if trace is q else trace.compute_log_prob()
-        weights = weigh(p, q)
+        weights = weigh(*_traces(model, guide, args, given))
         score = weights.log_score + sum(own.log_score.sum(-1) for own in weights.local)
         yield weights.log_weight[0], score[0], torch.as_tensor(weights.scale)
 

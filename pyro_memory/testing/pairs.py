@@ -19,7 +19,7 @@ from torch import nn
 from pyro_memory import VIMCO, fit, importance_bound, information_gain
 from pyro_memory.naming import unique_name
 from pyro_memory.testing.demands import copied, demand, isolated, parameters_of, pickled
-from pyro_memory.testing.enumeration import check_gradient
+from pyro_memory.testing.enumeration import check_gradient, check_particles
 from pyro_memory.weights import stochastic_sites
 
 Pair = tuple[Any, Any]
@@ -43,20 +43,22 @@ def check_pair(
     - ``state_dict``, deepcopy and pickle give the same loss under the same seed.
     - Measuring (``importance_bound``, ``information_gain``) leaves ``requires_grad``, training mode, ``.grad`` and the
       state as they were, takes its draws from torch's random stream alone, and repeats itself under the same seed.
+    - Particles in one pass weigh what each weighs in a pass of its own.
     - The bound of two particles and its gradient by VIMCO are those that enumerating all discrete latents gives,
       within 5 standard errors (see ``check_gradient``); so is the bound of ``TraceEnum_ELBO``, where the guide marks
       sites for it.
     - On a GPU, where there is one, the loss is finite.
 
     Args:
-        model, guide: the pair; it stays as it is, copies are trained.
-        *args: what both are called with: a few data. Keep it small, every check runs many passes.
+        model, guide: the pair; it stays as it is, copies are trained. Pyro's automatic guides lose their model in a
+            copy, so they have no contract.
+        *args: what both are called with: a few data. Keep it small, the checks run many passes.
         make: builds another such pair, ``lambda: (Model(), Guide())``. With it the second pair and the target of
             ``state_dict`` are new instances; without, renamed copies, which cannot show a name that the constructor
             fixes or a random tensor that ``state_dict`` misses.
         objective: what trains the pair; ``VIMCO(2)`` by default.
         per_datum: False for a pair with latents outside the plates of the data: it has no weight per datum, so
-            neither ``importance_bound`` nor VIMCO's gradient is checked. Give an ``objective`` then.
+            ``importance_bound``, particles and VIMCO's gradient are left out. Give an ``objective`` then.
         combinations: how many joint values of the discrete latents may be enumerated; 0 where they cannot be.
 
     Raises:
@@ -78,7 +80,8 @@ def check_pair(
         _check_copies((model, guide), make, objective, args)
         _check_measuring(pair, per_datum, args)
         if per_datum:
-            check_gradient(*_in_mode(pair, False), args, combinations)
+            check_particles(*_in_mode(pair, False), args)
+            check_gradient(*pair, args, combinations)
         _check_device((model, guide), objective, args)
 
 
