@@ -1,6 +1,8 @@
 """The tutorials run, block after block, as a reader would."""
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,8 +22,9 @@ def test_a_tutorial_runs(path, tmp_path, monkeypatch, capsys):
     assert not missing
     monkeypatch.chdir(tmp_path)
     pyro.clear_param_store()
-    names = {"__name__": "__main__"}
+    script = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", script)  # where pickle looks for a script's classes
     for block in BLOCK.findall(text):
-        exec(compile(block, str(path), "exec"), names)
+        exec(compile(block, str(path), "exec"), vars(script))
     plt.close("all")
     assert capsys.readouterr().out
