@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
@@ -16,23 +17,25 @@ from pyro_memory import Context
 from pyro_memory.naming import unique_name
 from pyro_memory.testing.demands import copied, demand, demand_close, isolated
 from pyro_memory.testing.pairs import check_pair
-from pyro_memory.weights import weigh
+from pyro_memory.weights import stochastic_sites
 
 TASKS = 2
 Task = tuple[Tensor, Tensor | None, Tensor | None]  # images, codes, images to be read
 
 
 class Told(PyroModule):
-    """A memory model in small: each task has a code and an image that was read."""
+    """A memory model in small: each task has a code, uncertain as a latent is, and an image that was read."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__(unique_name(self))
         self.base = base
 
     def forward(self, x: Tensor, code: Tensor | None, shown: Tensor | None) -> None:
-        content = () if self.base.content is None or shown is None else self.base.content(shown)
-        with pyro.plate("task", x.shape[0], dim=-2), pyro.plate("item", x.shape[1], dim=-1):
-            self.base.explain(x, Context(code, content))
+        with pyro.plate("task", x.shape[0], dim=-2):
+            code = None if code is None else code + _doubt(code)
+            content = () if self.base.content is None or shown is None else self.base.content(shown)
+            with pyro.plate("item", x.shape[1], dim=-1):
+                self.base.explain(x, Context(code, content))
 
 
 class ToldGuide(PyroModule):
@@ -43,8 +46,14 @@ class ToldGuide(PyroModule):
         self.base = base
 
     def forward(self, x: Tensor, code: Tensor | None, shown: Tensor | None) -> None:
-        with pyro.plate("task", x.shape[0], dim=-2), pyro.plate("item", x.shape[1], dim=-1):
-            self.base.infer(x, Context(code))
+        with pyro.plate("task", x.shape[0], dim=-2):
+            code = None if code is None else code + _doubt(code)
+            with pyro.plate("item", x.shape[1], dim=-1):
+                self.base.infer(x, Context(code))
+
+
+def _doubt(code: Tensor) -> Tensor:
+    return pyro.sample("doubt", dist.Normal(torch.zeros_like(code[:, :1]), 0.3).to_event(1))
 
 
 def check_base(
@@ -123,9 +132,12 @@ def _log_weight(model: Told, guide: ToldGuide, task: Task, drawn: Any = None) ->
     demand(
         "x" in observed, f"`explain` must observe the image at site `x`; observed are {', '.join(observed) or 'none'}"
     )
-    q.compute_score_parts()
-    p.compute_log_prob()
-    return weigh(p, q).log_weight[0], q
+    sites = []
+    for trace, sign in ((p, 1), (q, -1)):
+        trace.compute_log_prob()
+        own = [s for name, s in stochastic_sites(trace).items() if name != "doubt"]
+        sites += [sign * site["log_prob"] for site in own]
+    return sum(sites), q
 
 
 def _check_weights(model: Told, guide: ToldGuide, task: Task) -> None:

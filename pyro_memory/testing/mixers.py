@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pyro_memory.testing.demands import copied, demand, demand_close, demand_gradients, isolated, parameters_of, pickled
@@ -143,12 +144,14 @@ def _check_state(mixer: nn.Module, x: Tensor) -> None:
     going_on = mixer(x[:, cut:], state)[0]
     (through,) = torch.autograd.grad(going_on.sin().sum(), x)
     demand(through[:, :cut].any(), "no gradient reaches earlier tokens through the state. Do not detach it yourself")
+    (whole,) = torch.autograd.grad(mixer(x)[0][:, cut:].sin().sum(), x)
+    demand_close(through, whole, "the gradient through the state must be that of the whole sequence")
     _, state = mixer(x[:, :cut])
     state = state.detach()
     ended = mixer(x[:, cut:], state)[0]
     (stopped,) = torch.autograd.grad(ended.sin().sum(), x)
     demand(not stopped[:, :cut].any(), "`state.detach()` must end the gradient; some still reaches earlier tokens")
-    saved = {name: tensor.clone() for name, tensor in state.to_tensors().items()}
+    saved = load(save({name: tensor.contiguous().clone() for name, tensor in state.to_tensors().items()}))
     for how, again in {
         "saved by to_tensors and rebuilt by from_tensors": type(state).from_tensors(saved),
         "deepcopied": copied(state, "a detached state"),

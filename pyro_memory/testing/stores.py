@@ -21,7 +21,8 @@ def check_store(
 ) -> None:
     """Checks what a memory must keep to be an argument of model and guide, to be swapped, saved and moved.
 
-    What a store holds is its public attributes and properties that are tensors, in it and in the stores within it.
+    What a store holds is its public attributes and properties that are tensors or numbers, in it and in the stores
+    within it.
 
     - It is a value: writing gives a new store and leaves the old one as it was, and so does reading.
     - Deepcopy, pickle, and ``to_tensors``, saved by safetensors and rebuilt by the class method ``from_tensors``, hold
@@ -50,7 +51,10 @@ def check_store(
     if read is None:
         read = _read_one if hasattr(store, "__getitem__") and hasattr(store, "prior") else lambda store: ()
     with isolated():
-        demand(_held(store), f"a {type(store).__name__} must hold tensors in public attributes; found none to compare")
+        demand(
+            any(isinstance(t, Tensor) for t in _held(store).values()),
+            f"a {type(store).__name__} must hold tensors in public attributes; found none to compare",
+        )
         _check_value(store, write, read)
         _check_copies(store, read, tensors)
         _check_moves(store, tensors)
@@ -64,28 +68,32 @@ def _read_one(store: Any) -> Any:
     return store[store.prior().probs.argmax(-1)]
 
 
-def _held(store: Any, prefix: str = "") -> dict[str, Tensor | None]:
-    """The tensors of a store by name, and None for what could be one and is not there."""
-    found: dict[str, Tensor | None] = {}
+def _held(store: Any, prefix: str = "") -> dict[str, Any]:
+    """The tensors and numbers of a store by name, and None for what could be one and is not there."""
+    found: dict[str, Any] = {}
     names = {name for name in dir(type(store)) if isinstance(getattr(type(store), name), property)}
     for name in sorted(n for n in names | set(vars(store)) if not n.startswith("_")):
         value = getattr(store, name)
-        if isinstance(value, Tensor) or value is None:
+        if isinstance(value, (Tensor, int, float, str)) or value is None:
             found[prefix + name] = value
         elif hasattr(value, "to_tensors"):
             found |= _held(value, f"{prefix}{name}.")
     return found
 
 
-def _contents(store: Any) -> dict[str, Tensor | None]:
-    return {name: None if t is None else t.detach().clone() for name, t in _held(store).items()}
+def _contents(store: Any) -> dict[str, Any]:
+    return {n: t.detach().clone() if isinstance(t, Tensor) else t for n, t in _held(store).items()}
 
 
-def _same(actual: dict[str, Tensor | None], expected: dict[str, Tensor | None], message: str) -> None:
+def _same(actual: dict[str, Any], expected: dict[str, Any], message: str) -> None:
     for name, old in expected.items():
-        new = actual.get(name)
-        equal = old is new if old is None or new is None else old.dtype == new.dtype and torch.equal(old, new)
-        demand(equal, f"{message}; `{name}` differs")
+        demand(_equal(actual.get(name), old), f"{message}; `{name}` differs")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return type(one) is type(other) and one == other
 
 
 def _leaves(read: Any) -> list[Tensor]:
@@ -111,7 +119,7 @@ def _check_value(store: Any, write: Callable[[Any], Any] | None, read: Callable[
     _same(_contents(store), before, "writing must leave the old store as it was: write to a clone, not in place")
     after = _contents(written)
     demand(
-        any(old is None or after[n] is None or not torch.equal(old, after[n]) for n, old in before.items()),
+        not all(_equal(after.get(name), old) for name, old in before.items()),
         "the written store must differ from the old one; it holds the same",
     )
 
@@ -147,16 +155,17 @@ def _check_moves(store: Any, tensors: bool) -> None:
         moved = _held(store.to(torch.float64))
         for name, old in before.items():
             new = moved.get(name)
-            wanted = None if old is None else torch.float64 if old.is_floating_point() else old.dtype
-            demand(
-                (None if new is None else new.dtype) == wanted,
-                f"`.to(torch.float64)` must cast what is floating point and leave the rest; `{name}` is "
-                f"{None if new is None else new.dtype}, was {None if old is None else old.dtype}",
-            )
-            demand(old is None or torch.equal(new.to(old.dtype), old), f"`.to` must keep values; `{name}` differs")
+            if isinstance(old, Tensor) and isinstance(new, Tensor):
+                demand(
+                    new.dtype == (torch.float64 if old.is_floating_point() else old.dtype),
+                    f"`.to(torch.float64)` must cast what is floating point and leave the rest; `{name}` is "
+                    f"{new.dtype}, was {old.dtype}",
+                )
+                new = new.to(old.dtype)
+            demand(_equal(new, old), f"`.to` must keep values; `{name}` differs")
     _same(_contents(store), before, "`.to` must give a new store and leave this one as it was")
     if tensors and torch.cuda.is_available():
-        left = [n for n, t in _held(store.to("cuda")).items() if t is not None and t.dim() and not t.is_cuda]
+        left = [n for n, t in _held(store.to("cuda")).items() if isinstance(t, Tensor) and t.dim() and not t.is_cuda]
         demand(not left, f'`.to("cuda")` must move every tensor; {", ".join(left)} stayed')
 
 

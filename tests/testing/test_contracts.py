@@ -143,15 +143,22 @@ def sequential():
     return model, TitansAddressingGuide.mlp((1, 3, 3), **sizes)
 
 
-LMM = partial(TitansLMM, heads=2, persistent=2, chunk_size=4)
+MIX = {
+    "LMM": partial(TitansLMM, heads=2, persistent=2, chunk_size=4),
+    "MAC": partial(TitansMAC, heads=2, persistent=2, chunk_size=4, segment=4),
+    "MAG": partial(TitansMAG, heads=2, persistent=2, chunk_size=4, window=5),
+    "MAL": partial(TitansMAL, heads=2, persistent=2, chunk_size=4, window=5),
+    "attention": partial(TransformerMixer, heads=2, window=5),
+    "LSTM": LSTMMixer,
+}
 
 
-def tokens(mixer):
-    return SequenceModel.tokens(7, mixer, dim=8), EmptyGuide()
+def tokens(name):
+    return SequenceModel.tokens(7, MIX[name], dim=8, blocks=1), EmptyGuide()
 
 
-def series(**options):
-    return SequenceModel.series(2, LMM, dim=8, **options), EmptyGuide()
+def series():
+    return SequenceModel.series(2, MIX["LSTM"], dim=8, readout=StudentTReadout), EmptyGuide()
 
 
 likelihood, noisy = {"objective": Trace_ELBO()}, {"objective": LeaveOneOutELBO(2)}
@@ -183,14 +190,11 @@ PAIRS = {
         {},
     ),
     "TitansAddressing": (sequential, lambda: (ink(2, 4, 1, 3, 3), SlotMemory(ink(2, 1, 3, 3))), {}),
-    "SequenceModel of LMM": (lambda: tokens(LMM), lambda: (torch.randint(7, (3, 9)),), likelihood),
-    "SequenceModel of attention": (
-        lambda: tokens(partial(TransformerMixer, heads=2, window=5)),
-        lambda: (torch.randint(7, (3, 9)),),
-        likelihood,
-    ),
-    "SequenceModel of LSTM": (lambda: tokens(LSTMMixer), lambda: (torch.randint(7, (3, 9)),), likelihood),
-    "SequenceModel of a series": (lambda: series(readout=StudentTReadout), lambda: (torch.randn(3, 6, 2),), likelihood),
+    "SequenceModel of a series": (series, lambda: (torch.randn(3, 6, 2),), likelihood),
+    **{
+        f"SequenceModel of {name}": (partial(tokens, name), lambda: (torch.randint(7, (3, 7)),), likelihood)
+        for name in MIX
+    },
     "DLinear": (
         lambda: (DLinear(10, 3, kernel=5), EmptyGuide()),
         lambda: (torch.randn(3, 5, 2), None, torch.randn(3, 1, 3)),
