@@ -9,21 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, SVI
+from pyro.infer import ELBO
 from pyro.nn import PyroModule
 from torch import nn
 
-from pyro_memory import VIMCO, fit, importance_bound, information_gain
-from pyro_memory.naming import unique_name
-from pyro_memory.testing.demands import copied, demand, isolated, parameters_of, pickled
+from pyro_memory import VIMCO, importance_bound, information_gain
+from pyro_memory.testing.demands import copied, demand, isolated, pickled
 from pyro_memory.testing.enumeration import check_gradient, check_particles
+from pyro_memory.testing.moves import Pair, check_training, in_mode, pair_parameters
 from pyro_memory.weights import stochastic_sites
-
-Pair = tuple[Any, Any]
-ROUNDS = (2, 8, 40)  # optimizer steps, until every parameter has moved
 
 
 def check_pair(
@@ -75,25 +71,14 @@ def check_pair(
         pair = copied((model, guide), "the pair")
         _check_modules(pair)
         for training in (True, False):
-            _check_sites(_in_mode(pair, training), args)
-        _check_training((model, guide), make, objective, args)
+            _check_sites(in_mode(pair, training), args)
+        check_training((model, guide), make, objective, args)
         _check_copies((model, guide), make, objective, args)
         _check_measuring(pair, per_datum, args)
         if per_datum:
-            check_particles(*_in_mode(pair, False), args)
+            check_particles(*in_mode(pair, False), args)
             check_gradient(*pair, args, combinations)
         _check_device((model, guide), objective, args)
-
-
-def _in_mode(pair: Pair, training: bool) -> Pair:
-    for module in pair:
-        if isinstance(module, nn.Module):
-            module.train(training)
-    return pair
-
-
-def _parameters(pair: Pair) -> dict[str, torch.Tensor]:
-    return parameters_of(model=pair[0], guide=pair[1])
 
 
 def _check_modules(pair: Pair) -> None:
@@ -103,7 +88,7 @@ def _check_modules(pair: Pair) -> None:
             f"the {role}, a {type(module).__name__}, must be a PyroModule: SVI finds no parameter of a plain "
             "torch.nn.Module. Inherit from pyro.nn.PyroModule",
         )
-    for name, parameter in _parameters(pair).items():
+    for name, parameter in pair_parameters(pair).items():
         demand(
             parameter.requires_grad,
             f"parameter `{name}` is frozen (requires_grad=False), so that it never learns. Unfreeze it, or keep what "
@@ -132,82 +117,6 @@ def _check_sites(pair: Pair, args: tuple) -> None:
         )
 
 
-# --- training
-
-
-def _by_torch(pair: Pair, objective: ELBO, args: tuple, steps: int) -> None:
-    elbo = objective(*pair)
-    optimizer = torch.optim.Adam(elbo.parameters(), 1e-2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        elbo(*args).backward()
-        optimizer.step()
-
-
-def _by_svi(pair: Pair, objective: ELBO, args: tuple, steps: int) -> None:
-    svi = SVI(*pair, pyro.optim.Adam({"lr": 1e-2}), objective)
-    for _ in range(steps):
-        svi.step(*args)
-
-
-def _by_fit(pair: Pair, objective: ELBO, args: tuple, steps: int) -> None:
-    try:
-        fit(
-            *pair, lambda step: args, objective, steps=steps, learning_rate=1e-2, information_every=None, progress=False
-        )
-    except ValueError as error:
-        raise AssertionError(f"`fit` refuses the pair: {error}") from error
-
-
-# A torch optimizer moves whatever has a gradient; SVI only what Pyro's store knows by the right name.
-TRAINERS = {"an ELBO module with a torch optimizer": _by_torch, "pyro.infer.SVI": _by_svi, "fit": _by_fit}
-
-
-def _check_training(pair: Pair, make: Callable[[], Pair] | None, objective: ELBO, args: tuple) -> None:
-    for name, train in TRAINERS.items():
-        with isolated():
-            _check_moves(copy.deepcopy(pair), name, train, objective, args)
-            second = _renamed(copy.deepcopy(pair)) if make is None else make()
-            _check_moves(second, f"{name}, the second pair of the process,", train, objective, args)
-
-
-def _check_moves(pair: Pair, name: str, train: Callable[..., None], objective: ELBO, args: tuple) -> None:
-    with torch.no_grad(), isolated():
-        for program in reversed(_in_mode(pair, True)):
-            program(*args)  # makes lazy parameters
-    before = {n: p.detach().clone() for n, p in _parameters(pair).items()}
-    still: list[str] = []
-    for steps in ROUNDS:
-        train(pair, copy.deepcopy(objective), args, steps)
-        still = [n for n, p in _parameters(pair).items() if n in before and torch.equal(p, before[n])]
-        if not still:
-            return
-    if train is _by_torch:
-        remedy = "the objective does not depend on it. Use it in `forward`, without .detach(), or remove it"
-    else:
-        remedy = (
-            "in Pyro's parameter store its name belongs to another module's parameter. Give each module a unique name: "
-            "super().__init__(name or unique_name(self)), with unique_name from pyro_memory.naming"
-        )
-    raise AssertionError(
-        f"{', '.join(f'`{n}`' for n in still)} did not move in {sum(ROUNDS)} steps of {name}: {remedy}"
-    )
-
-
-def _renamed(pair: Pair) -> Pair:
-    """Gives modules, and those within them, names of their own."""
-    for root in pair:
-        if isinstance(root, PyroModule):
-            old, new = root._pyro_name, unique_name(root)
-            for module in root.modules():
-                if isinstance(module, PyroModule) and module._pyro_name.startswith(old):
-                    module._pyro_name = new + module._pyro_name[len(old) :]
-    return pair
-
-
-# --- copies, measures, devices
-
-
 def _loss(pair: Pair, objective: ELBO, args: tuple) -> float:
     with isolated(1):
         return copy.deepcopy(objective).loss(*pair, *args)
@@ -222,7 +131,7 @@ def _check_copies(pair: Pair, make: Callable[[], Pair] | None, objective: ELBO, 
     with isolated(2):
         target = copied(pair, "the pair, after the guide ran,") if make is None else make()
         with torch.no_grad():
-            for parameter in _parameters(target).values():
+            for parameter in pair_parameters(target).values():
                 parameter.add_(1.0)
         for module, state in zip(target, saved, strict=True):
             if state is not None:
@@ -233,7 +142,7 @@ def _check_copies(pair: Pair, make: Callable[[], Pair] | None, objective: ELBO, 
         "pickled": pickled(pair, "the pair"),
     }
     for what, one in copies.items():
-        again = _loss(_in_mode(one, True) if pair[0].training else one, objective, args)
+        again = _loss(in_mode(one, True) if pair[0].training else one, objective, args)
         demand(
             abs(again - loss) <= 1e-5 * max(1.0, abs(loss)),
             f"the pair {what} must give the same loss under the same seed; got {again:g} for {loss:g}. Keep what "
@@ -247,8 +156,8 @@ def _check_measuring(pair: Pair, per_datum: bool, args: tuple) -> None:
         measures["importance_bound"] = lambda p: importance_bound(*p, *args, particles=3, chunk_size=2).bound
     for name, measure in measures.items():
         for flag in (True, False):
-            one = _in_mode(copied(pair, "the pair"), False)
-            for parameter in _parameters(one).values():
+            one = in_mode(copied(pair, "the pair"), False)
+            for parameter in pair_parameters(one).values():
                 parameter.requires_grad_(flag)
                 parameter.grad = torch.ones_like(parameter)
             with isolated(3):

@@ -185,13 +185,8 @@ def test_large_concepts_come_to_mind_more_easily_and_empty_ones_stay_reachable()
     assert_close(probs, torch.tensor([0.1, 0.1, 0.7, 0.1]).double())
 
 
-def test_it_saves_as_tensors_and_moves():
-    concepts = store()
-    again = ConceptMemory.from_tensors(concepts.to_tensors())
-    assert_close(again.beta, concepts.beta)
-    assert again.prior_alpha == concepts.prior_alpha
-    assert concepts.to(torch.float32).loc.dtype == torch.float32
-    assert "2 concepts of 3 dimensions, 1 in use" in repr(concepts)
+def test_it_says_what_it_holds():
+    assert "2 concepts of 3 dimensions, 1 in use" in repr(store())
 
 
 @pytest.mark.unchecked

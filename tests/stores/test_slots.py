@@ -123,12 +123,6 @@ def test_a_ring_fills_free_slots_and_then_replaces_the_oldest():
     assert_close(at_once.ages, memory.ages)
 
 
-def test_writing_leaves_the_old_memory_as_it_was():
-    memory = SlotMemory(torch.zeros(3, 2))
-    memory.write(torch.ones(1, 2))
-    assert_close(memory.values, torch.zeros(3, 2))
-
-
 def test_writing_carries_gradients_and_keys():
     item, key = torch.randn(1, 2, requires_grad=True), torch.ones(1, 5)
     memory = SlotMemory(torch.zeros(3, 2), keys=torch.zeros(3, 5)).write(item, key)
@@ -156,15 +150,8 @@ def test_a_reservoir_keeps_every_item_equally_often():
     assert (memory.seen == items).all()
 
 
-def test_a_memory_survives_saving_selecting_and_moving():
-    memory = SlotMemory(torch.randn(3, 4, 2), mask=torch.rand(3, 4) < 0.8, batch_dim=-2)
-    again = SlotMemory.from_tensors(memory.to_tensors())
-    assert again.batch_dim == -2
-    assert_close(again.values, memory.values)
-    assert_close(again.mask, memory.mask)
-    assert_close(memory.select(torch.tensor([2, 0])).values, memory.values[[2, 0]])
-    assert memory.to(torch.float64).values.dtype == torch.float64
-    assert memory.to(torch.float64).ages.dtype == torch.long
+def test_a_selection_takes_the_memories_of_some_data():
+    assert_close(per_datum().select(torch.tensor([2, 0])).values, per_datum().values[[2, 0]])
 
 
 @pytest.mark.parametrize(
