@@ -13,11 +13,11 @@ from pyro.infer import ELBO, Trace_ELBO
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_memory import Context
+from pyro_memory.inference import stochastic_sites
 from pyro_memory.naming import unique_name
+from pyro_memory.nets import Context
 from pyro_memory.testing.demands import copied, demand, demand_close, isolated
 from pyro_memory.testing.pairs import check_pair
-from pyro_memory.weights import stochastic_sites
 
 TASKS = 2
 Task = tuple[Tensor, Tensor | None, Tensor | None]  # images, codes, images to be read

@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_memory.checkpoints import random_state, restore_random_state
+from pyro_memory.training import random_state, restore_random_state
 
 
 def demand(condition: object, message: str) -> None:

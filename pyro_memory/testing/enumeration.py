@@ -13,9 +13,8 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_memory import VIMCO
+from pyro_memory.inference import PARTICLES, VIMCO, Particles, stochastic_sites, weigh
 from pyro_memory.testing.demands import demand, demand_close, parameters_of
-from pyro_memory.weights import PARTICLES, Particles, stochastic_sites, weigh
 
 SAMPLED = 40  # independent estimates of a mean
 ERRORS = 5

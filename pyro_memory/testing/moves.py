@@ -12,9 +12,9 @@ from pyro.infer import ELBO, SVI
 from pyro.nn import PyroModule
 from torch import nn
 
-from pyro_memory import fit
 from pyro_memory.naming import unique_name
 from pyro_memory.testing.demands import isolated, parameters_of
+from pyro_memory.training import fit
 
 Pair = tuple[Any, Any]
 ROUNDS = (2, 8, 40)  # optimizer steps, until every parameter has moved

@@ -15,11 +15,11 @@ from pyro.infer import ELBO
 from pyro.nn import PyroModule
 from torch import nn
 
-from pyro_memory import VIMCO, importance_bound, information_gain
+from pyro_memory.diagnostics import importance_bound, information_gain
+from pyro_memory.inference import VIMCO, stochastic_sites
 from pyro_memory.testing.demands import copied, demand, isolated, pickled
 from pyro_memory.testing.enumeration import check_gradient, check_particles
 from pyro_memory.testing.moves import Pair, check_training, in_mode, pair_parameters
-from pyro_memory.weights import stochastic_sites
 
 
 def check_pair(

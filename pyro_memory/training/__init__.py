@@ -6,7 +6,14 @@ lets several processes train one model (``Ranks``); changes the learning rate (`
 before a signal counts (``signals``)? Imports: ``diagnostics`` for what is measured on the way, ``stores`` for files.
 """
 
-from pyro_memory.training.checkpoints import load_checkpoint, load_weights, read_header, save_checkpoint
+from pyro_memory.training.checkpoints import (
+    load_checkpoint,
+    load_weights,
+    random_state,
+    read_header,
+    restore_random_state,
+    save_checkpoint,
+)
 from pyro_memory.training.fitting import FitResult, fit
 from pyro_memory.training.ranks import Ranks
 from pyro_memory.training.schedules import warm_cosine
@@ -17,7 +24,9 @@ __all__ = [
     "fit",
     "load_checkpoint",
     "load_weights",
+    "random_state",
     "read_header",
+    "restore_random_state",
     "save_checkpoint",
     "warm_cosine",
 ]

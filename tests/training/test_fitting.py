@@ -19,7 +19,6 @@ from pyro_memory import information_gain, load_weights
 from pyro_memory.naming import unique_name
 
 
-@pytest.mark.unchecked
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     whole, parts = pair(), pair()
     options = {"batches": Noisy(), "checkpoint_every": 4}

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from pyro_memory import VIMCO, Context, fit, importance_bound, information_gain
 from pyro_memory.distributions import CosineSchedule, DenoisingPath, NoisingPath, spread
 from pyro_memory.guides import BaseGuide, DiffusionBaseGuide, HierarchicalBaseGuide, VAEBaseGuide
-from pyro_memory.inference import PARTICLES, Particles, weigh
+from pyro_memory.inference import Particles, weigh
 from pyro_memory.models import BaseModel, DiffusionBase, HierarchicalBase, VAEBase
 from pyro_memory.nets import GaussianImage
 
