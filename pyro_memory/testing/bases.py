@@ -121,6 +121,9 @@ def check_base(
 
 
 def _told(base: nn.Module, guide: nn.Module) -> tuple[Told, ToldGuide]:
+    for module in (*base.modules(), *guide.modules()):
+        if isinstance(module, PyroModule):
+            module._pyro_context.used = False  # Pyro takes none that has run by itself into another; these are copies
     return Told(base), ToldGuide(guide)
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from pyro_memory import Context
-from pyro_memory.guides import BaseGuide
-from pyro_memory.models import BaseModel
-from pyro_memory.testing.bases import check_base
+from pyro_memory.guides import BaseGuide, VAEBaseGuide
+from pyro_memory.models import BaseModel, VAEBase
+from pyro_memory.testing import check_base
 
 SHAPE = (1, 2, 3)
 
@@ -189,7 +189,11 @@ def ink():
     return (torch.rand(6, *SHAPE) < 0.4).float()
 
 
-def test_a_user_s_base_keeps_its_contract():
+def test_a_user_s_base_keeps_its_contract_also_after_it_has_run():
+    base, guide = VAEBase(SHAPE, latent_dim=2, channels=(2,)), VAEBaseGuide(SHAPE, latent_dim=2, channels=(2,))
+    guide(ink())
+    base(ink())
+    check_base(base, guide, ink())
     check_base(Doodle(), DoodleGuide(), ink(), make=lambda: (Doodle(), DoodleGuide()))
 
 
