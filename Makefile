@@ -23,7 +23,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: install ## train an addressed VAE on glyphs; bounds, information gain, figures in out/demo
-	$(RUN) examples/vma_fewshot.py --out out/demo
+	$(RUN) benchmarks/experiments/vma_fewshot.py --out out/demo
 
 test: install ## run the tests
 	$(RUN) -m pytest -n 2 -q
@@ -45,10 +45,10 @@ test-gpu: ## run the kernels' tests on a GPU, at larger shapes and in all dtypes
 	$(GPU_PYTHON) benchmarks/bare.py tests/kernels/*/test_triton_*.py tests/kernels/memory/test_limits.py tests/kernels/scan tests/kernels/test_triton_parts.py tests/kernels/test_checks.py
 
 results: install ## run the recipes of up to MINUTES (15) and rebuild the tables of docs from what they leave
-	$(RUN) examples/results.py --minutes $(or $(MINUTES),15)
+	$(RUN) benchmarks/experiments/results.py --minutes $(or $(MINUTES),15)
 
 gallery: install ## draw docs/gallery.md anew from the shipped weights
-	$(RUN) examples/results.py --only gallery_letters gallery_sets gallery_surprise gallery_forecasts --fresh
+	$(RUN) benchmarks/experiments/results.py --only gallery_letters gallery_sets gallery_surprise gallery_forecasts --fresh
 
 docs: install ## build the site, tutorials and reference, in out/site
 	$(BIN)/mkdocs build -q
@@ -76,25 +76,25 @@ format: install ## rewrite to style
 	$(BIN)/ruff format .
 
 examples: install ## run every example at a few steps
-	$(RUN) examples/vma_fewshot.py --steps 20 --evaluate 16 --particles 20 --out out/examples/fewshot
-	$(RUN) examples/vma_fewshot.py --base diffusion --lookup vma-omniglot28 --steps 10 --evaluate 8 --particles 2 --out out/examples/fewshot_diffusion
+	$(RUN) benchmarks/experiments/vma_fewshot.py --steps 20 --evaluate 16 --particles 20 --out out/examples/fewshot
+	$(RUN) benchmarks/experiments/vma_fewshot.py --base diffusion --lookup vma-omniglot28 --steps 10 --evaluate 8 --particles 2 --out out/examples/fewshot_diffusion
 	$(RUN) examples/diagnose.py out/examples/fewshot/vma.safetensors --targets 16 --particles 10 --many 16
-	$(RUN) examples/vma_recall.py --steps 20 --soft-attention --out out/examples/recall
+	$(RUN) benchmarks/experiments/vma_recall.py --steps 20 --soft-attention --out out/examples/recall
 	$(RUN) examples/compose.py --steps 50 --out out/examples/compose
-	$(RUN) examples/vsm_fewshot.py --steps 20 --recognition 10 --evaluate 20 --particles 4 --classifier-steps 20 --out out/examples/vsm
-	$(RUN) examples/vsm_fewshot.py --base diffusion --steps 10 --recognition 10 --evaluate 20 --particles 2 --out out/examples/vsm_diffusion
-	$(RUN) examples/vsm_fewshot.py --pretrained vsm-vae-omniglot --evaluate 20 --particles 4 --out out/examples/vsm_pretrained
-	$(RUN) examples/vsm_fewshot.py --base hierarchical --memory none --steps 10 --evaluate 20 --out out/examples/vsm_none
-	$(RUN) examples/vsm_stream.py --steps 10 --recognition 10 --stages 3 --evaluate 10 --particles 4 --out out/examples/vsm_stream
+	$(RUN) benchmarks/experiments/vsm_fewshot.py --steps 20 --recognition 10 --evaluate 20 --particles 4 --classifier-steps 20 --out out/examples/vsm
+	$(RUN) benchmarks/experiments/vsm_fewshot.py --base diffusion --steps 10 --recognition 10 --evaluate 20 --particles 2 --out out/examples/vsm_diffusion
+	$(RUN) benchmarks/experiments/vsm_fewshot.py --pretrained vsm-vae-omniglot --evaluate 20 --particles 4 --out out/examples/vsm_pretrained
+	$(RUN) benchmarks/experiments/vsm_fewshot.py --base hierarchical --memory none --steps 10 --evaluate 20 --out out/examples/vsm_none
+	$(RUN) benchmarks/experiments/vsm_stream.py --steps 10 --recognition 10 --stages 3 --evaluate 10 --particles 4 --out out/examples/vsm_stream
 	$(RUN) benchmarks/training_speed.py --repeats 2 --out out/examples/training_speed
 	$(RUN) benchmarks/conversion.py --simulations 2 --steps 20 --out out/examples/conversion
-	$(RUN) examples/titans_addressing.py --steps 20 --evaluate 16 --out out/examples/addressing
-	$(RUN) examples/titans_recall.py --steps 4 --evaluate 8 --batch 8 --out out/examples/titans_recall
-	$(RUN) examples/titans_language.py --steps 4 --batch 4 --evaluate 2048 --out out/examples/titans_language
-	$(RUN) examples/titans_forecast.py --steps 4 --batch 8 --draws 5 --out out/examples/titans_forecast
+	$(RUN) benchmarks/experiments/titans_addressing.py --steps 20 --evaluate 16 --out out/examples/addressing
+	$(RUN) benchmarks/experiments/titans_recall.py --steps 4 --evaluate 8 --batch 8 --out out/examples/titans_recall
+	$(RUN) benchmarks/experiments/titans_language.py --steps 4 --batch 4 --evaluate 2048 --out out/examples/titans_language
+	$(RUN) benchmarks/experiments/titans_forecast.py --steps 4 --batch 8 --draws 5 --out out/examples/titans_forecast
 	$(RUN) examples/surprise.py --write 50 --out out/examples/surprise
-	$(RUN) examples/vma_templates.py --steps 20 --evaluate 20 --particles 10 --slots 8 64 --out out/examples/templates
-	$(RUN) examples/vma_large.py --steps 5 --slots 2000 --evaluate 8 --particles 10 --out out/examples/large
+	$(RUN) benchmarks/experiments/vma_templates.py --steps 20 --evaluate 20 --particles 10 --slots 8 64 --out out/examples/templates
+	$(RUN) benchmarks/experiments/vma_large.py --steps 5 --slots 2000 --evaluate 8 --particles 10 --out out/examples/large
 	$(RUN) benchmarks/addressing.py --slots 1000 --mapped 2000 --repeats 1 --out out/examples/addressing
 
 wheel: install ## build the wheel, from the source distribution

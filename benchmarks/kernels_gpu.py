@@ -37,7 +37,7 @@ from kernels_cases import first_that_fits
 from parts import Part, Run, has_failed
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPE = ROOT / "examples" / "recipes" / "vma_fewshot_mixed.toml"
+RECIPE = ROOT / "benchmarks" / "experiments" / "recipes" / "vma_fewshot_mixed.toml"
 CHECKPOINTS = ("vae.safetensors", "vae.json", "vma.safetensors", "vma.json")
 
 
@@ -152,7 +152,7 @@ def training(carried, out, seconds):
         words = [f"--data-dir={carried.resolve() / 'data' / recipe['data']}", "--device=cuda", f"--out={place}"]
         for name, value in recipe["arguments"].items():
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        command = [sys.executable, str(ROOT / "examples" / recipe["script"]), *words]
+        command = [sys.executable, str(ROOT / recipe["script"]), *words]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         before, start = steps_in(place), time.monotonic()
         with open(place / "log", "w") as log:

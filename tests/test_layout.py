@@ -29,7 +29,8 @@ FLOORS = [
 ROOMS = [part for floor in FLOORS for part in floor]
 
 
-EXAMPLES = sorted(p.name for p in (ROOT / "examples").glob("*.py") if "__main__" in p.read_text())
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXPERIMENTS = sorted(p for p in (ROOT / "benchmarks" / "experiments").glob("*.py") if "__main__" in p.read_text())
 
 
 def imports(path):
@@ -127,7 +128,7 @@ def test_examples_use_public_names_only():
     public = {"pyro_memory"} | {
         f"pyro_memory.{n}" for n in ("models", "guides", "kernels", "data", "diagnostics", "nets", "training")
     }
-    for path in [*(ROOT / "examples").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+    for path in [*EXAMPLES, *(ROOT / "benchmarks").rglob("*.py")]:
         own = {m for m in imports(path) if m.startswith("pyro_memory")}
         if path.name.startswith("kernels_"):  # these look into the kernels
             own = {m for m in own if not m.startswith("pyro_memory.kernels.")}
@@ -163,9 +164,10 @@ def test_it_imports_from_any_folder_without_triton_and_leaves_torch_as_it_was(tm
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_every_example_has_help(name, tmp_path):
-    command = [sys.executable, str(ROOT / "examples" / name), "--help"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("path", [*EXAMPLES, *EXPERIMENTS], ids=lambda path: path.stem)
+def test_every_example_and_experiment_has_help(path, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(path), "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert "--out" in done.stdout

@@ -10,18 +10,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-sys.path.insert(0, str(ROOT / "examples"))  # as for a script that lies there
+sys.path.insert(0, str(ROOT / "benchmarks" / "experiments"))  # as for a script that lies there
 
 
 def script(name):
-    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / "examples" / name)
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-results = script("results.py")
-tables = script("tables.py")
+results = script("benchmarks/experiments/results.py")
+tables = script("benchmarks/experiments/tables.py")
 RECIPES = results.load_recipes()
 
 
@@ -39,7 +39,7 @@ def test_a_recipe_s_script_takes_its_arguments(name, monkeypatch):
 @pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
 def test_tables_are_what_the_records_say(path):
     text = path.read_text()
-    assert results.with_tables(text) == text, "run python examples/results.py --tables"
+    assert results.with_tables(text) == text, "run python benchmarks/experiments/results.py --tables"
     for _, name in results.BLOCK.findall(text):
         assert (ROOT / "docs" / "data" / f"{name}.json").exists()
 
@@ -49,7 +49,7 @@ def test_a_recipe_runs_once_and_leaves_its_record(tmp_path, monkeypatch, capsys)
     for folder in ("data", "figures"):
         (tmp_path / "docs" / folder).mkdir(parents=True)
     recipe = {
-        "about": "tiny", "script": "compose.py", "minutes": 1, "arguments": {"steps": 2},
+        "about": "tiny", "script": "examples/compose.py", "minutes": 1, "arguments": {"steps": 2},
         "figures": {"compose.png": "kept.png"},
     }  # fmt: skip
     ran = []
@@ -79,7 +79,8 @@ def test_variants_run_for_every_seed_and_are_gathered(tmp_path, monkeypatch):
     for folder in ("data", "figures"):
         (tmp_path / "docs" / folder).mkdir(parents=True)
     recipe = {
-        "about": "tiny", "script": "vsm_fewshot.py", "minutes": 1, "seeds": 2, "keep": ["bounds"],
+        "about": "tiny", "script": "benchmarks/experiments/vsm_fewshot.py", "minutes": 1, "seeds": 2,
+        "keep": ["bounds"],
         "arguments": {"steps": 2}, "variants": {"none": {"memory": "none"}, "both": {"no-replay": True}},
         "figures": {"both_0/summary.png": "kept.png"},
     }  # fmt: skip

@@ -161,7 +161,7 @@ def test_a_model_makes_its_own_mixers_again_and_the_commit_is_told(tmp_path, mon
     x = torch.randint(11, (3, 12))
     assert_close(again.x_dist(x).logits, model.x_dist(x).logits, rtol=0, atol=0.02)
     assert math.isfinite(Trace_ELBO(max_plate_nesting=1).loss(again, guide, x))
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(ROOT / "examples" / "results.py"))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(ROOT / "benchmarks" / "experiments" / "results.py"))
     if (ROOT / ".git").exists():
         commit = save_pretrained("small", model, EmptyGuide(), build=build, facts=facts, folder=tmp_path)
         assert len(commit.facts["commit"]) == 40
@@ -217,9 +217,9 @@ def test_shipped_structured_memory_reproduces_its_record(name):
     assert (torch.cat(bounds) - each[:40]).mean().abs() < 1
 
 
-def examples(name):
-    """An example as a module, with those that lie beside it."""
-    sys.path.insert(0, str(ROOT / "examples"))
+def experiment(name):
+    """An experiment as a module, with those that lie beside it."""
+    sys.path.insert(0, str(ROOT / "benchmarks" / "experiments"))
     return importlib.import_module(name)
 
 
@@ -260,7 +260,7 @@ def test_a_shipped_language_model_reproduces_its_bits():
 
 @pytest.mark.skipif("PYRO_MEMORY_DATA" not in os.environ, reason="PYRO_MEMORY_DATA names no folder with the real files")
 def test_a_shipped_forecaster_reproduces_its_errors():
-    forecast = examples("titans_forecast")
+    forecast = experiment("titans_forecast")
     card = pretrained()["titans-lmm-etth1-96"]
     model, guide = load_pretrained(card.name)
     test = load_series("ETTh1").windows("test", past=96, horizon=96, batch=64)
