@@ -1,7 +1,7 @@
 """What a trained VMA's memory is worth: every record in words, and one sheet of figures.
 
 Reads a checkpoint of benchmarks/experiments/vma_fewshot.py (sizes come from the results.json beside it) and measures it
-on classes that it has not seen: information per site and datum, use of the slots, the bound with other memories, the images that
+on unseen classes: information per site and datum, use of the slots, the bound with other memories, the images that
 gain most and least from memory with the slots they look up, many classes at once, and lookups cut to the 5 nearest
 slots. Writes diagnosis.json and diagnosis.png beside the checkpoint, or to --out.
 
