@@ -9,6 +9,7 @@ ground as dark as it was surprising, and writes on from its beginning.
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -84,7 +85,12 @@ def main():
         "lines": [{"line": line, "nats": nats} for line, nats in zip(lines, by_line, strict=True)], "written": written,
     }  # fmt: skip
     (args.out / "results.json").write_text(json.dumps(record, indent=1))
-    print(f"\nsurprise.png and results.json are in {args.out}")
+    strange, known = max(by_line), min(by_line)
+    print(
+        f"\nA character of this text costs {surprise.mean:.2f} nats, one of its strangest line {strange:.2f}, of its "
+        f"most familiar {known:.2f};\na guess among {len(letters.vocabulary)} characters would cost "
+        f"{math.log(len(letters.vocabulary)):.2f}. surprise.png and results.json are in {args.out}"
+    )
 
 
 if __name__ == "__main__":
