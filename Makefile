@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := MPLBACKEND=Agg $(BIN)/python
 STAMP := .venv/.installed
+EXPERIMENTS := benchmarks/experiments
 # The GPU targets install nothing: any Python that has torch, triton, numpy and matplotlib will do.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_READY = @$(GPU_PYTHON) -c 'import matplotlib, numpy, torch, triton' || { echo "make $@ GPU_PYTHON=/path/to/a/python that has torch, triton, numpy and matplotlib"; exit 1; }
@@ -22,8 +23,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
-demo: install ## train an addressed VAE on glyphs; bounds, information gain, figures in out/demo
-	$(RUN) benchmarks/experiments/vma_fewshot.py --out out/demo
+demo: install ## train an addressed VAE on glyphs; bounds, information gain, a figure in out/demo
+	$(RUN) examples/addressed_vae.py --out out/demo
 
 test: install ## run the tests
 	$(RUN) -m pytest -n 2 -q
@@ -45,10 +46,10 @@ test-gpu: ## run the kernels' tests on a GPU, at larger shapes and in all dtypes
 	$(GPU_PYTHON) benchmarks/bare.py tests/kernels/*/test_triton_*.py tests/kernels/memory/test_limits.py tests/kernels/scan tests/kernels/test_triton_parts.py tests/kernels/test_checks.py
 
 results: install ## run the recipes of up to MINUTES (15) and rebuild the tables of docs from what they leave
-	$(RUN) benchmarks/experiments/results.py --minutes $(or $(MINUTES),15)
+	$(RUN) $(EXPERIMENTS)/results.py --minutes $(or $(MINUTES),15)
 
 gallery: install ## draw docs/gallery.md anew from the shipped weights
-	$(RUN) benchmarks/experiments/results.py --only gallery_letters gallery_sets gallery_surprise gallery_forecasts --fresh
+	$(RUN) $(EXPERIMENTS)/results.py --only gallery_letters gallery_sets gallery_surprise gallery_forecasts --fresh
 
 docs: install ## build the site, tutorials and reference, in out/site
 	$(BIN)/mkdocs build -q
@@ -75,27 +76,32 @@ format: install ## rewrite to style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-examples: install ## run every example at a few steps
-	$(RUN) benchmarks/experiments/vma_fewshot.py --steps 20 --evaluate 16 --particles 20 --out out/examples/fewshot
-	$(RUN) benchmarks/experiments/vma_fewshot.py --base diffusion --lookup vma-omniglot28 --steps 10 --evaluate 8 --particles 2 --out out/examples/fewshot_diffusion
-	$(RUN) examples/diagnose.py out/examples/fewshot/vma.safetensors --targets 16 --particles 10 --many 16
-	$(RUN) benchmarks/experiments/vma_recall.py --steps 20 --soft-attention --out out/examples/recall
+examples: install ## run every example and every experiment at a few steps
+	$(RUN) examples/addressed_vae.py --steps 20 --targets 16 --particles 20 --out out/examples/addressed_vae
 	$(RUN) examples/compose.py --steps 50 --out out/examples/compose
-	$(RUN) benchmarks/experiments/vsm_fewshot.py --steps 20 --recognition 10 --evaluate 20 --particles 4 --classifier-steps 20 --out out/examples/vsm
-	$(RUN) benchmarks/experiments/vsm_fewshot.py --base diffusion --steps 10 --recognition 10 --evaluate 20 --particles 2 --out out/examples/vsm_diffusion
-	$(RUN) benchmarks/experiments/vsm_fewshot.py --pretrained vsm-vae-omniglot --evaluate 20 --particles 4 --out out/examples/vsm_pretrained
-	$(RUN) benchmarks/experiments/vsm_fewshot.py --base hierarchical --memory none --steps 10 --evaluate 20 --out out/examples/vsm_none
-	$(RUN) benchmarks/experiments/vsm_stream.py --steps 10 --recognition 10 --stages 3 --evaluate 10 --particles 4 --out out/examples/vsm_stream
+	$(RUN) examples/episodic_semantic.py --targets 20 --particles 4 --out out/examples/episodic_semantic
+	$(RUN) examples/lifetime.py --stages 2 --steps 12 --out out/examples/lifetime
+	$(RUN) examples/titans_recall.py --steps 4 --sequences 8 --out out/examples/titans_recall
+	$(RUN) examples/titans_forecast.py --steps 4 --draws 5 --out out/examples/titans_forecast
+	$(RUN) examples/surprise.py --write 50 --out out/examples/surprise
+	$(RUN) examples/diagnose.py --targets 16 --particles 10 --many 16 --out out/examples/diagnose
+	$(RUN) $(EXPERIMENTS)/vma_fewshot.py --steps 20 --evaluate 16 --particles 20 --out out/examples/fewshot
+	$(RUN) $(EXPERIMENTS)/vma_fewshot.py --base diffusion --lookup vma-omniglot28 --steps 10 --evaluate 8 --particles 2 --out out/examples/fewshot_diffusion
+	$(RUN) $(EXPERIMENTS)/vma_recall.py --steps 20 --soft-attention --out out/examples/recall
+	$(RUN) $(EXPERIMENTS)/vma_templates.py --steps 20 --evaluate 20 --particles 10 --slots 8 64 --out out/examples/templates
+	$(RUN) $(EXPERIMENTS)/vma_large.py --steps 5 --slots 2000 --evaluate 8 --particles 10 --out out/examples/large
+	$(RUN) $(EXPERIMENTS)/vsm_fewshot.py --steps 20 --recognition 10 --evaluate 20 --particles 4 --classifier-steps 20 --out out/examples/vsm
+	$(RUN) $(EXPERIMENTS)/vsm_fewshot.py --base diffusion --steps 10 --recognition 10 --evaluate 20 --particles 2 --out out/examples/vsm_diffusion
+	$(RUN) $(EXPERIMENTS)/vsm_fewshot.py --pretrained vsm-vae-omniglot --evaluate 20 --particles 4 --out out/examples/vsm_pretrained
+	$(RUN) $(EXPERIMENTS)/vsm_fewshot.py --base hierarchical --memory none --steps 10 --evaluate 20 --out out/examples/vsm_none
+	$(RUN) $(EXPERIMENTS)/vsm_stream.py --steps 10 --recognition 10 --stages 3 --evaluate 10 --particles 4 --out out/examples/vsm_stream
+	$(RUN) $(EXPERIMENTS)/titans_addressing.py --steps 20 --evaluate 16 --out out/examples/addressing
+	$(RUN) $(EXPERIMENTS)/titans_recall.py --steps 4 --evaluate 8 --batch 8 --out out/examples/recall_lengths
+	$(RUN) $(EXPERIMENTS)/titans_language.py --steps 4 --batch 4 --evaluate 2048 --out out/examples/titans_language
+	$(RUN) $(EXPERIMENTS)/titans_forecast.py --steps 4 --batch 8 --draws 5 --out out/examples/forecast_horizons
 	$(RUN) benchmarks/training_speed.py --repeats 2 --out out/examples/training_speed
 	$(RUN) benchmarks/conversion.py --simulations 2 --steps 20 --out out/examples/conversion
-	$(RUN) benchmarks/experiments/titans_addressing.py --steps 20 --evaluate 16 --out out/examples/addressing
-	$(RUN) benchmarks/experiments/titans_recall.py --steps 4 --evaluate 8 --batch 8 --out out/examples/titans_recall
-	$(RUN) benchmarks/experiments/titans_language.py --steps 4 --batch 4 --evaluate 2048 --out out/examples/titans_language
-	$(RUN) benchmarks/experiments/titans_forecast.py --steps 4 --batch 8 --draws 5 --out out/examples/titans_forecast
-	$(RUN) examples/surprise.py --write 50 --out out/examples/surprise
-	$(RUN) benchmarks/experiments/vma_templates.py --steps 20 --evaluate 20 --particles 10 --slots 8 64 --out out/examples/templates
-	$(RUN) benchmarks/experiments/vma_large.py --steps 5 --slots 2000 --evaluate 8 --particles 10 --out out/examples/large
-	$(RUN) benchmarks/addressing.py --slots 1000 --mapped 2000 --repeats 1 --out out/examples/addressing
+	$(RUN) benchmarks/addressing.py --slots 1000 --mapped 2000 --repeats 1 --out out/examples/lookup_cost
 
 wheel: install ## build the wheel, from the source distribution
 	$(BIN)/python -m build --outdir dist

@@ -71,10 +71,8 @@ def draw(model, guide, x, memory, gain, contribution, rows, path):
     plot_images(list(sheet.values()), list(sheet), ax=axes[1, 1])
     axes[1, 1].set_title("What memory is worth most and least to")
     for name in ("every slot", "5 nearest"):
-        bounds = [row[name] for row in rows.values()]
-        axes[1, 2].errorbar(
-            rows, [b.mean for b in bounds], [2 * b.se for b in bounds], marker="o", capsize=3, label=name
-        )
+        means, errors = zip(*((row[name].mean, 2 * row[name].se) for row in rows.values()), strict=True)
+        axes[1, 2].errorbar(list(rows), means, errors, marker="o", capsize=3, label=name)
     axes[1, 2].set_xscale("log", base=2)
     axes[1, 2].set(xlabel="unseen letters in one memory", ylabel="log p(x | memory) >=, nats per image")
     axes[1, 2].set_title("Many letters at once (two standard errors)")

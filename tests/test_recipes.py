@@ -21,7 +21,7 @@ def script(name):
 
 
 results = script("benchmarks/experiments/results.py")
-tables = script("benchmarks/experiments/tables.py")
+tables = script("benchmarks/experiments/tables_sets.py")
 RECIPES = results.load_recipes()
 
 

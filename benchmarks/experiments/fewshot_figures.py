@@ -2,12 +2,11 @@
 
 import matplotlib.pyplot as plt
 import torch
+from fewshot_pairs import ALONE
 
-from pyro_memory import SlotMemory, complete
+from pyro_memory import complete
 from pyro_memory.data import FewShotTasks
 from pyro_memory.diagnostics import plot_images
-
-ALONE = {"vae": "VAE", "diffusion": "diffusion"}  # what the models without memory are called
 
 
 def kind(args):
@@ -106,9 +105,6 @@ def draw_completion(model, guide, data, args, path):
     rows = {"target": x, "upper half": halves}
     chain = complete(model, guide, halves, memory, known=upper, sweeps=20)
     rows |= {f"{n} sweep{'s' * (n > 1)}": chain[n] for n in (1, 5, 20)}
-    if args.none_slot:
-        empty = SlotMemory.empty(memory.event_shape).to(args.device)
-        rows["20, memory emptied"] = complete(model, guide, halves, empty, known=upper, sweeps=20)[-1]
     rows |= {"": x[:0], "5% flipped": noisy}
     chain = complete(model, guide, noisy, memory, sweeps=5)
     rows |= {"1 sweep ": chain[1], "5 sweeps ": chain[5]}

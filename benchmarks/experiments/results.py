@@ -27,9 +27,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
-from tables import TABLES
+import tables_benchmarks
+import tables_images
+import tables_sets
+import tables_titans
 
 ROOT = Path(__file__).resolve().parents[2]
+TABLES = (tables_benchmarks, tables_images, tables_sets, tables_titans)
 RECIPES, DOCS = ROOT / "benchmarks" / "experiments" / "recipes", ROOT / "docs"
 
 
@@ -151,7 +155,7 @@ def with_tables(text):
             print(f"{name} has no record; its table stays as it is")
             return found.group()
         record = json.loads(path.read_text())
-        (render,) = (f for f in TABLES[name] if f.__name__ == kind)
+        (render,) = (getattr(module, kind) for module in TABLES if hasattr(module, kind))
         return f"<!-- {kind} {name} -->\n\n{render(record, recipes.get(name, {}))}\n\n<!-- end -->"
 
     return BLOCK.sub(write, text)

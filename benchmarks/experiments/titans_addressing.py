@@ -9,19 +9,17 @@ costs under either.
     python benchmarks/experiments/titans_addressing.py
 """
 
-import argparse
-import json
 import math
-import time
 import warnings
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 from pyro.infer import TraceEnum_ELBO
+from study import leave, mean_se, options, train
+from tables_titans import sequential
 
-from pyro_memory import VIMCO, SlotMemory, fit, information_gain
-from pyro_memory.data import NAMES, load_images
+from pyro_memory import VIMCO, SlotMemory, information_gain
+from pyro_memory.data import load_images
 from pyro_memory.guides import TitansAddressingGuide
 from pyro_memory.models import TitansAddressing
 
@@ -29,17 +27,11 @@ warnings.filterwarnings("ignore", message=".*because requires_grad=False.*")  # 
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=NAMES, default="glyphs")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder with the official files (glyphs need none)")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/addressing"))
-    for name, default, what in (
-        ("slots", 16, "letters in memory"), ("round", 6, "letters in a round"), ("rounds", 4, "rounds in a sequence"),
-        ("steps", 1200, "steps of either run"), ("batch", 8, "sequences a step"),
-        ("evaluate", 256, "sequences to measure"), ("seed", 0, "of data and parameters"),
-    ):  # fmt: skip
-        parser.add_argument(f"--{name}", metavar="N", type=int, default=default, help=f"{what} (default {default})")
-    return parser.parse_args()
+    return options(
+        __doc__, "out/addressing",
+        slots=(16, "letters in memory"), round=(6, "letters in a round"), rounds=(4, "rounds in a sequence"),
+        steps=(1200, "steps of either run"), batch=(8, "sequences a step"), evaluate=(256, "sequences to measure"),
+    ).parse_args()  # fmt: skip
 
 
 def sequences(data, slots, around, rounds, count, seed):
@@ -51,21 +43,15 @@ def sequences(data, slots, around, rounds, count, seed):
     return data[members[letters, drawing]]
 
 
-def run(args, model, guide, memory, draw, objective, batch):
-    fit(
-        model, guide, lambda step: (draw(batch, args.seed * 1_000_003 + step), memory), objective, steps=args.steps,
-        learning_rate=2e-3, schedule=lambda step: 0.05 + 0.95 * (1 - step / args.steps),
-        information_every=None, seed=args.seed,
+def run(name, args, model, guide, memory, draw, objective, batch):
+    train(
+        name, model, guide, lambda step: (draw(batch, args.seed * 1_000_003 + step), memory), objective, args,
+        learning_rate=2e-3, schedule=lambda step: 0.05 + 0.95 * (1 - step / args.steps), clip_norm=None,
     )  # fmt: skip
-
-
-def mean_and_se(values):
-    return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
 
 
 def main():
     args = arguments()
-    start = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
     data = load_images(args.data, "background", args.data_dir)
     memory = SlotMemory(data[torch.stack([m[0] for m in data.members[: args.slots]])])
@@ -74,38 +60,31 @@ def main():
         return sequences(data, args.slots, args.round, args.rounds, count, seed)
 
     held_out = draw(args.evaluate, 10**9 + args.seed)
-    costs, gains, record = {}, {}, {"arguments": {k: v for k, v in vars(args).items() if k not in ("out", "data_dir")}}
+    costs, gains, record = {}, {}, {}
     torch.manual_seed(args.seed)
     uniform = TitansAddressing.mlp(data.shape, sequential=False)
     titans = TitansAddressing.mlp(data.shape, chunk_size=4, persistent=0)
     guide = TitansAddressingGuide.mlp(data.shape)
-    run(args, uniform, guide, memory, draw, TraceEnum_ELBO(max_plate_nesting=2), args.batch)
+    run("uniform", args, uniform, guide, memory, draw, TraceEnum_ELBO(max_plate_nesting=2), args.batch)
     titans.content, titans.likelihood = uniform.content, uniform.likelihood
     titans.embed.features = titans.address.key.features = guide.address.query.features
     for part in (uniform, guide):  # what follows trains the prior alone: all else stays the same
         part.requires_grad_(False)
-    run(args, titans, guide, memory, draw, VIMCO(2, max_plate_nesting=2), 4 * args.batch)
+    run("titans", args, titans, guide, memory, draw, VIMCO(2, max_plate_nesting=2), 4 * args.batch)
     for name, model in (("uniform prior", uniform), ("Titans prior", titans)):
         model.eval()
         with torch.no_grad():
             costs[name] = -torch.cat([model.log_evidence(x, memory) for x in held_out.split(32)])
         gain = information_gain(model, guide, held_out, memory, draws=1, max_plate_nesting=2)
         gains[name] = gain["a"].kl.reshape(costs[name].shape)
-        total, se = mean_and_se(costs[name].sum(1))
+        total, se = mean_se(costs[name].sum(1))
         print(f"\n{name}: -log p(x_1..T) = {total:.2f} +- {se:.2f} nats a sequence")
         record[name] = {"nats": total, "se": se, "nats_by_step": costs[name].mean(0).tolist()}
         record[name]["information_by_step"] = gains[name].mean(0).tolist()
 
     saved = (costs["uniform prior"] - costs["Titans prior"]).sum(1)
-    record["saved"] = dict(zip(("nats", "se"), mean_and_se(saved), strict=True))
+    record["saved"] = dict(zip(("nats", "se"), mean_se(saved), strict=True))
     print(f"\nsaved by the Titans prior: {record['saved']['nats']:.2f} +- {record['saved']['se']:.2f} nats a sequence")
-    print(f"nats a lookup; log {args.slots} = {math.log(args.slots):.3f}")
-    print(f"{'round':>6}{'KL(q || uniform)':>19}{'KL(q || Titans)':>18}")
-    for i in range(args.rounds):
-        part = slice(i * args.round, (i + 1) * args.round)
-        uniform, titans = (gain[:, part].mean().item() for gain in gains.values())
-        print(f"{i + 1:>6}{uniform:>19.3f}{titans:>18.3f}")
-
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     step = range(1, args.round * args.rounds + 1)
     for name, gain in gains.items():
@@ -125,8 +104,7 @@ def main():
             ax.axvline(i * args.round + 0.5, color="0.85", zorder=0)
     left.legend(frameon=False)
     figure.savefig(args.out / "addressing.png", dpi=120)
-    (args.out / "results.json").write_text(json.dumps(record, indent=1))
-    print(f"addressing.png and results.json are in {args.out} ({time.perf_counter() - start:.0f} s)")
+    leave(record, args, sequential)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,8 @@ to --out; run it again to go on from there.
     python benchmarks/experiments/titans_forecast.py --data ETTh1 --data-dir FOLDER
 """
 
-import argparse
-import json
 import math
-import time
 from functools import partial
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pyro
@@ -23,48 +19,35 @@ import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroSample
+from study import leave, options, train
+from tables_titans import forecast
 from titans_parts import MIXERS, leave_weights, mixers
 
-from pyro_memory import fit, load_pretrained, pretrained
+from pyro_memory import load_pretrained, pretrained, warm_cosine
 from pyro_memory.data import SERIES, load_series
-from pyro_memory.diagnostics import BLUE, ORANGE
 from pyro_memory.guides import EmptyGuide
-from pyro_memory.models import DLinear, SequenceModel, StudentTReadout
+from pyro_memory.models import DLinear, SequenceModel
+from pyro_memory.plotting import BLUE, ORANGE
 
 HORIZONS = {"eeg": [24, 48]}  # the others: 96 192 336 720
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = partial(parser.add_argument, metavar="N", type=int)
+    parser = options(
+        __doc__, "out/titans_forecast", data=("eeg", *(name for name in SERIES if name != "eeg")), device=True,
+        past=(96, "values that are known"), patch=(8, "values a token"), dim=(64, "of the hidden vectors"),
+        heads=(4, "of attention and memory"), steps=(500, "training steps of each model and horizon"),
+        batch=(32, "windows a batch, each of all channels"), learning_rate=(1e-3, "at its highest"),
+        draws=(50, "of the read-out's weights for the fans"),
+        pretrained=(False, "measure the package's titans-MODEL-DATA-HORIZON; train nothing"),
+    )  # fmt: skip
     parser.add_argument("--models", nargs="+", choices=(*MIXERS, "DLinear"), default=["LMM", "DLinear"])
-    parser.add_argument("--data", choices=SERIES, default="eeg", help="the embedded recording by default")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder with the csv files (eeg needs none)")
-    add("--past", default=96)
-    add("--horizons", nargs="+", help="default 96 192 336 720 (eeg: 24 48)")
-    add("--patch", default=8, help="values a token (default 8)")
-    add("--dim", default=64)
-    add("--blocks", default=2)
-    add("--heads", default=4)
-    add("--steps", default=500, help="training steps of each model and horizon (default 500)")
-    add("--batch", default=32, help="windows a batch, each of all channels (default 32)")
-    parser.add_argument("--learning-rate", metavar="X", type=float, default=1e-3)
-    parser.add_argument("--robust", action="store_true", help="Student's t in place of the normal distribution")
-    add("--draws", default=50, help="of the read-out's weights for the fans (default 50)")
-    add("--seed", default=0)
-    parser.add_argument(
-        "--pretrained", action="store_true", help="measure the package's titans-MODEL-DATA-HORIZON; train nothing"
-    )
-    parser.add_argument(
-        "--weights", metavar="MODEL", choices=MIXERS, help="leave this model's weights in --out/weights"
-    )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/titans_forecast"))
-    parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
+    parser.add_argument("--horizons", metavar="N", type=int, nargs="+", help="default 96 192 336 720 (eeg: 24 48)")
+    parser.add_argument("--weights", choices=MIXERS, help="leave this model's weights in --out/weights")
     args = parser.parse_args()
     args.horizons = args.horizons or HORIZONS.get(args.data, [96, 192, 336, 720])
-    if args.weights and (args.weights not in args.models or args.robust or args.pretrained):
-        parser.error(f"--weights must be one of --models {' '.join(args.models)}, trained, without --robust")
+    if args.weights and (args.weights not in args.models or args.pretrained):
+        parser.error(f"--weights must be one of --models {' '.join(args.models)}, trained")
     if args.pretrained:
         missing = [n for h in args.horizons for m in args.models if (n := weights_name(m, h, args)) not in pretrained()]
         if missing:
@@ -101,8 +84,8 @@ def build(mixer, horizon, series, args):
         return DLinear(args.past, horizon), EmptyGuide()
     windows = series.windows("train", past=args.past, horizon=horizon, batch=1)
     model = SequenceModel.series(
-        args.patch, mixer, dim=args.dim, blocks=args.blocks, outputs=horizon,
-        data_size=len(windows) * len(series.channels), **({"readout": StudentTReadout} if args.robust else {}),
+        args.patch, mixer, dim=args.dim, outputs=horizon,
+        data_size=len(windows) * len(series.channels),
     )  # fmt: skip
     scale = torch.tensor(1 / math.sqrt(args.dim), device=args.device)
     model.readout.weight = PyroSample(dist.Normal(0 * scale, scale).expand([horizon, args.dim]).to_event(2))
@@ -139,13 +122,10 @@ def run(name, mixer, horizon, series, args):
     window = partial(series.windows, past=args.past, horizon=horizon)
     valid, test = (Patches(window(split, batch=64), args.patch) for split in ("valid", "test"))
     print(f"\n{name}, horizon {horizon}")
-    result = None if args.pretrained else fit(
-        model, guide, Patches(window("train", batch=args.batch, seed=args.seed), args.patch),
-        Trace_ELBO(max_plate_nesting=1), steps=args.steps, learning_rate=args.learning_rate,
-        schedule=lambda step: 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / args.steps)), information_every=None,
+    result = None if args.pretrained else train(
+        f"{name}-{horizon}", model, guide, Patches(window("train", batch=args.batch, seed=args.seed), args.patch),
+        Trace_ELBO(max_plate_nesting=1), args, schedule=warm_cosine(args.steps, warm=0, floor=0.02), clip_norm=None,
         evaluate=lambda step: errors(model, guide, valid, args),
-        checkpoint=args.out / f"{name}-{horizon}.safetensors", resume=not args.fresh, seed=args.seed,
-        device=args.device,
     )  # fmt: skip
     model.eval()
     row = {"model": name, "horizon": horizon, **errors(model, guide, test, args)}
@@ -168,7 +148,7 @@ def run(name, mixer, horizon, series, args):
 def leave_median(file, model, guide, mixer, row, series, args):
     """Writes the forecaster with the guide's median for its read-out: without it, nothing of it is random."""
     horizon = row["horizon"]
-    sizes = {"features": args.patch, "dim": args.dim, "blocks": args.blocks, "outputs": horizon}
+    sizes = {"features": args.patch, "dim": args.dim, "outputs": horizon}
     plain = SequenceModel.series(mixer=mixer, **sizes)
     (weight,) = guide.median().values()
     plain.load_state_dict(model.state_dict() | {"readout.weight": weight})
@@ -206,17 +186,8 @@ def draw_fans(shown, series, args, path):
     fig.savefig(path, dpi=120)
 
 
-def print_table(rows, horizons):
-    print(f"\n{'MSE / MAE':<14}" + "".join(f"{h:>16}" for h in horizons) + f"{'mean':>16}")
-    for name in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == name]
-        own.append({key: sum(row[key] for row in own) / len(own) for key in ("mse", "mae")})
-        print(f"{name:<14}" + "".join(f"{row['mse']:>9.4f}/{row['mae']:.4f}" for row in own))
-
-
 def main():
     args = arguments()
-    start = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
     series = load_series(args.data, args.data_dir)
     print(series)
@@ -229,17 +200,8 @@ def main():
             model, guide, row = run(name, made[name], horizon, series, args)
             rows.append(row)
             shown.setdefault(horizon, (name, model, guide))
-    print_table(rows, args.horizons)
     draw_fans(shown, series, args, args.out / "fans.png")
-    record = {
-        "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")},
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "series": repr(series),
-        "runs": rows,
-    }
-    (args.out / "results.json").write_text(json.dumps(record, indent=1))
-    print(f"fans.png and results.json are in {args.out} ({time.perf_counter() - start:.0f} s)")
+    leave({"series": repr(series), "runs": rows}, args, forecast)
 
 
 if __name__ == "__main__":

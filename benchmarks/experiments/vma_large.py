@@ -4,97 +4,60 @@ Trains a VAE without memory and a VMA that reads 4,096 drawings, for equal steps
 the package. Then puts all background drawings in one memory in a file, and more of them, varied by small affine maps,
 up to 10^6; measures unseen drawings against 10^2 to 10^6 of its slots; and compares the nearest k slots with the exact
 address. How sharp the address is, so that at most 256 slots stand in for all, and k, are chosen for each size on other
-drawings. Targets are letters that nobody
-has drawn in the memory, and with glyphs also new drawings of the letters that are. Writes results.json and summary.png
-to --out; run it again to go on from there.
+drawings. Targets are letters that nobody has drawn in the memory. Writes results.json and summary.png to --out; run it
+again to go on from there.
 
     python benchmarks/experiments/vma_large.py
     python benchmarks/experiments/vma_large.py --data omniglot --data-dir FOLDER --pretrained omniglot28
 """
 
-import argparse
-import json
 import math
-import time
-from functools import partial
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from study import leave, mean_se, options, train
+from tables_images import large_nearest, large_sharpness, large_sizes
 from torch.nn import functional
 
-from pyro_memory import (
-    VIMCO,
-    BoundEstimate,
-    FrozenAddress,
-    MappedMemory,
-    MemoryContribution,
-    NearestAddress,
-    SlotIndex,
-    SlotMemory,
-    fit,
-    importance_bound,
-    information_gain,
-    load_pretrained,
-    warm_cosine,
-)
-from pyro_memory.data import NAMES, FewShotTasks, glyphs, load_images
+import pyro_memory as pm
+from pyro_memory.data import FewShotTasks, load_images
 from pyro_memory.guides import VAEGuide, VMAGuide
 from pyro_memory.models import VAE, VMA
 
 NEAREST = (1, 4, 16, 64, 256)
 SHARPNESS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 TOLERANCE = 0.1  # nats
+EPSILON = 1e-4  # share of the slots past the nearest
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = partial(parser.add_argument, metavar="N", type=int)
-    parser.add_argument("--data", choices=NAMES, default="glyphs")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder with the official files (glyphs need none)")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/large"))
-    add("--slots", default=10**6, help="slots of the largest memory (default 10^6)")
-    parser.add_argument("--pretrained", metavar="NAME", help="take the weights vae-NAME and vma-NAME; train nothing")
-    add("--steps", default=800, help="training steps of each model (default 800)")
-    add("--evaluate", default=128, help="targets of each kind (default 128)")
-    add("--particles", default=200, help="K of the bounds (default 200)")
-    add("--latent-dim", default=32)
-    add("--channels", nargs="+", default=[16, 32, 48])
-    add("--train-classes", default=512, help="classes in memory while training, 8 drawings of each (default 512)")
-    add("--matching-dim", default=64)
-    parser.add_argument("--index", choices=("auto", "brute", "flat", "ivf", "hnsw"), default="auto")
-    parser.add_argument("--epsilon", metavar="X", type=float, default=1e-4, help="share of the slots past the nearest")
-    parser.add_argument("--learning-rate", metavar="X", type=float, default=2e-3)
-    add("--seed", default=0)
-    return parser.parse_args()
-
-
-def train(name, model, guide, tasks, args):
-    print(f"\ntraining the {name}: {args.steps} steps of {tasks.targets} images", flush=True)
-    result = fit(
-        model, guide, tasks, VIMCO(4, max_plate_nesting=1), steps=args.steps, learning_rate=args.learning_rate,
-        schedule=warm_cosine(args.steps), clip_norm=5000.0, information_every=None,
-        checkpoint=args.out / f"{name.lower()}.safetensors", seed=args.seed,
-    )  # fmt: skip
-    model.eval(), guide.eval()
-    return result.seconds
+    return options(
+        __doc__, "out/large",
+        slots=(10**6, "slots of the largest memory"), pretrained=(None, "take vae-NAME and vma-NAME; train nothing"),
+        steps=(800, "training steps of each model"), evaluate=(128, "targets of each kind"),
+        particles=(200, "K of the bounds"), index=(("auto", "brute", "flat", "ivf", "hnsw"), "finds the nearest slots"),
+    ).parse_args()  # fmt: skip
 
 
 def trained(background, args):
     """The pairs, and how long their training took."""
     if args.pretrained:
-        return {name: load_pretrained(f"{name.lower()}-{args.pretrained}") for name in ("VAE", "VMA")}, {}
-    size, shape = {"latent_dim": args.latent_dim, "channels": args.channels}, background.shape
+        return {name: pm.load_pretrained(f"{name.lower()}-{args.pretrained}") for name in ("VAE", "VMA")}, {}
+    size, shape = {"latent_dim": 32, "channels": [16, 32, 48]}, background.shape
     torch.manual_seed(args.seed)
     pairs = {
         "VAE": (VAE.convolutional(shape, **size), VAEGuide.convolutional(shape, **size)),
         "VMA": (VMA.convolutional(shape, **size), VMAGuide.convolutional(shape, **size)),
     }
     # A small network looks slots up, since it embeds all of them; the large ones see only what was read.
-    pairs["VMA"][1].address = VMAGuide.mlp(shape, matching_dim=args.matching_dim).address
-    classes = min(args.train_classes, background.classes)
-    tasks = FewShotTasks(background, classes=classes, shots=8, targets=32, seed=args.seed)
-    return pairs, {name: train(name, *pair, tasks, args) for name, pair in pairs.items()}
+    pairs["VMA"][1].address = VMAGuide.mlp(shape, matching_dim=64).address
+    tasks = FewShotTasks(background, classes=min(512, background.classes), shots=8, targets=32, seed=args.seed)
+    seconds = {}
+    for name, pair in pairs.items():
+        print(f"\ntraining the {name}: {args.steps} steps of {tasks.targets} images", flush=True)
+        result = train(name.lower(), *pair, tasks, pm.VIMCO(4, max_plate_nesting=1), args, learning_rate=2e-3)
+        seconds[name] = result.seconds
+    return pairs, seconds
 
 
 def vary(images, generator):
@@ -112,9 +75,9 @@ def drawings_in_a_file(data, address, args):
     folder = args.out / f"memory-{args.slots}"
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(args.seed))
     try:
-        memory = MappedMemory.open(folder)
+        memory = pm.MappedMemory.open(folder)
     except ValueError:
-        memory = MappedMemory.create(folder, data.shape)
+        memory = pm.MappedMemory.create(folder, data.shape)
         memory = memory.append(data.images[order[: args.slots]])
     if memory.keys is None:
         while memory.slots < args.slots:
@@ -127,10 +90,10 @@ def drawings_in_a_file(data, address, args):
 def bound(model, guide, x, memory, args):
     torch.manual_seed(args.seed)
     parts = [
-        importance_bound(model, guide, part, memory, particles=args.particles, max_plate_nesting=1)
+        pm.importance_bound(model, guide, part, memory, particles=args.particles, max_plate_nesting=1)
         for part in x.split(64)
     ]
-    return BoundEstimate.cat(parts)
+    return pm.BoundEstimate.cat(parts)
 
 
 def by_sharpness(model, guide, validation, memory, sizes, args):
@@ -138,63 +101,36 @@ def by_sharpness(model, guide, validation, memory, sizes, args):
 
     A sharper address costs some of its own bound; a blunter one is best read whole.
     """
-    print(
-        f"\nvalidation drawings, bound of {args.particles} particles by the address's sharpness: exact (the nearest "
-        f"{NEAREST[-1]} slots less)"
-    )
-    print(f"{'slots':>12}" + "".join(f"{s:>17}" for s in SHARPNESS))
     rows, plain = [], guide.address
     for slots in sizes:
-        part, index, bounds, gaps = memory.head(slots), SlotIndex(args.index), [], []
+        part, index, bounds, gaps = memory.head(slots), pm.SlotIndex(args.index), [], []
         for sharpness in SHARPNESS:
-            guide.address = FrozenAddress(plain, sharpness=sharpness).eval()
+            guide.address = pm.FrozenAddress(plain, sharpness=sharpness).eval()
             bounds.append(bound(model, guide, validation, part, args).mean)
-            near = [NearestAddress(guide.address, min(NEAREST[-1], slots), epsilon=args.epsilon, index=index)]
+            near = [pm.NearestAddress(guide.address, min(NEAREST[-1], slots), epsilon=EPSILON, index=index)]
             (pair,) = against_exact(model, guide, validation, part, guide.address, near, args)
-            gaps.append(tuple(map(summary, pair)))
+            gaps.append(tuple(map(mean_se, pair)))
         lost = [min(mean - se for mean, se in pair) for pair in gaps]  # allowing for the noise of the comparison
         allowed = [i for i, loss in enumerate(lost) if loss > -TOLERANCE] or [lost.index(max(lost))]
         chosen = SHARPNESS[max(allowed, key=lambda i: bounds[i])]
         rows.append({"slots": slots, "sharpness": SHARPNESS, "bounds": bounds, "gaps": gaps, "chosen": chosen})
-        print(
-            f"{slots:>12,}" + "".join(f"{b:>9.2f} ({g[1][0]:+.2f})" for b, g in zip(bounds, gaps, strict=True)),
-            f" chosen {chosen}", flush=True,
-        )  # fmt: skip
     guide.address = plain
     return rows
 
 
-def by_size(pairs, targets, memory, addresses, args):
-    """Bounds and information of each kind of targets for each size of memory, by the exact address."""
+def by_size(pairs, x, memory, addresses, args):
+    """Bounds and information for each size of memory, by the exact address."""
     model, guide = pairs["VMA"]
-    rows = {}
-    for kind, x in targets.items():
-        vae = bound(*pairs["VAE"], x, SlotMemory(memory.head(1).values.float()), args)
-        print(f"\n{kind}: VAE, no memory {vae.mean:.2f} ({vae.se:.2f})")
-        print(
-            f"{'slots':>12}{'log p(x|M) >=':>16}{'se':>7}{'over VAE':>11}{'se':>7}{'KL_a':>8}{'eff. slots':>12}"
-            f"{'sharpness':>11}"
-        )
-        for slots, address in addresses.items():
-            guide.address, part = address, memory.head(slots)
-            estimate = bound(model, guide, x, part, args)
-            gain, se = MemoryContribution(estimate, {"VAE": vae}).gain("VAE")
-            info = information_gain(model, guide, x, part, draws=2)
-            effective = info.addresses["a"].effective_slots
-            row = {
-                "slots": slots,
-                "sharpness": address.sharpness,
-                **estimate.to_dict(),
-                "gain": gain,
-                "gain_se": se,
-                "vae": vae.mean,
-            }
-            rows.setdefault(kind, []).append(row | {"kl_a": info["a"].mean, "effective_slots": effective})
-            print(
-                f"{slots:>12,}{estimate.mean:>16.2f}{estimate.se:>7.2f}{gain:>11.2f}{se:>7.2f}"
-                f"{info['a'].mean:>8.2f}{effective:>12.1f}{address.sharpness:>11}", flush=True,
-            )  # fmt: skip
-    return rows
+    vae, rows = bound(*pairs["VAE"], x, pm.SlotMemory(memory.head(1).values.float()), args), []
+    for slots, address in addresses.items():
+        guide.address, part = address, memory.head(slots)
+        estimate = bound(model, guide, x, part, args)
+        gain, se = pm.MemoryContribution(estimate, {"VAE": vae}).gain("VAE")
+        info = pm.information_gain(model, guide, x, part, draws=2)
+        row = {"slots": slots, "sharpness": address.sharpness, **estimate.to_dict(), "gain": gain, "gain_se": se}
+        effective = info.addresses["a"].effective_slots
+        rows.append(row | {"vae": vae.mean, "kl_a": info["a"].mean, "effective_slots": effective})
+    return {"letters not in memory": rows}
 
 
 def given_address(model, guide, x, memory, a, noise):
@@ -236,49 +172,28 @@ def against_exact(model, guide, x, memory, exact, nearest, args):
 
 def by_nearest(model, guide, validation, x, memory, addresses, args):
     """The bound by the nearest k slots against the exact one: k chosen on validation, then measured on test."""
-    print(
-        f"\nnearest k minus exact address, nats (se): bound of {args.particles} particles, ELBO; * chosen on validation"
-    )
     rows = []
     for slots, exact in addresses.items():
-        part, index = memory.head(slots), SlotIndex(args.index)
-        nearest = [NearestAddress(exact, k, epsilon=args.epsilon, index=index) for k in NEAREST]
+        part, index = memory.head(slots), pm.SlotIndex(args.index)
+        nearest = [pm.NearestAddress(exact, k, epsilon=EPSILON, index=index) for k in NEAREST]
         gaps = [
-            tuple(map(summary, pair)) for pair in against_exact(model, guide, validation, part, exact, nearest, args)
+            tuple(map(mean_se, pair)) for pair in against_exact(model, guide, validation, part, exact, nearest, args)
         ]
         within = [min(bound[0], elbo[0]) > -TOLERANCE for elbo, bound in gaps]
         place = within.index(True) if any(within) else len(NEAREST) - 1
         (pair,) = against_exact(model, guide, x, part, exact, nearest[place : place + 1], args)
-        test, k = tuple(map(summary, pair)), NEAREST[place]
+        test, k = tuple(map(mean_se, pair)), NEAREST[place]
         recall = index.recall(exact.query_for(x).detach(), k)
-        rows.append(
-            {
-                "slots": slots,
-                "validation": gaps,
-                "chosen": k,
-                "chosen_validation": gaps[place],
-                "test": test,
-                "recall": recall,
-                "index": repr(index),
-            }
-        )
-        print(f"{slots:>10,} slots, recall of the index {recall:.3f}")
-        shown = [(n, gap, "validation") for n, gap in zip(NEAREST, gaps, strict=True)]
-        for n, gap, name in [*shown, (k, test, "test")]:
-            elbo, bound = (f"{value:+.3f} ({se:.3f})" for value, se in gap)
-            print(f"{'*' if n == k else '':>14} k = {n:<4} {bound:>17} {elbo:>17}  {name}", flush=True)
+        row = {"slots": slots, "validation": gaps, "chosen": k, "chosen_validation": gaps[place], "test": test}
+        rows.append(row | {"recall": recall, "index": repr(index)})
     return rows
-
-
-def summary(values):
-    return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
 
 
 def draw(rows, nearest, originals, path):
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
-    for kind, own in rows.items():
-        slots, gain = [r["slots"] for r in own], [r["gain"] for r in own]
-        left.errorbar(slots, gain, [2 * r["gain_se"] for r in own], marker="o", capsize=3, label=kind)
+    (own,) = rows.values()
+    errors = [2 * r["gain_se"] for r in own]
+    left.errorbar([r["slots"] for r in own], [r["gain"] for r in own], errors, marker="o", capsize=3)
     left.axvline(originals, color="0.6", linestyle=":", label="all drawings; varied ones beyond")
     left.set(xscale="log", xlabel="slots in memory", ylabel="nats per image over a VAE without memory")
     left.set_title("What a larger memory gives (two standard errors)")
@@ -287,9 +202,8 @@ def draw(rows, nearest, originals, path):
         for part, line in ((1, "-"), (0, ":")):
             gap, se = zip(*(pair[part] for pair in row["validation"]), strict=True)
             label = f"{row['slots']:,} slots" if part else None
-            right.errorbar(
-                NEAREST, gap, [2 * s for s in se], fmt=line, color=colour, marker="o", capsize=3, label=label
-            )
+            style = {"fmt": line, "color": colour, "marker": "o", "capsize": 3, "label": label}
+            right.errorbar(NEAREST, gap, [2 * s for s in se], **style)
     right.axhspan(-TOLERANCE, TOLERANCE, color="0.9", zorder=0, label=f"within {TOLERANCE} nats")
     right.set(xscale="log", xlabel="k, slots kept", ylabel="minus the exact address's, nats")
     right.set_yscale("symlog", linthresh=0.2)
@@ -301,7 +215,7 @@ def draw(rows, nearest, originals, path):
 
 
 def main():
-    args, start = arguments(), time.perf_counter()
+    args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", "evaluation"))
     print(f"  memory and training: {background}\n  unseen letters: {evaluation}")
@@ -311,29 +225,15 @@ def main():
     print(f"\n{memory}, of them {min(len(background), args.slots)} drawings as they are, in {memory.folder}")
     pick = torch.randperm(len(evaluation), generator=torch.Generator().manual_seed(args.seed + 1))[: 2 * args.evaluate]
     unseen, validation = evaluation[pick].chunk(2)
-    targets = {"letters not in memory": unseen}
-    if args.data == "glyphs":
-        fresh = glyphs("background", seed=args.seed + 1)
-        pick = torch.randperm(len(fresh), generator=torch.Generator().manual_seed(args.seed + 2))[: args.evaluate]
-        targets["new drawings of letters in memory"] = fresh[pick]
     sizes = sorted({n for n in (*(10**e for e in range(2, 7)), len(background), args.slots) if n <= args.slots})
     sharp = by_sharpness(model, guide, validation, memory, sizes, args)
-    addresses = {row["slots"]: FrozenAddress(guide.address, sharpness=row["chosen"]) for row in sharp}
-    rows = by_size(pairs, targets, memory, addresses, args)
+    addresses = {row["slots"]: pm.FrozenAddress(guide.address, sharpness=row["chosen"]) for row in sharp}
+    rows = by_size(pairs, unseen, memory, addresses, args)
     large = [n for n in sizes if n >= 10**4 and math.log10(n) % 1 == 0] or sizes[-1:]
     nearest = by_nearest(model, guide, validation, unseen, memory, {n: addresses[n] for n in large}, args)
     draw(rows, nearest, len(background), args.out / "summary.png")
-    settings = {k: v for k, v in vars(args).items() if k not in ("data_dir", "out")}
-    record = {
-        "settings": settings,
-        "training_seconds": seconds,
-        "by_sharpness": sharp,
-        "by_size": rows,
-        "by_nearest": nearest,
-    }
-    record |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "seconds": time.perf_counter() - start}
-    (args.out / "results.json").write_text(json.dumps(record, indent=1))
-    print(f"\nsummary.png and results.json are in {args.out} ({record['seconds']:.0f} s)")
+    record = {"training_seconds": seconds, "by_sharpness": sharp, "by_size": rows, "by_nearest": nearest}
+    leave(record, args, large_sharpness, large_sizes, large_nearest)
 
 
 if __name__ == "__main__":

@@ -10,90 +10,48 @@ Writes results.json and templates.png to --out; run it again to go on from there
     python benchmarks/experiments/vma_templates.py --data mnist --data-dir FOLDER --slots 32 256 2048 --steps 4000
 """
 
-import argparse
-import json
 import math
-import time
-from functools import partial
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from study import leave, options, train
+from tables_images import templates
 
-from pyro_memory import (
-    VIMCO,
-    BoundEstimate,
-    MemoryContribution,
-    TemplateMemory,
-    fit,
-    importance_bound,
-    information_gain,
-    warm_cosine,
-)
-from pyro_memory.data import NAMES, load_images
-from pyro_memory.diagnostics import plot_images
+import pyro_memory as pm
+from pyro_memory.data import load_images
 from pyro_memory.guides import VAEGuide, VMAGuide
 from pyro_memory.models import VAE, VMA
+from pyro_memory.plotting import plot_images
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = partial(parser.add_argument, metavar="N", type=int)
-    parser.add_argument("--data", choices=NAMES, default="glyphs")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder with the official files (glyphs need none)")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/templates"))
-    add(
-        "--slots", nargs="+", default=[32, 256, 2048], help="templates, one model for each number (default 32 256 2048)"
-    )
-    add("--steps", default=1000)
-    add("--batch", default=64)
-    parser.add_argument("--start", choices=("images", "noise"), default="images", help="what templates are at first")
-    add("--evaluate", default=500, help="images kept from training and measured (default 500)")
-    add("--particles", default=100, help="K of the bounds (default 100)")
-    add("--latent-dim", default=16)
-    add("--channels", nargs="+", default=[16, 32, 48])
-    parser.add_argument("--learning-rate", metavar="X", type=float, default=2e-3)
-    add("--seed", default=0)
-    parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
-    return parser.parse_args()
+    return options(
+        __doc__, "out/templates",
+        slots=([32, 256, 2048], "templates, one model for each number"), steps=(1000, "training steps of each model"),
+        evaluate=(500, "images kept from training and measured"), particles=(100, "K of the bounds"),
+    ).parse_args()  # fmt: skip
 
 
 def pair(slots, images, args):
     """A VMA with so many templates, or a VAE for none."""
     shape = images.shape[1:]
-    size = {"latent_dim": args.latent_dim, "channels": args.channels}
+    size = {"latent_dim": 16, "channels": [16, 32, 48]}
     torch.manual_seed(args.seed)
     if not slots:
         return VAE.convolutional(shape, **size), VAEGuide.convolutional(shape, **size)
-    templates = TemplateMemory(slots, shape, init=images[:slots] if args.start == "images" else None)
-    model = VMA.convolutional(shape, templates=templates, **size)
-    guide = VMAGuide.convolutional(shape, templates=templates, **size)
+    learned = pm.TemplateMemory(slots, shape, init=images[:slots])
+    model = VMA.convolutional(shape, templates=learned, **size)
+    guide = VMAGuide.convolutional(shape, templates=learned, **size)
     guide.address = VMAGuide.mlp(shape, matching_dim=32).address  # small: it embeds every template at each step
     return model, guide
 
 
-def train(name, model, guide, images, args):
-    def batch(step):
-        draw = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-        return images[torch.randint(len(images), (args.batch,), generator=draw)], None
-
-    print(f"\ntraining with {name}: {args.steps} steps of {args.batch} images", flush=True)
-    path = args.out / f"{name.replace(' ', '_')}.safetensors"
-    result = fit(
-        model, guide, batch, VIMCO(4, max_plate_nesting=1), steps=args.steps, learning_rate=args.learning_rate,
-        schedule=warm_cosine(args.steps), clip_norm=5000.0, checkpoint=path,
-        resume=not args.fresh, seed=args.seed,
-    )  # fmt: skip
-    model.eval(), guide.eval()
-    return result.seconds
-
-
 def measure(model, guide, x, args):
     torch.manual_seed(args.seed)
-    bound = BoundEstimate.cat(
-        [importance_bound(model, guide, part, particles=args.particles, max_plate_nesting=1) for part in x.split(50)]
+    bound = pm.BoundEstimate.cat(
+        [pm.importance_bound(model, guide, part, particles=args.particles, max_plate_nesting=1) for part in x.split(50)]
     )
-    return bound, information_gain(model, guide, x, draws=4, max_plate_nesting=1)
+    return bound, pm.information_gain(model, guide, x, draws=4, max_plate_nesting=1)
 
 
 @torch.no_grad()
@@ -128,41 +86,36 @@ def draw(rows, pictures, path):
 
 
 def main():
-    args, start = arguments(), time.perf_counter()
+    args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     data = load_images(args.data, "background", args.data_dir)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(args.seed))
     x, images = data[order[: args.evaluate]], data[order[args.evaluate :]]
     print(f"{data}, {len(x)} of them kept from training")
     rows, pictures, vae = [], {}, None
+
+    def batch(step):
+        draw = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        return images[torch.randint(len(images), (64,), generator=draw)], None
+
     for slots in (0, *args.slots):
         name = f"{slots} templates" if slots else "no memory"
         model, guide = pair(slots, images, args)
-        seconds = train(name, model, guide, images, args)
+        print(f"\ntraining with {name}: {args.steps} steps of 64 images", flush=True)
+        file = name.replace(" ", "_")
+        result = train(file, model, guide, batch, pm.VIMCO(4, max_plate_nesting=1), args, learning_rate=2e-3)
         bound, info = measure(model, guide, x, args)
         vae = bound if vae is None else vae
-        gain, gain_se = MemoryContribution(bound, {"VAE": vae}).gain("VAE")
+        gain, gain_se = pm.MemoryContribution(bound, {"VAE": vae}).gain("VAE")
         row = {"slots": slots, **bound.to_dict(), "gain": gain, "gain_se": gain_se}
-        row |= {"kl_z": info["z"].mean, "seconds": seconds}
+        row |= {"kl_z": info["z"].mean, "seconds": result.seconds}
         if slots:
             use = info.addresses["a"]
             row |= {"kl_a": info["a"].mean, "unused": int(use.dead.sum()), "effective_slots": use.effective_slots}
             pictures[slots] = most_used(model, guide, x)
         rows.append(row)
-    print(f"\nlog p(x) >=, nats per image, {len(x)} images kept from training, K = {args.particles}")
-    head = f"{'templates':>10}{'bound':>10}{'se':>7}{'over VAE':>10}{'se':>7}{'KL_a':>8}{'log M':>7}"
-    print(f"{head}{'KL_z':>8}{'unused':>8}")
-    for r in rows:
-        lookup = f"{r['kl_a']:>8.2f}{math.log(r['slots']):>7.2f}" if r["slots"] else f"{'-':>8}{'-':>7}"
-        print(
-            f"{r['slots']:>10}{r['mean']:>10.2f}{r['se']:>7.2f}{r['gain']:>10.2f}{r['gain_se']:>7.2f}{lookup}"
-            f"{r['kl_z']:>8.2f}{r.get('unused', '-'):>8}"
-        )
     draw(rows, pictures, args.out / "templates.png")
-    settings = {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")}
-    record = {"settings": settings, "rows": rows, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    (args.out / "results.json").write_text(json.dumps(record, indent=1))
-    print(f"\ntemplates.png and results.json are in {args.out} ({time.perf_counter() - start:.0f} s)")
+    leave({"rows": rows}, args, templates)
 
 
 if __name__ == "__main__":

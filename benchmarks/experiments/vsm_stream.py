@@ -13,70 +13,36 @@ checkpoints and figures to --out; run it again to go on from there.
     python benchmarks/experiments/vsm_stream.py --data omniglot --data-dir FOLDER --seeds 3
 """
 
-import argparse
-import json
-import time
-from functools import partial
-from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import torch
 from pyro.infer import Trace_ELBO
+from study import leave, mean_se, options, train
+from tables_sets import stream as stream_table
 
-from pyro_memory import (
-    BoundEstimate,
-    ConceptMemory,
-    EpisodicMemory,
-    LeaveOneOutELBO,
-    Lifetime,
-    Recall,
-    Recognition,
-    StructuredMemory,
-    fit,
-    importance_bound,
-    remember,
-    warm_cosine,
-)
-from pyro_memory.data import NAMES, ClassStream, SetTasks, glyphs, load_images
-from pyro_memory.diagnostics import plot_images
+import pyro_memory as pm
+from pyro_memory.data import ClassStream, SetTasks, glyphs, load_images
 from pyro_memory.guides import EmptyGuide, VAEBaseGuide, VSMGuide
 from pyro_memory.models import VSM, VAEBase
+from pyro_memory.plotting import plot_images
 
-CODE_DIM, DIM, ITEMS = 32, 16, 6
+CODE_DIM, DIM, ITEMS, QUERIES, SLOTS, CONCEPTS = 32, 16, 6, 8, 40, 64
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = partial(parser.add_argument, metavar="N", type=int)
-    parser.add_argument("--data", choices=NAMES, default="glyphs")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder with the official files (glyphs need none)")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/vsm_stream"))
-    add("--stages", default=5)
-    add("--steps", default=200, help="training steps a stage (default 200)")
-    add("--tasks", default=8, help="new tasks a step (default 8); with replay as many imagined ones beside them")
-    add("--queries", default=8, help="images that a task asks for (default 8)")
-    add("--recognition", default=600, help="steps in which recall learns to recognise letters (default 600)")
-    add("--slots", default=40)
-    add("--concepts", default=64)
-    add("--channels", nargs="+", default=[16, 32, 48], help="maps of the base model's pyramids")
-    add("--recall-channels", nargs="+", default=[8, 16, 32], help="maps of the pyramid that recalls")
-    add("--evaluate", default=60, help="held-out images of each stage (default 60)")
-    add("--particles", default=50, help="K of the bounds (default 50)")
-    parser.add_argument("--learning-rate", metavar="X", type=float, default=4e-3)
-    add("--seeds", default=1, help="how many repetitions (default 1)")
-    parser.add_argument("--fresh", action="store_true", help="start anew instead of resuming from --out")
-    return parser.parse_args()
+    return options(
+        __doc__, "out/vsm_stream",
+        stages=(5, "groups of classes"), steps=(200, "training steps a stage"),
+        tasks=(8, "new tasks a step; with replay as many imagined ones beside them"),
+        recognition=(600, "steps in which recall learns to recognise letters"),
+        evaluate=(60, "held-out images of each stage"), particles=(50, "K of the bounds"),
+        seeds=(1, "how many repetitions"),
+    ).parse_args()  # fmt: skip
 
 
-class StreamOfTasks:
-    """The tasks of a stage, for ``steps`` steps each."""
-
-    def __init__(self, stream, args, seed):
-        self.stages = [
-            stream.tasks(s, tasks=args.tasks, queries=args.queries, shots=range(ITEMS + 1), items=ITEMS, seed=seed)
-            for s in range(args.stages)
-        ]
-        self.steps = args.steps
+class Tasks(SimpleNamespace):
+    """The tasks of each stage, for ``steps`` steps each."""
 
     def __getitem__(self, step):
         return self.stages[min(step // self.steps, len(self.stages) - 1)][step]
@@ -87,48 +53,45 @@ def taught(stream, args, seed):
     torch.manual_seed(seed)
     first = stream.train(0)
     letters = first if first.classes >= 40 else glyphs("background")
-    recall = Recall(letters.shape, dim=DIM, code_dim=CODE_DIM, channels=args.recall_channels)
+    recall = pm.Recall(letters.shape, dim=DIM, code_dim=CODE_DIM, channels=[8, 16, 32])
     recall.calibrate(letters[torch.randperm(len(letters))[:500]])
-    fit(
-        Recognition(recall), EmptyGuide(),
+    train(
+        f"recognition_{seed}", pm.Recognition(recall), EmptyGuide(),
         SetTasks(letters, tasks=40, queries=2, shots=range(1, ITEMS), seed=seed + 1, turned=0.5),
-        Trace_ELBO(max_plate_nesting=2), steps=args.recognition, learning_rate=2e-3,
-        schedule=warm_cosine(args.recognition), information_every=None,
-        checkpoint=args.out / f"recognition_{seed}.safetensors", resume=not args.fresh, seed=seed,
+        Trace_ELBO(max_plate_nesting=2), args, steps=args.recognition, learning_rate=2e-3, clip_norm=None,
+        schedule=pm.warm_cosine(args.recognition), seed=seed,
     )  # fmt: skip
     recall.fixed = True
     return recall
 
 
-def new_model(data, recall, args):
-    sizes = {"channels": args.channels, "code_dim": CODE_DIM}
+def new_model(data, recall):
+    sizes = {"channels": [16, 32, 48], "code_dim": CODE_DIM}
     return VSM(VAEBase(data.shape, **sizes), recall), VSMGuide(VAEBaseGuide(data.shape, **sizes), recall)
 
 
 def build(data, stream, args, seed, replay):
     recall = taught(stream, args, seed)
     torch.manual_seed(seed)
-    model, guide = new_model(data, recall, args)
-    memory = StructuredMemory(
-        ConceptMemory.reserve(args.concepts, DIM, prior_alpha=10.0, prior_beta=0.9),
-        EpisodicMemory.reserve(args.slots, args.queries + 4, data.shape, DIM, args.concepts),
+    model, guide = new_model(data, recall)
+    memory = pm.StructuredMemory(
+        pm.ConceptMemory.reserve(CONCEPTS, DIM, prior_alpha=10.0, prior_beta=0.9),
+        pm.EpisodicMemory.reserve(SLOTS, QUERIES + 4, data.shape, DIM, CONCEPTS),
     )
-    life = Lifetime(
-        StreamOfTasks(stream, args, seed),
-        recall,
-        memory,
-        consolidate_every=5,
-        timescale=args.slots / 4,
+    sets = {"tasks": args.tasks, "queries": QUERIES, "shots": range(ITEMS + 1), "items": ITEMS, "seed": seed}
+    stages = [stream.tasks(stage, **sets) for stage in range(args.stages)]
+    life = pm.Lifetime(
+        Tasks(stages=stages, steps=args.steps), recall, memory,
+        consolidate_every=5, timescale=SLOTS / 4, rehearse=args.tasks if replay else 0,
         forgetting=1.0,  # embeddings stay, and so may what is known of them
-        rehearse=args.tasks if replay else 0,
-    )
+    )  # fmt: skip
     return model, guide, life
 
 
-def imagine_as_of(path, data, args):
+def imagine_as_of(path, data):
     """What replay draws with: the model as it was at the end of a stage."""
-    recall = Recall(data.shape, dim=DIM, code_dim=CODE_DIM, channels=args.recall_channels)
-    before, _ = new_model(data, recall, args)
+    recall = pm.Recall(data.shape, dim=DIM, code_dim=CODE_DIM, channels=[8, 16, 32])
+    before, _ = new_model(data, recall)
     before.load_state_dict(torch.load(path)["model"])
     return lambda s, items, memory: before.eval().decode_concepts(s, memory, items)
 
@@ -143,9 +106,9 @@ def held_out_sets(stream, stage, args):
 def measure(model, guide, memory, sets, args):
     parts = []
     for x, support in (sets[i] for i in range(len(sets))):
-        now = remember(model.recall, memory, support)
-        parts.append(importance_bound(model, guide, x, support, now, particles=args.particles, max_plate_nesting=2))
-    return BoundEstimate.cat(parts).bound
+        now = pm.remember(model.recall, memory, support)
+        parts.append(pm.importance_bound(model, guide, x, support, now, particles=args.particles, max_plate_nesting=2))
+    return pm.BoundEstimate.cat(parts).bound
 
 
 def live(data, stream, args, seed, replay):
@@ -159,7 +122,7 @@ def live(data, stream, args, seed, replay):
     stage_file = lambda stage: folder / f"stage_{stage}.pt"  # noqa: E731
     done = [stage for stage in range(1, args.stages + 1) if stage_file(stage).exists() and not args.fresh]
     if replay and done:
-        life.replay = imagine_as_of(stage_file(done[-1]), data, args)
+        life.replay = imagine_as_of(stage_file(done[-1]), data)
 
     def evaluate(step):
         bounds = torch.stack([measure(model, guide, life.memory, s, args) for s in sets])
@@ -173,13 +136,12 @@ def live(data, stream, args, seed, replay):
         }  # fmt: skip
         torch.save(snapshot, stage_file(step // args.steps))
         if replay:
-            life.replay = imagine_as_of(stage_file(step // args.steps), data, args)
+            life.replay = imagine_as_of(stage_file(step // args.steps), data)
         return {f"stage_{s + 1}": b.mean().item() for s, b in enumerate(bounds)}
 
-    fit(
-        model, guide, life, LeaveOneOutELBO(2, max_plate_nesting=2), steps=args.stages * args.steps,
-        learning_rate=args.learning_rate, clip_norm=5000.0, evaluate=evaluate, evaluate_every=args.steps,
-        information_every=None, checkpoint=folder / "model.safetensors", resume=not args.fresh, seed=seed,
+    train(
+        f"{name}/model", model, guide, life, pm.LeaveOneOutELBO(2, max_plate_nesting=2), args, schedule=None,
+        steps=args.stages * args.steps, learning_rate=4e-3, evaluate=evaluate, evaluate_every=args.steps, seed=seed,
     )  # fmt: skip
     return [torch.load(stage_file(s + 1)) for s in range(args.stages)]
 
@@ -188,10 +150,6 @@ def forgetting(bounds):
     """For each image of the stages before the last: the bound after its own stage minus the bound at the end."""
     own = torch.cat([bounds[s, s] for s in range(len(bounds) - 1)])
     return own - bounds[-1, :-1].flatten()
-
-
-def mean_se(values):
-    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
 
 
 def draw_curves(runs, args, path):
@@ -227,7 +185,6 @@ def draw_stores(snapshots, path):
 
 def main():
     args = arguments()
-    begun = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
     data = load_images(args.data, "background", args.data_dir)
     stream = ClassStream(data, stages=args.stages, shuffle=False)
@@ -245,23 +202,12 @@ def main():
         "bound at the end with replay": mean_se(last[True]), "bound at the end without": mean_se(last[False]),
         "difference at the end": mean_se(last[True] - last[False]),
     }  # fmt: skip
-    print(f"\nnats per held-out image, mean over {args.seeds} seeds (standard error over images)")
-    for name, (mean, se) in rows.items():
-        print(f"  {name:<30}{mean:9.2f} ({se:.2f})")
-    by_seed = [
-        {"replay": forgetting(runs[s, True]).mean().item(), "none": forgetting(runs[s, False]).mean().item()}
-        for s in range(args.seeds)
-    ]
+    names = {"replay": True, "none": False}
+    by_seed = [{n: forgetting(runs[s, r]).mean().item() for n, r in names.items()} for s in range(args.seeds)]
     draw_curves(runs, args, args.out / "forgetting.png")
     draw_stores(snapshots[0, True], args.out / "stores.png")
-    record = {
-        "arguments": {k: v for k, v in vars(args).items() if k not in ("data_dir", "out", "fresh")},
-        "torch": torch.__version__, "seconds": time.perf_counter() - begun,
-        "summary": rows, "forgetting_by_seed": by_seed,
-        "bounds": {f"seed {s}, {'replay' if r else 'none'}": b.mean(-1).tolist() for (s, r), b in runs.items()},
-    }  # fmt: skip
-    (args.out / "results.json").write_text(json.dumps(record, indent=1))
-    print(f"\nfigures and results.json are in {args.out} ({record['seconds']:.0f} s)")
+    bounds = {f"seed {s}, {'replay' if r else 'none'}": b.mean(-1).tolist() for (s, r), b in runs.items()}
+    leave({"summary": rows, "forgetting_by_seed": by_seed, "bounds": bounds}, args, stream_table, unused=("seed",))
 
 
 if __name__ == "__main__":

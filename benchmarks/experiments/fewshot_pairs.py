@@ -1,0 +1,109 @@
+"""The pairs that vma_fewshot.py trains or measures: how they are built, and how their weights are left."""
+
+import torch
+
+from pyro_memory import load_pretrained, pretrained, save_pretrained
+from pyro_memory.data import LICENCES
+from pyro_memory.guides import AddressedGuide, DiffusionBaseGuide, VAEGuide, VMAGuide
+from pyro_memory.models import VAE, VMA, Addressed, DiffusionBase
+
+ALONE = {"vae": "VAE", "diffusion": "diffusion"}  # what the models without memory are called
+# How weights are named, with NAME: of the model without memory and of the one with it.
+FILES = {"vae": ("vae", "vma"), "diffusion": ("diffusion", "vma-diffusion")}
+PROTOCOLS = {
+    "vma": "VMA's: the target is never in memory",
+    "gmn": "GMN's: slots are drawn with replacement, the target among them",
+}
+PARTICLES = 4  # of VIMCO; over a diffusion model two, that share the noise
+
+
+def files(args):
+    """How weights and checkpoints of the model without memory and of VMA are named."""
+    return dict(zip((ALONE[args.base], "VMA"), FILES[args.base], strict=True))
+
+
+def checkpoint(name, args):
+    parts = [files(args)[name], f"from-{args.start}" if args.start else ""]
+    parts.append(f"lookup-of-{args.lookup}" if args.lookup and name == "VMA" else "")
+    return "-".join(filter(None, parts))
+
+
+def begin(background, args):
+    """The pairs to train or to measure, and how ``load_pretrained`` builds them again."""
+    weights = args.pretrained or args.start
+    if weights:
+        names = {name: f"{file}-{weights}" for name, file in files(args).items()}
+        folder = (args.folder,) if args.folder else ()
+        pairs = {name: load_pretrained(file, *folder) for name, file in names.items()}
+        if args.start:
+            pairs = {name: tuple(part.train() for part in pair) for name, pair in pairs.items()}
+        build = {name: pretrained(*folder)[file].build for name, file in names.items()}
+        size = build["VMA"]["model"][1]  # of the record: what was built, not what was asked for
+        size = size["base"]["build"][1] if args.base == "diffusion" else size
+        args.channels, args.latent_dim = size["channels"], size.get("latent_dim")
+        return pairs, build
+    torch.manual_seed(args.seed)
+    return (begin_vae if args.base == "vae" else begin_diffusion)(background.shape, args)
+
+
+def begin_vae(shape, args):
+    size = {"shape": list(shape), "latent_dim": args.latent_dim, "channels": args.channels}
+    classes = {"VAE": (VAE, VAEGuide), "VMA": (VMA, VMAGuide)}
+    build = {
+        name: {"model": (f"{name}.convolutional", size), "guide": (f"{name}Guide.convolutional", size)}
+        for name in classes
+    }
+    return {name: tuple(c.convolutional(**size) for c in pair) for name, pair in classes.items()}, build
+
+
+def begin_diffusion(shape, args):
+    size = {"shape": list(shape), "channels": args.channels}
+    reading = size | {"reads": True}
+    embedding = dict(size)
+    if args.lookup:
+        embedding["channels"] = pretrained()[args.lookup].build["guide"][1]["channels"]
+    guide = AddressedGuide.convolutional(base=DiffusionBaseGuide(), **embedding)
+    if args.lookup:
+        guide.address.load_state_dict(load_pretrained(args.lookup)[1].address.state_dict())
+        guide.address.requires_grad_(False)  # left to learn beside noisy steps, it sharpens until it is one slot
+    pairs = {
+        "diffusion": (DiffusionBase(**size), DiffusionBaseGuide()),
+        "VMA": (Addressed(DiffusionBase(**reading)), guide),
+    }
+    base_guide = ["DiffusionBaseGuide", {}]
+    build = {
+        "diffusion": {"model": ["DiffusionBase", size], "guide": base_guide},
+        "VMA": {
+            "model": ["Addressed", {"base": {"build": ["DiffusionBase", reading]}}],
+            "guide": ["AddressedGuide.convolutional", {"base": {"build": base_guide}, **embedding}],
+        },
+    }
+    return pairs, build
+
+
+def leave_weights(pairs, build, results, numbers, args):
+    """Weights in half precision with a card each, ready for ``load_pretrained``."""
+    for name, pair in pairs.items():
+        trained = f"{results[name].steps} steps of {args.batch} images, seed {args.seed}"
+        if args.base == "vae":
+            trained += f", K = {PARTICLES}"
+        elif args.lookup and name == "VMA":
+            trained += f", the address that of {args.lookup}, held"
+        if args.start:
+            trained += f", from the weights of the {name} of {args.start} on"
+        if args.turned:
+            trained += f", {args.turned:.0%} of the tasks turned or mirrored"
+        if args.varied:
+            trained += f", {args.varied:.0%} redrawn as another hand might"
+        facts = {
+            "about": f"{name}{' over a diffusion model' if name == 'VMA' and args.base != 'vae' else ''} trained on "
+            f"{args.data}",
+            "data": f"{args.data}, background classes; measured on {args.test_on} classes",
+            "licence": LICENCES[args.data],
+            "protocol": f"{PROTOCOLS[args.protocol]}; {args.evaluate} targets, K = {args.particles}",
+            "numbers": numbers[name],
+            "training": trained,
+        }
+        file = f"{files(args)[name]}-{args.name or args.data}"
+        card = save_pretrained(file, *pair, build=build[name], facts=facts, folder=args.out / "weights")
+        print(f"\n{card}" if args.name else f"weights of the {name}: {args.out / 'weights' / file}.safetensors")

@@ -1,0 +1,120 @@
+"""What vsm_fewshot.py measures: bounds by shots, the nats of each level and store, the quality of new images."""
+
+import torch
+from sets_pairs import view
+from tqdm import tqdm
+
+import pyro_memory as pm
+from pyro_memory.data import SetTasks
+from pyro_memory.metrics import class_agreement, frechet_distance, prototype_sets, train_classifier
+
+
+def test_sets(evaluation, shots, args):
+    """The same targets for each number of shots; of more shots the first are those of fewer."""
+    targets = torch.randperm(len(evaluation), generator=torch.Generator().manual_seed(1))
+    targets = targets[args.skip : args.skip + args.evaluate]
+    if max(args.shots) + 2 > min(len(m) for m in evaluation.members):  # no image is left for a second of a class
+        targets = apart(targets, evaluation.labels, 20)
+    return SetTasks(evaluation, tasks=20, shots=shots, targets=targets, seed=1)
+
+
+def apart(targets, labels, tasks):
+    """The targets in an order in which no ``tasks`` of one index, in a row, have two of one class, while there are
+    others; a target that has to wait stands first in the next."""
+    waiting, ordered = targets.tolist(), []
+    while waiting:
+        seen, later = set(), []
+        for target in waiting:
+            label = int(labels[target])
+            if len(seen) < tasks and label not in seen:
+                seen.add(label)
+                ordered.append(target)
+            else:
+                later.append(target)
+        waiting = later
+    return torch.tensor(ordered)
+
+
+def measure(model, guide, life, sets, args, alter=lambda memory: memory, wrong=False, most=None):
+    """The bound of each target given its support, which memory has seen too; of ``most`` indices at most."""
+    nesting = {"max_plate_nesting": 1 if life is None else 2}
+    few = {"particles": args.particles} | ({"chunk_size": 4} if args.base == "diffusion" else {})
+    parts = []
+    for i in tqdm(range(min(len(sets), most or len(sets))), leave=False, desc=f"{sets.items} shots"):
+        x, support = (t.to(args.device) for t in sets[i])
+        if life is None:
+            parts.append(pm.importance_bound(model, guide, x.flatten(0, 1), **few, **nesting))
+            continue
+        support = sets.wrong_classes(i).to(args.device) if wrong else support
+        memory = view(alter(pm.remember(model.recall, life.memory, support)), args.memory)
+        parts.append(pm.importance_bound(model, guide, x, support, memory, **few, **nesting))
+    return pm.BoundEstimate.cat(parts)
+
+
+def levels(model, guide, life, evaluation, args):
+    """Nats of each level, by shots: what the support told, and what the query had to add."""
+    recalled, added = {}, {}
+    for shots in args.shots:
+        sets = test_sets(evaluation, shots, args)
+        rows = []
+        for i in range(min(len(sets), 5)):
+            x, support = (t.to(args.device) for t in sets[i])
+            memory = view(pm.remember(model.recall, life.memory, support), args.memory)
+            took = pm.information_gain(model.imagined, model.recalled, support, memory, max_plate_nesting=2)
+            gain = pm.information_gain(
+                model, guide, x, support, memory, max_plate_nesting=2, draws=2 if args.base == "diffusion" else 10
+            )
+            rows.append(({n: s.mean for n, s in took.sites.items()}, {n: s.mean for n, s in gain.sites.items()}))
+        for store, part in ((recalled, 0), (added, 1)):
+            store[shots] = {n: sum(r[part][n] for r in rows) / len(rows) for n in rows[0][part]}
+    return recalled, added
+
+
+def contribution(model, guide, life, evaluation, bounds, args):
+    """What each store was worth to this model at five shots, and the right support against another class's, on 200
+    targets at most."""
+    changes = {"wrong class": {"wrong": True}}
+    if args.memory in ("both", "semantic"):
+        changes["concepts emptied"] = {"alter": lambda m: m.without_concepts()}
+    if args.memory in ("both", "episodic"):
+        changes["episodes emptied"] = {"alter": lambda m: m.without_episodes()}
+        changes["episodes shuffled"] = {"alter": lambda m: m.shuffled()}
+    if args.memory == "both":
+        changes["both emptied"] = {"alter": lambda m: m.without_concepts().without_episodes()}
+    sets = test_sets(evaluation, 5, args)
+    others = {name: measure(model, guide, life, sets, args, most=10, **change) for name, change in changes.items()}
+    count = len(others["wrong class"].bound)
+    given = pm.BoundEstimate(bounds[5].bound[:count], bounds[5].effective_particles[:count], args.particles)
+    return pm.MemoryContribution(given, others)
+
+
+@torch.no_grad()
+def sample_quality(model, life, background, evaluation, args):
+    """Images generated from five of each of 100 unseen classes, judged in a classifier's features."""
+    with torch.enable_grad():
+        judge = train_classifier(background, steps=args.classifier_steps, seed=args.seed)
+    print(judge)
+    chosen = torch.randperm(evaluation.classes, generator=torch.Generator().manual_seed(3))[:100]
+    support, real, examples = prototype_sets(evaluation, chosen, support=5)
+    images = []
+    for part in tqdm(support.split(20), desc="generating", leave=False):
+        if life is None:
+            images.append(model.generate(pm.Context(), (len(part), 7)))
+            continue
+        given = pm.SlotMemory(evaluation[part], batch_dim=-2).to(args.device)
+        images.append(model.generate(given, view(pm.remember(model.recall, life.memory, given), args.memory), 7))
+    new, real, examples = (
+        judge.features(i) for i in (torch.bernoulli(torch.cat(images).cpu()), evaluation[real], evaluation[examples])
+    )
+    distance, floor = (frechet_distance(t.flatten(0, 1), examples.flatten(0, 1)) for t in (new, real))
+    agreement = class_agreement(new, real, examples)
+    print(
+        f"class agreement {agreement.agreement:.3f} ({agreement.se:.3f}); real images {agreement.real:.3f} "
+        f"({agreement.real_se:.3f}), chance {agreement.chance:.3f}\n"
+        f"Frechet distance {distance.distance:.2f} ({distance.se:.2f}); "
+        f"real images {floor.distance:.2f} ({floor.se:.2f})"
+    )
+    return {
+        "classifier_accuracy": judge.accuracy, "agreement": agreement.to_dict(), "frechet": distance.to_dict(),
+        "frechet_of_real": floor.to_dict(),
+    }  # fmt: skip

@@ -1,0 +1,95 @@
+"""Tables of the benchmarks: steps, training, estimators, products, conversion, kernels."""
+
+import math
+
+from cells import estimate, table
+
+
+def step_cost(record, recipe):
+    rows = [["networks", "batch", "slots", "Pyro, ms", "by hand, ms", "ratio (20% to 80%)"]]
+    for r in record["rows"]:
+        ratio = f"{r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
+        rows.append([r["networks"], r["batch"], f"{r['slots']:,}", f"{r['pyro_ms']:.1f}", f"{r['hand_ms']:.1f}", ratio])
+    return table(rows)
+
+
+def training_speed(record, recipe):
+    heads = ["model", "images a step", "processor ms a step (20% to 80%)", "images a second", "in convolutions"]
+    rows = [[*heads, "under bfloat16, ms"]]
+    for r in record["rows"]:
+        lower = f"{r['bfloat16_ms']:.1f}" if r["bfloat16_ms"] else ""
+        share = f"{r['convolutions']:.0%}"
+        step = f"{r['ms']:.1f} ({r['low']:.1f} to {r['high']:.1f})"
+        rows.append([r["model"], r["images"], step, f"{r['images_a_second']:,.0f}", share, lower])
+    return table(rows)
+
+
+def alphabets(record, recipe):
+    rows = [["nats per image", "training alphabets", "evaluation alphabets", "difference"]]
+    for name, row in record["rows"].items():
+        own, other = row["background"], row["evaluation"]
+        gap = f"{own['mean'] - other['mean']:.1f} ({math.hypot(own['se'], other['se']):.1f})"
+        rows.append([name, estimate(own), estimate(other), gap])
+    return table(rows)
+
+
+def estimators(record, recipe):
+    rows = [["slots", "objective", "total variance", "signal to noise", "steps", "ms a step", "bound"]]
+    for r in record["rows"]:
+        noise = f"{r['snr']:.3g}" if r["snr"] > 0 else "-"  # below what the draws can tell
+        bound = f"{r['bound']:.1f} ({r['bound_se']:.1f})"
+        milliseconds = f"{1000 * r['seconds_a_step']:.0f}"
+        rows.append([r["slots"], r["estimator"], f"{r['variance']:.2g}", noise, r["steps"], milliseconds, bound])
+    return table(rows)
+
+
+def products(record, recipe):
+    rows = [["slots", "`Bernoulli(logits[a])`", "`AddressedBernoulli(logits, a)`", "times faster"]]
+    both = {(r["kind"], r["slots"]): r for r in record["rows"]}
+
+    def cell(r):
+        return f"{r['ms']:.1f} ms" + (f", {r['mb']:.0f} MB" if r["mb"] else "")
+
+    for slots in dict.fromkeys(r["slots"] for r in record["rows"]):
+        gather, product = both["gather", slots], both["product", slots]
+        rows.append([f"{slots:,}", cell(gather), cell(product), f"{gather['ms'] / product['ms']:.1f}"])
+    return table(rows)
+
+
+def conversion(record, recipe):
+    before, after = record["amortised"]["before"], record["amortised"]["after"]
+    rows = [["separation, deviations", *(f"{float(d):g}" for d in after)]]
+    for rule, cells in record["coverage"].items():
+        rows.append(
+            [f"90% intervals hold the truth, {rule}", *(f"{c['mean']:.3f} ({c['se']:.3f})" for c in cells.values())]
+        )
+    rows.append(
+        ["KL(amortised \\|\\| exact), nats an episode", *(f"{c['kl']:.4f} ({c['se']:.4f})" for c in after.values())]
+    )
+    rows.append(["the same before training", *(f"{c['kl']:.2f}" for c in before.values())])
+    rows.append(["entropy of the exact posterior, nats", *(f"{c['entropy']:.3f}" for c in after.values())])
+    return table(rows)
+
+
+def peers(record, recipe):
+    """Other implementations' time and memory over this one's, forward and backward; blank where not measured."""
+    ours, *others = dict.fromkeys(row["setting"] for row in record["rows"])
+    cells = {(r["head_dim"], r["chunk"], r["tokens"], r["setting"]): r for r in record["rows"]}
+    rows = [["head width", "chunk", "tokens", "ours, ms", "MB", *others]]
+    for *case, setting in cells:
+        if setting != ours:
+            continue
+        own, row = cells[(*case, ours)], []
+        for other in others:
+            r = cells.get((*case, other))
+            row.append(f"{r['both_ms'] / own['both_ms']:.1f}, {r['both_mb'] / own['both_mb']:.1f}" if r else "")
+        if any(row):
+            rows.append([*map(str, case), f"{own['both_ms']:,.0f}", f"{own['both_mb']:,}", *row])
+    return table(rows)
+
+
+def streamed(record, recipe):
+    rows = [["tokens streamed", "us a token, in pieces of 1,000", "ms a single step", "MB resident"]]
+    for r in record["streamed"]:
+        rows.append([f"{r['tokens']:,}", r["piece_us_per_token"], r["step_ms"], r["resident_mb"]])
+    return table(rows)

@@ -1,0 +1,67 @@
+"""Tables of Titans: recall, language, forecasts, sequential addressing."""
+
+import math
+from statistics import fmean
+
+from cells import dotted, table
+
+
+def _by(kind, title, record):
+    """Accuracy of each run with its error by what stands in a column; of several seeds the means beside each other."""
+    groups = {}
+    for run in record["runs"]:
+        groups.setdefault(run["model"], []).append(run)
+    first = record["runs"][0][kind]
+    trained = int(next(iter(first)))
+    heads = [n if kind == "by_gap" or int(n) == trained else f"{n} ({int(n) // trained}x)" for n in first]
+    rows = [[title, *heads]]
+    for model, runs in groups.items():
+        cells = [[run[kind][n] for run in runs] for n in first]
+        if len(runs) == 1:
+            rows.append([model, *(f"{dotted(mean)} ({dotted(se)})" for ((mean, se),) in cells)])
+        else:
+            rows.append([model, *(" / ".join(dotted(mean) for mean, _ in cell) for cell in cells)])
+    return table(rows)
+
+
+def by_length(record, recipe):
+    return _by("by_length", "accuracy at length", record)
+
+
+def by_gap(record, recipe):
+    return _by("by_gap", "accuracy at a gap of", record)
+
+
+def language(record, recipe):
+    tests = [key for key in record["runs"][0] if key.startswith("test_")]
+    rows = [["bits per character", *(f"windows of {key[5:]}" for key in tests), "seconds of training"]]
+    for run in record["runs"]:
+        # The record's errors are in nats.
+        cells = [f"{run[t]['bits']:.3f} ({dotted(run[t]['se'] / math.log(2))})" for t in tests]
+        rows.append([run["model"], *cells, f"{run['seconds']:.0f}"])
+    return table(rows)
+
+
+def forecast(record, recipe):
+    horizons = list(dict.fromkeys(run["horizon"] for run in record["runs"]))
+    rows = [["MSE / MAE", *map(str, horizons), "mean", "90% intervals cover"]]
+    for model in dict.fromkeys(run["model"] for run in record["runs"]):
+        runs = [run for run in record["runs"] if run["model"] == model]
+        pairs = [(run["mse"], run["mae"]) for run in runs]
+        pairs.append(tuple(fmean(column) for column in zip(*pairs, strict=True)))
+        cover = " ".join(dotted(run["coverage of 90%"], 2) for run in runs)
+        rows.append([model, *(" / ".join(map(dotted, pair)) for pair in pairs), cover])
+    for name, cells in recipe.get("published", {}).items():
+        rows.append([f"*{name}*", *cells, ""])
+    return table(rows)
+
+
+def sequential(record, recipe):
+    rows = [["", "-log p(x), nats a sequence, exact", "KL of a lookup, round 1", "later rounds"]]
+    size = int(record["arguments"]["round"])
+    for name in ("uniform prior", "Titans prior"):
+        gains = record[name]["information_by_step"]
+        rounds = [fmean(gains[k : k + size]) for k in range(0, len(gains), size)]
+        later = [f"{r:.2f}" for r in sorted(rounds[1:])]
+        rows.append([name, f"{record[name]['nats']:.1f}", f"{rounds[0]:.2f}", f"{later[0]} to {later[-1]}"])
+    return table(rows)
