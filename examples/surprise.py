@@ -4,7 +4,7 @@ The model is a Titans: its memory learns from the text while it reads, at test t
 ground as dark as it was surprising, and writes on from its beginning.
 
     python examples/surprise.py
-    python examples/surprise.py --text FILE --characters 1500
+    python examples/surprise.py --text FILE
 """
 
 import argparse
@@ -13,7 +13,6 @@ import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import torch
 
 from pyro_memory import load_pretrained, pretrained, token_surprise
 from pyro_memory.data import CharacterText, load_text
@@ -38,13 +37,10 @@ def arguments():
     names = [name for name, card in pretrained().items() if "vocabulary" in card.facts]
     parser.add_argument("--weights", choices=names, default=names[0] if names else None)
     parser.add_argument("--text", metavar="FILE", type=Path, help="default: some Shakespeare, and something else")
-    for name, default, what in (
-        ("characters", 800, "to read of it, at most"), ("write", 300, "characters to write on"),
-        ("begin", 40, "characters to write on from"), ("seed", 0, "of what is written"),
-    ):  # fmt: skip
-        parser.add_argument(f"--{name}", metavar="N", type=int, default=default, help=f"{what} (default {default})")
-    parser.add_argument("--temperature", metavar="X", type=float, default=0.7)
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/surprise"))
+    parser.add_argument("--characters", metavar="N", type=int, default=800, help="to read, at most (default 800)")
+    parser.add_argument("--write", metavar="N", type=int, default=300, help="characters to write on (default 300)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of what is written")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/surprise"), help="of the figure")
     return parser.parse_args()
 
 
@@ -53,43 +49,34 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     model, _ = load_pretrained(args.weights)
     card = pretrained()[args.weights]
-    print(card)
     letters = CharacterText(card.facts["vocabulary"])
     text = (load_text(args.text) if args.text else TEXT)[: args.characters]
-    if not text.strip():
-        raise SystemExit(f"--text must hold characters; {args.text} has none")
-    if strange := sorted(set(text) - set(letters.vocabulary)):
-        raise SystemExit(
-            f"{args.weights} knows none of {''.join(strange)!r}: write the text without; it knows "
-            f"{letters.vocabulary!r}"
-        )
+    if not text.strip() or set(text) - set(letters.vocabulary):
+        raise SystemExit(f"--text must hold characters, and of these only: {letters.vocabulary!r}")
     tokens = letters.encode(text)[None]
     surprise = token_surprise(model, tokens)
-    print(f"\n{surprise}\n")
-    lines = [line for line in text.split("\n") if line]
-    at, by_line = 0, []
-    for line in lines:
-        at = text.index(line, at)
-        by_line.append(surprise.nats[0, at : at + len(line)].mean().item())
-        print(f"{by_line[-1]:6.2f} nats a character  {line}")
-    written, _ = model.generate(tokens[:, : args.begin], args.write, temperature=args.temperature, seed=args.seed)
+    print(f"{card}\n\n{surprise}\n")
+    lines, at = {}, 0
+    for line in text.splitlines():
+        if line:
+            lines[line] = surprise.nats[0, at : at + len(line)].mean().item()
+            print(f"{lines[line]:6.2f} nats a character  {line}")
+        at += len(line) + 1
+    written, _ = model.generate(tokens[:, :40], args.write, temperature=0.7, seed=args.seed)
     written = letters.decode(written[0])
-    print(f"\nwritten on from {text[: args.begin]!r}:\n{written}")
+    print(f"\nwritten on from {text[:40]!r}:\n{written}")
     fig, ax = plt.subplots(figsize=(11, 0.26 * (len(lines) + 4) + 0.6), layout="constrained")
     ax = plot_text(text, surprise.nats[0], ax, columns=min(72, 1 + max(map(len, lines))))
     ax.set_title(f"How surprising each character is to {args.weights}")
     fig.savefig(args.out / "surprise.png", dpi=120)
-    record = {
-        "arguments": {"weights": args.weights, "seed": args.seed, "temperature": args.temperature},
-        "torch": torch.__version__, "threads": torch.get_num_threads(), "surprise": surprise.to_dict(),
-        "lines": [{"line": line, "nats": nats} for line, nats in zip(lines, by_line, strict=True)], "written": written,
-    }  # fmt: skip
+    record = {"weights": args.weights, "surprise": surprise.to_dict(), "lines": lines, "written": written}
     (args.out / "results.json").write_text(json.dumps(record, indent=1))
-    strange, known = max(by_line), min(by_line)
+    each = surprise.nats[0, 1:]
     print(
-        f"\nA character of this text costs {surprise.mean:.2f} nats, one of its strangest line {strange:.2f}, of its "
-        f"most familiar {known:.2f};\na guess among {len(letters.vocabulary)} characters would cost "
-        f"{math.log(len(letters.vocabulary)):.2f}. surprise.png and results.json are in {args.out}"
+        f"\nA character of this text costs {each.mean():.2f} ({each.std() / math.sqrt(len(each)):.2f}) nats, from "
+        f"{min(lines.values()):.2f} in the most familiar line to {max(lines.values()):.2f} in the strangest;\na guess "
+        f"among {len(letters.vocabulary)} characters would cost {math.log(len(letters.vocabulary)):.2f}. The figure is "
+        f"{args.out / 'surprise.png'}"
     )
 
 

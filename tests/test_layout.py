@@ -164,10 +164,42 @@ def test_it_imports_from_any_folder_without_triton_and_leaves_torch_as_it_was(tm
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("path", [*EXAMPLES, *EXPERIMENTS], ids=lambda path: path.stem)
-def test_every_example_and_experiment_has_help(path, tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(path), "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+def help_of(path, folder):
+    command = [sys.executable, str(path), "--help"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "--out" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_has_help(path, tmp_path):
+    help_of(path, tmp_path)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_short_names_its_command_and_has_few_options(path, tmp_path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 120
+    assert f"python examples/{path.name}" in ast.get_docstring(ast.parse(text))
+    options = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", help_of(path, tmp_path), re.MULTILINE)) - {"--help"}
+    assert 2 <= len(options) <= 8, options
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_stands_alone(path):
+    """It imports no other example, and nothing that the package or its dependencies do not bring."""
+    known = {"pyro_memory", "pyro", "torch", "matplotlib", "numpy", "tqdm"} | sys.stdlib_module_names
+    assert {module.split(".")[0] for module in imports(path)} <= known
+
+
+def test_every_example_and_experiment_is_run_at_a_few_steps():
+    makefile = (ROOT / "Makefile").read_text()
+    run = makefile[makefile.index("\nexamples: install") : makefile.index("\nwheel: install")]
+    for path in [*EXAMPLES, *(p for p in EXPERIMENTS if p.name != "results.py")]:
+        assert f"/{path.name} " in run, f"make examples runs no {path.name}"
+
+
+def test_no_file_of_the_experiments_is_long():
+    for path in (ROOT / "benchmarks" / "experiments").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 300, path

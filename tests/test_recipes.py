@@ -34,6 +34,7 @@ def test_a_recipe_s_script_takes_its_arguments(name, monkeypatch):
         for key, value in {**recipe.get("arguments", {}), **extra}.items():
             assert args[key.replace("-", "_")] == value
     assert {"about", "minutes"} <= set(recipe)
+    assert (ROOT / recipe["script"]).is_file()
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
@@ -42,6 +43,18 @@ def test_tables_are_what_the_records_say(path):
     assert results.with_tables(text) == text, "run python benchmarks/experiments/results.py --tables"
     for _, name in results.BLOCK.findall(text):
         assert (ROOT / "docs" / "data" / f"{name}.json").exists()
+
+
+def test_a_script_that_moved_is_the_same_command(tmp_path, monkeypatch):
+    """A run that was done before the folder of its script changed is done; other arguments are another run."""
+    monkeypatch.setattr(results.subprocess, "run", lambda *args, **kwargs: pytest.fail("it ran again"))
+    before = {"command": ["examples/vma_fewshot.py", "--steps", "2"]}
+    (tmp_path / "command.json").write_text(json.dumps(before))
+    (tmp_path / "results.json").write_text(json.dumps({"rows": []}))
+    now = ["benchmarks/experiments/vma_fewshot.py", "--steps", "2"]
+    assert results.run_one("tiny", now, tmp_path, "tiny") == {"rows": [], "run": before}
+    assert not results.same(before["command"], [*now, "--seed", "1"])
+    assert not results.same(before["command"], ["benchmarks/experiments/vma_large.py", "--steps", "2"])
 
 
 def test_a_recipe_runs_once_and_leaves_its_record(tmp_path, monkeypatch, capsys):
