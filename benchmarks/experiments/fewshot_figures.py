@@ -31,20 +31,14 @@ def draw_training(results, batch, ax):
 
 def draw_bounds(alone, table, args, ax):
     """Bounds against examples, a line for each number of classes, or the other way round where these are more."""
-    classes = {
-        c: (f"VMA, {c} class{'es' * (c > 1)} in memory", [(c, s) for s in args.test_shots]) for c in args.test_classes
-    }
-    shots = {
-        s: (f"VMA, {s} example{'s' * (s > 1)} a class", [(c, s) for c in args.test_classes]) for s in args.test_shots
-    }
-    lines, along, name = (
-        (classes, args.test_shots, "examples of each class")
-        if len(classes) <= len(shots)
-        else (shots, args.test_classes, "classes")
-    )
-    for label, cells in lines.values():
-        rows = [table[cell] for cell in cells]
-        ax.errorbar(along, [r.mean for r in rows], [2 * r.se for r in rows], marker="o", capsize=3, label=label)
+    by_class = len(args.test_classes) <= len(args.test_shots)
+    lines, along = (args.test_classes, args.test_shots) if by_class else (args.test_shots, args.test_classes)
+    name = "examples of each class" if by_class else "classes"
+    for n in lines:
+        rows = [table[(n, m) if by_class else (m, n)] for m in along]
+        what = f"{n} class{'es' * (n > 1)} in memory" if by_class else f"{n} example{'s' * (n > 1)} a class"
+        errors = [2 * r.se for r in rows]
+        ax.errorbar(along, [r.mean for r in rows], errors, marker="o", capsize=3, label=f"VMA, {what}")
     ax.axhline(alone.mean, color="0.5", linestyle="--", label=f"{ALONE[args.base]}, no memory")
     ax.margins(y=0.08)
     ax.set_xscale("log", base=2)
@@ -62,11 +56,9 @@ def draw_lookups(model, guide, data, args, path):
     x, memory = (t.to(args.device) for t in tasks[0])
     address = guide.a_dist(x, memory)
     slot = address.probs.argmax(-1)
-    if args.base == "vae":
-        rebuilt = model.x_dist(guide.z_dist(x, memory[slot]).mean, model.content(memory[slot])).mean
-        third = {"rebuilt": rebuilt}
-    else:
-        third = {"drawn from it": model.generate(memory, a=slot)}
+    third = {"drawn from it": model.generate(memory, a=slot)} if args.base != "vae" else {
+        "rebuilt": model.x_dist(guide.z_dist(x, memory[slot]).mean, model.content(memory[slot])).mean
+    }  # fmt: skip
     fig, (left, right) = plt.subplots(1, 2, figsize=(14, 4), width_ratios=[3, 2], layout="constrained")
     rows = {"target": x, "likeliest slot": memory[slot], **third, "": x[:0], "memory": memory.values}
     plot_images(list(rows.values()), list(rows), ax=left)
@@ -82,15 +74,14 @@ def draw_lookups(model, guide, data, args, path):
 @torch.no_grad()
 def draw_samples(model, data, args, path):
     """Few-shot generation: new images given a memory of one unseen class."""
-    rows, labels = [], []
+    rows = []
     for i in range(6):
         _, memory = FewShotTasks(data, classes=1, shots=4, targets=1, seed=args.seed + 2)[i]
         memory = memory.to(args.device)
         x = model.generate(memory, (10,))
         rows.append(torch.cat([memory.values, torch.zeros_like(x[:1]), x]))
-        labels.append("")
     fig, ax = plt.subplots(figsize=(9, 4), layout="constrained")
-    plot_images(rows, labels, ax=ax)
+    plot_images(rows, ax=ax)
     ax.set_title(f"Four examples of one {kind(args)} class in memory, and ten samples given them")
     fig.savefig(path, dpi=120)
 

@@ -14,6 +14,7 @@ Recipes on real data need PYRO_MEMORY_DATA, a folder with a folder for each data
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -27,22 +28,15 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
-import tables_benchmarks
-import tables_images
-import tables_sets
-import tables_titans
-
 ROOT = Path(__file__).resolve().parents[2]
-TABLES = (tables_benchmarks, tables_images, tables_sets, tables_titans)
+TABLES = [importlib.import_module(f"tables_{part}") for part in ("benchmarks", "images", "sets", "titans")]
 RECIPES, DOCS = ROOT / "benchmarks" / "experiments" / "recipes", ROOT / "docs"
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="RECIPE", nargs="+", help="these and no others")
-    parser.add_argument(
-        "--minutes", metavar="X", type=float, default=15, help="leave out what takes longer (default 15)"
-    )
+    parser.add_argument("--minutes", metavar="X", type=float, default=15, help="leave out what takes longer (15)")
     parser.add_argument("--out", metavar="DIR", type=Path, default=ROOT / "out" / "results", help="where recipes run")
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="variants to run at once, a thread each")
     parser.add_argument("--fresh", action="store_true", help="run again what is done")
@@ -86,9 +80,8 @@ def run(name, recipe, out, fresh=False, jobs=1):
     if "variants" in recipe:
         record = run_variants(name, recipe, out, jobs)
     else:
-        place = (
-            ("--data-dir", str(Path(os.environ["PYRO_MEMORY_DATA"]) / recipe["data"])) if "data-dir" in recipe else ()
-        )
+        folder = os.environ.get("PYRO_MEMORY_DATA", "")
+        place = ("--data-dir", str(Path(folder) / recipe["data"])) if "data-dir" in recipe else ()
         record = run_one(name, command(recipe), out, recipe["about"], place=place)
     (DOCS / "data" / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     for figure, kept in recipe.get("figures", {}).items():
@@ -102,10 +95,8 @@ def run_variants(name, recipe, out, jobs):
 
     def one(job):
         (variant, extra), seed = job
-        place = out / f"{variant}_{seed}"
-        left = run_one(
-            f"{name}, {variant}, seed {seed}", command(recipe, **extra, seed=seed), place, recipe["about"], jobs
-        )
+        place, told = out / f"{variant}_{seed}", f"{name}, {variant}, seed {seed}"
+        left = run_one(told, command(recipe, **extra, seed=seed), place, recipe["about"], jobs)
         return variant, seed, {key: left[key] for key in (*recipe["keep"], "run") if key in left}
 
     runs = {}
@@ -168,8 +159,7 @@ def main():
     if unknown:
         raise SystemExit(f"--only must name recipes of {', '.join(recipes)}; got {', '.join(sorted(unknown))}")
     for name in [] if args.tables else args.only or recipes:
-        reason = why_not(recipes[name], args.minutes)
-        if reason:
+        if reason := why_not(recipes[name], args.minutes):
             print(f"{name}: left out, {reason}")
         else:
             run(name, recipes[name], args.out, args.fresh, args.jobs)

@@ -83,10 +83,8 @@ def build(mixer, horizon, series, args):
     if mixer is None:
         return DLinear(args.past, horizon), EmptyGuide()
     windows = series.windows("train", past=args.past, horizon=horizon, batch=1)
-    model = SequenceModel.series(
-        args.patch, mixer, dim=args.dim, outputs=horizon,
-        data_size=len(windows) * len(series.channels),
-    )  # fmt: skip
+    count = len(windows) * len(series.channels)
+    model = SequenceModel.series(args.patch, mixer, dim=args.dim, outputs=horizon, data_size=count)
     scale = torch.tensor(1 / math.sqrt(args.dim), device=args.device)
     model.readout.weight = PyroSample(dist.Normal(0 * scale, scale).expand([horizon, args.dim]).to_event(2))
     return model, AutoNormal(model, init_scale=0.01)
@@ -127,9 +125,8 @@ def run(name, mixer, horizon, series, args):
         Trace_ELBO(max_plate_nesting=1), args, schedule=warm_cosine(args.steps, warm=0, floor=0.02), clip_norm=None,
         evaluate=lambda step: errors(model, guide, valid, args),
     )  # fmt: skip
-    model.eval()
-    row = {"model": name, "horizon": horizon, **errors(model, guide, test, args)}
-    row["parameters"] = sum(p.numel() for p in model.parameters())
+    count = sum(p.numel() for p in model.parameters())
+    row = {"model": name, "horizon": horizon, **errors(model, guide, test, args), "parameters": count}
     if result:
         row |= {"seconds": result.seconds, "valid": result.history["evaluation"]}
     inside = []
@@ -174,11 +171,10 @@ def draw_fans(shown, series, args, path):
         test = Patches(series.windows("test", past=args.past, horizon=horizon, batch=1), args.patch)
         torch.manual_seed(args.seed)
         futures, truth, past = (t[..., -1, :].cpu() for t in draws(model, guide, test, test.count // 3, args))
-        ahead = range(horizon)
         levels = futures.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]), 0)
-        ax.fill_between(ahead, levels[0], levels[4], color=BLUE, alpha=0.2, linewidth=0, label="90%")
-        ax.fill_between(ahead, levels[1], levels[3], color=BLUE, alpha=0.35, linewidth=0, label="50%")
-        ax.plot(ahead, levels[2], color=BLUE, linewidth=1, label=f"{name}, median")
+        for i, alpha, share in ((0, 0.2, "90%"), (1, 0.35, "50%")):
+            ax.fill_between(range(horizon), levels[i], levels[4 - i], color=BLUE, alpha=alpha, linewidth=0, label=share)
+        ax.plot(levels[2], color=BLUE, linewidth=1, label=f"{name}, median")
         ax.plot(range(-args.past, horizon), torch.cat([past, truth]), color="0.2", linewidth=0.8, label="measured")
         ax.axvline(0, color=ORANGE, linewidth=0.8)
         ax.set(title=f"horizon {horizon}", xlabel="time", ylabel=f"{series.channels[-1]}, deviations")

@@ -1,4 +1,4 @@
-"""What the examples of Titans share: the mixers that they compare, and how a trained model is left as weights."""
+"""What the experiments on Titans share: the mixers that they compare, and how a trained model is left as weights."""
 
 from functools import partial
 

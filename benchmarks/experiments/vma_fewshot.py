@@ -110,11 +110,8 @@ def test_tasks(data, classes, shots, args):
 
 def bound(name, model, guide, tasks, args, wrong=False):
     """The bound of each target; kept in --out, so that a long table goes on where it was cut off."""
-    what = (
-        "base", "lookup", "pretrained", "folder", "start", "steps", "data", "test_on", "evaluate", "particles", "seed",
-        "protocol",
-    )  # fmt: skip
-    key = zlib.crc32(repr([str(getattr(args, k)) for k in what]).encode())
+    what = "base lookup pretrained folder start steps data test_on evaluate particles seed protocol"
+    key = zlib.crc32(repr([str(getattr(args, k)) for k in what.split()]).encode())
     path = args.out / "cells" / f"{name.lower().replace(' ', '-')}-{key:08x}.pt"
     if path.exists() and not args.fresh:
         return pm.BoundEstimate(**torch.load(path), particles=args.particles)
@@ -123,10 +120,9 @@ def bound(name, model, guide, tasks, args, wrong=False):
     for i in tqdm(range(len(tasks)), desc=name, leave=False):
         x, memory = tasks[i]
         memory = tasks.wrong_classes(i) if wrong else memory
-        x, memory = x.to(args.device), memory.to(args.device)
-        parts.append(
-            pm.importance_bound(model, guide, x, memory, particles=args.particles, chunk_size=125, max_plate_nesting=1)
-        )
+        given = x.to(args.device), memory.to(args.device)
+        few = {"particles": args.particles, "chunk_size": 125}
+        parts.append(pm.importance_bound(model, guide, *given, **few, max_plate_nesting=1))
     estimate = pm.BoundEstimate.cat(parts)
     path.parent.mkdir(exist_ok=True)
     torch.save({"bound": estimate.bound, "effective_particles": estimate.effective_particles}, path)
@@ -151,8 +147,6 @@ def main():
     results = {name: train(name, *pair, tasks, evaluation, args) for name, pair in pairs.items() if not args.pretrained}
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun the first process measures
         return
-    for model, guide in pairs.values():
-        model.eval(), guide.eval()
 
     print("\nmeasuring")
     torch.manual_seed(args.seed)
