@@ -82,7 +82,6 @@ examples: install ## run every example and every experiment at a few steps
 	$(RUN) examples/episodic_semantic.py --targets 20 --particles 4 --out out/examples/episodic_semantic
 	$(RUN) examples/lifetime.py --stages 2 --steps 12 --out out/examples/lifetime
 	$(RUN) examples/titans_recall.py --steps 4 --sequences 8 --out out/examples/titans_recall
-	$(RUN) examples/titans_forecast.py --steps 4 --draws 5 --out out/examples/titans_forecast
 	$(RUN) examples/surprise.py --write 50 --out out/examples/surprise
 	$(RUN) examples/diagnose.py --targets 16 --particles 10 --many 16 --out out/examples/diagnose
 	$(RUN) $(EXPERIMENTS)/vma_fewshot.py --steps 20 --evaluate 16 --particles 20 --out out/examples/fewshot
@@ -98,7 +97,7 @@ examples: install ## run every example and every experiment at a few steps
 	$(RUN) $(EXPERIMENTS)/titans_addressing.py --steps 20 --evaluate 16 --out out/examples/addressing
 	$(RUN) $(EXPERIMENTS)/titans_recall.py --steps 4 --evaluate 8 --batch 8 --out out/examples/recall_lengths
 	$(RUN) $(EXPERIMENTS)/titans_language.py --steps 4 --batch 4 --evaluate 2048 --out out/examples/titans_language
-	$(RUN) $(EXPERIMENTS)/titans_forecast.py --steps 4 --batch 8 --draws 5 --out out/examples/forecast_horizons
+	$(RUN) $(EXPERIMENTS)/titans_forecast.py --steps 4 --batch 8 --draws 5 --out out/examples/titans_forecast
 	$(RUN) benchmarks/training_speed.py --repeats 2 --out out/examples/training_speed
 	$(RUN) benchmarks/conversion.py --simulations 2 --steps 20 --out out/examples/conversion
 	$(RUN) benchmarks/addressing.py --slots 1000 --mapped 2000 --repeats 1 --out out/examples/lookup_cost
