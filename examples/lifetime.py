@@ -65,7 +65,7 @@ def draw(nats, model, memory, stream, args):
     centre = (concepts.beta / ((concepts.alpha - 1) * concepts.kappa)).sqrt().mean(-1)  # of mu's Student-t
     for width, what in ((concepts.widths(), "of its letters"), (centre, "of what is known of its centre")):
         middle.scatter(concepts.counts[used], width[used], s=14, label=what)
-    middle.set(xlabel="episodes taken in", xscale="log", ylabel="mean deviation", title="Each concept's uncertainty")
+    middle.set(xlabel="episodes taken in", ylabel="mean deviation", title="Each concept's uncertainty")
     middle.legend(frameon=False)
     rows = {}
     for stage, letters in enumerate(map(stream.held_out, range(args.stages))):

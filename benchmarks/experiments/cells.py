@@ -7,12 +7,12 @@ def table(rows):
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def estimate(row):
-    return paired(row["mean"], row["se"])
+def estimate(row, digits=2):
+    return paired(row["mean"], row["se"], digits)
 
 
-def paired(mean, se):
-    return f"{mean:.2f} ({se:.2f})"
+def paired(mean, se, digits=2):
+    return f"{mean:.{digits}f} ({se:.{digits}f})"
 
 
 def dotted(value, digits=3):

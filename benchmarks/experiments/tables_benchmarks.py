@@ -2,7 +2,7 @@
 
 import math
 
-from cells import estimate, table
+from cells import estimate, paired, table
 
 
 def step_cost(record, recipe):
@@ -18,9 +18,8 @@ def training_speed(record, recipe):
     rows = [[*heads, "under bfloat16, ms"]]
     for r in record["rows"]:
         lower = f"{r['bfloat16_ms']:.1f}" if r["bfloat16_ms"] else ""
-        share = f"{r['convolutions']:.0%}"
         step = f"{r['ms']:.1f} ({r['low']:.1f} to {r['high']:.1f})"
-        rows.append([r["model"], r["images"], step, f"{r['images_a_second']:,.0f}", share, lower])
+        rows.append([r["model"], r["images"], step, f"{r['images_a_second']:,.0f}", f"{r['convolutions']:.0%}", lower])
     return table(rows)
 
 
@@ -28,7 +27,7 @@ def alphabets(record, recipe):
     rows = [["nats per image", "training alphabets", "evaluation alphabets", "difference"]]
     for name, row in record["rows"].items():
         own, other = row["background"], row["evaluation"]
-        gap = f"{own['mean'] - other['mean']:.1f} ({math.hypot(own['se'], other['se']):.1f})"
+        gap = paired(own["mean"] - other["mean"], math.hypot(own["se"], other["se"]), 1)
         rows.append([name, estimate(own), estimate(other), gap])
     return table(rows)
 
@@ -37,9 +36,8 @@ def estimators(record, recipe):
     rows = [["slots", "objective", "total variance", "signal to noise", "steps", "ms a step", "bound"]]
     for r in record["rows"]:
         noise = f"{r['snr']:.3g}" if r["snr"] > 0 else "-"  # below what the draws can tell
-        bound = f"{r['bound']:.1f} ({r['bound_se']:.1f})"
-        milliseconds = f"{1000 * r['seconds_a_step']:.0f}"
-        rows.append([r["slots"], r["estimator"], f"{r['variance']:.2g}", noise, r["steps"], milliseconds, bound])
+        cost = [r["steps"], f"{1000 * r['seconds_a_step']:.0f}", paired(r["bound"], r["bound_se"], 1)]
+        rows.append([r["slots"], r["estimator"], f"{r['variance']:.2g}", noise, *cost])
     return table(rows)
 
 
@@ -60,12 +58,9 @@ def conversion(record, recipe):
     before, after = record["amortised"]["before"], record["amortised"]["after"]
     rows = [["separation, deviations", *(f"{float(d):g}" for d in after)]]
     for rule, cells in record["coverage"].items():
-        rows.append(
-            [f"90% intervals hold the truth, {rule}", *(f"{c['mean']:.3f} ({c['se']:.3f})" for c in cells.values())]
-        )
-    rows.append(
-        ["KL(amortised \\|\\| exact), nats an episode", *(f"{c['kl']:.4f} ({c['se']:.4f})" for c in after.values())]
-    )
+        rows.append([f"90% intervals hold the truth, {rule}", *(estimate(c, 3) for c in cells.values())])
+    kl = (paired(c["kl"], c["se"], 4) for c in after.values())
+    rows.append(["KL(amortised \\|\\| exact), nats an episode", *kl])
     rows.append(["the same before training", *(f"{c['kl']:.2f}" for c in before.values())])
     rows.append(["entropy of the exact posterior, nats", *(f"{c['entropy']:.3f}" for c in after.values())])
     return table(rows)

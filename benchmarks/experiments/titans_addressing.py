@@ -90,16 +90,13 @@ def main():
     for name, gain in gains.items():
         left.errorbar(step, gain.mean(0), 2 * gain.std(0) / math.sqrt(len(gain)), label=name, capsize=2)
     left.axhline(math.log(args.slots), color="0.5", linestyle="--", label=f"log {args.slots}")
-    left.set(
-        xlabel="step of the sequence", ylabel="KL(q(a | x) || p(a | before)), nats", title="What each lookup tells"
-    )
+    left.set(ylabel="KL(q(a | x) || p(a | before)), nats", title="What each lookup tells")
     per_step = costs["uniform prior"] - costs["Titans prior"]
     right.errorbar(step, per_step.mean(0), 2 * per_step.std(0) / math.sqrt(len(per_step)), color="C2", capsize=2)
     right.axhline(0, color="0.5", linewidth=0.8)
-    right.set(
-        xlabel="step of the sequence", ylabel="nats saved", title="log p(x_t | before): Titans minus uniform prior"
-    )
+    right.set(ylabel="nats saved", title="log p(x_t | before): Titans minus uniform prior")
     for ax in (left, right):
+        ax.set_xlabel("step of the sequence")
         for i in range(1, args.rounds):
             ax.axvline(i * args.round + 0.5, color="0.85", zorder=0)
     left.legend(frameon=False)

@@ -89,11 +89,8 @@ def drawings_in_a_file(data, address, args):
 
 def bound(model, guide, x, memory, args):
     torch.manual_seed(args.seed)
-    parts = [
-        pm.importance_bound(model, guide, part, memory, particles=args.particles, max_plate_nesting=1)
-        for part in x.split(64)
-    ]
-    return pm.BoundEstimate.cat(parts)
+    few = {"particles": args.particles, "max_plate_nesting": 1}
+    return pm.BoundEstimate.cat([pm.importance_bound(model, guide, part, memory, **few) for part in x.split(64)])
 
 
 def by_sharpness(model, guide, validation, memory, sizes, args):
@@ -163,10 +160,8 @@ def against_exact(model, guide, x, memory, exact, nearest, args):
         changed = (own != a).nonzero(as_tuple=True)
         new = value.clone()
         blocks = zip(*(index.split(2000) for index in changed), strict=True) if len(changed[0]) else ()
-        for particle, datum in blocks:
-            new[particle, datum] = given_address(
-                model, guide, x[datum], memory, own[particle, datum], noise[particle, datum]
-            )
+        for at in blocks:
+            new[at] = given_address(model, guide, x[at[1]], memory, own[at], noise[at])
         yield new.mean(0) + near.entropy() - elbo, (new - near.log_prob(own)).logsumexp(0) - bound
 
 
@@ -176,9 +171,8 @@ def by_nearest(model, guide, validation, x, memory, addresses, args):
     for slots, exact in addresses.items():
         part, index = memory.head(slots), pm.SlotIndex(args.index)
         nearest = [pm.NearestAddress(exact, k, epsilon=EPSILON, index=index) for k in NEAREST]
-        gaps = [
-            tuple(map(mean_se, pair)) for pair in against_exact(model, guide, validation, part, exact, nearest, args)
-        ]
+        pairs = against_exact(model, guide, validation, part, exact, nearest, args)
+        gaps = [tuple(map(mean_se, pair)) for pair in pairs]
         within = [min(bound[0], elbo[0]) > -TOLERANCE for elbo, bound in gaps]
         place = within.index(True) if any(within) else len(NEAREST) - 1
         (pair,) = against_exact(model, guide, x, part, exact, nearest[place : place + 1], args)

@@ -48,9 +48,8 @@ def pair(slots, images, args):
 
 def measure(model, guide, x, args):
     torch.manual_seed(args.seed)
-    bound = pm.BoundEstimate.cat(
-        [pm.importance_bound(model, guide, part, particles=args.particles, max_plate_nesting=1) for part in x.split(50)]
-    )
+    few = {"particles": args.particles, "max_plate_nesting": 1}
+    bound = pm.BoundEstimate.cat([pm.importance_bound(model, guide, part, **few) for part in x.split(50)])
     return bound, pm.information_gain(model, guide, x, draws=4, max_plate_nesting=1)
 
 
@@ -102,8 +101,8 @@ def main():
         name = f"{slots} templates" if slots else "no memory"
         model, guide = pair(slots, images, args)
         print(f"\ntraining with {name}: {args.steps} steps of 64 images", flush=True)
-        file = name.replace(" ", "_")
-        result = train(file, model, guide, batch, pm.VIMCO(4, max_plate_nesting=1), args, learning_rate=2e-3)
+        objective = pm.VIMCO(4, max_plate_nesting=1)
+        result = train(name.replace(" ", "_"), model, guide, batch, objective, args, learning_rate=2e-3)
         bound, info = measure(model, guide, x, args)
         vae = bound if vae is None else vae
         gain, gain_se = pm.MemoryContribution(bound, {"VAE": vae}).gain("VAE")
