@@ -53,7 +53,7 @@ def measure(model, guide, life, sets, args, alter=lambda memory: memory, wrong=F
 
 def levels(model, guide, life, evaluation, args):
     """Nats of each level, by shots: what the support told, and what the query had to add."""
-    recalled, added = {}, {}
+    recalled, added, draws = {}, {}, 2 if args.base == "diffusion" else 10
     for shots in args.shots:
         sets = test_sets(evaluation, shots, args)
         rows = []
@@ -61,9 +61,7 @@ def levels(model, guide, life, evaluation, args):
             x, support = (t.to(args.device) for t in sets[i])
             memory = view(pm.remember(model.recall, life.memory, support), args.memory)
             took = pm.information_gain(model.imagined, model.recalled, support, memory, max_plate_nesting=2)
-            gain = pm.information_gain(
-                model, guide, x, support, memory, max_plate_nesting=2, draws=2 if args.base == "diffusion" else 10
-            )
+            gain = pm.information_gain(model, guide, x, support, memory, max_plate_nesting=2, draws=draws)
             rows.append(({n: s.mean for n, s in took.sites.items()}, {n: s.mean for n, s in gain.sites.items()}))
         for store, part in ((recalled, 0), (added, 1)):
             store[shots] = {n: sum(r[part][n] for r in rows) / len(rows) for n in rows[0][part]}
@@ -108,12 +106,7 @@ def sample_quality(model, life, background, evaluation, args):
     )
     distance, floor = (frechet_distance(t.flatten(0, 1), examples.flatten(0, 1)) for t in (new, real))
     agreement = class_agreement(new, real, examples)
-    print(
-        f"class agreement {agreement.agreement:.3f} ({agreement.se:.3f}); real images {agreement.real:.3f} "
-        f"({agreement.real_se:.3f}), chance {agreement.chance:.3f}\n"
-        f"Frechet distance {distance.distance:.2f} ({distance.se:.2f}); "
-        f"real images {floor.distance:.2f} ({floor.se:.2f})"
-    )
+    print(agreement, distance, f"of real images: {floor}", sep="\n")
     return {
         "classifier_accuracy": judge.accuracy, "agreement": agreement.to_dict(), "frechet": distance.to_dict(),
         "frechet_of_real": floor.to_dict(),

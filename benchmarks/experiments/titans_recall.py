@@ -59,14 +59,11 @@ def tasks(args, length, seed, gap=None, batch=None):
 @torch.no_grad()
 def accuracy(model, batches, args):
     """The share of right answers, and its standard error over sequences."""
-    shares, count = [], 0
-    for i in range(args.evaluate):
+    shares = []
+    for i in range(-(-args.evaluate // batches.batch)):
         tokens, answers = (t.to(args.device) for t in batches[i])
         right = (model.x_dist(tokens).logits.argmax(-1) == tokens) & answers
         shares.append(right.sum(-1) / PAIRS)
-        count += len(tokens)
-        if count >= args.evaluate:
-            break
     return mean_se(torch.cat(shares))
 
 
@@ -123,13 +120,12 @@ def draw(rows, args, path):
         for i, row in enumerate(own):
             steps, values = zip(*((r["step"], r["accuracy"]) for r in row["learning"]), strict=True)
             axes[2].plot(steps, values, label=name if i == 0 else None, color=axes[0].get_lines()[-3].get_color())
-    for ax, label in zip(axes, ("length of the sequence", "fillers between pairs and questions"), strict=False):
-        ax.set_xscale("log", base=2)
-        ax.set_xlabel(label)
-    axes[0].axvline(args.length, color="0.6", linestyle=":", linewidth=1)
-    axes[0].set_title(f"{PAIRS} pairs; trained at length {args.length} (dotted)")
-    axes[1].set_title(f"attention sees {args.window} tokens")
+    axes[0].set(xlabel="length of the sequence", title=f"{PAIRS} pairs; trained at length {args.length} (dotted)")
+    axes[1].set(xlabel="fillers between pairs and questions", title=f"attention sees {args.window} tokens")
     axes[2].set(xlabel="step", title="at training length")
+    axes[0].axvline(args.length, color="0.6", linestyle=":", linewidth=1)
+    for ax in axes[:2]:
+        ax.set_xscale("log", base=2)
     for ax in axes:
         ax.axhline(1 / PAIRS, color="0.6", linestyle="--", linewidth=1, label="a guess among the values")
         ax.set(ylim=(0, 1.03), ylabel="accuracy")
