@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from pyro_memory import VIMCO, BoundEstimate, MemoryContribution, fit, importance_bound, information_gain, warm_cosine
 from pyro_memory.data import FewShotTasks, glyphs
+from pyro_memory.diagnostics import plot_images
 from pyro_memory.guides import VAEGuide, VMAGuide
 from pyro_memory.models import VAE, VMA
-from pyro_memory.plotting import plot_images
 
 SHOTS = (1, 2, 4, 8)
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -25,7 +25,7 @@ from pyro_memory import (
     memory_contribution,
 )  # fmt: skip
 from pyro_memory.data import FewShotTasks, glyphs
-from pyro_memory.plotting import plot_images, plot_usage
+from pyro_memory.diagnostics import plot_images, plot_usage
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--weights", metavar="NAME", default="vma-omniglot28", help="of a VMA (default vma-omniglot28)")

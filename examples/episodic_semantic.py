@@ -29,7 +29,7 @@ from pyro_memory import (
     remember,
 )  # fmt: skip
 from pyro_memory.data import SetTasks, glyphs
-from pyro_memory.plotting import plot_images, plot_levels
+from pyro_memory.diagnostics import plot_images, plot_levels
 
 WEIGHTS = "vsm-vae-omniglot"
 SHOTS = (0, 1, 2, 5, 10)

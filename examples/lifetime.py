@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from pyro_memory import ConceptMemory, EpisodicMemory, Lifetime, StructuredMemory, load_pretrained
 from pyro_memory.data import ClassStream, SetTasks, glyphs
-from pyro_memory.plotting import plot_images
+from pyro_memory.diagnostics import plot_images
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--stages", metavar="N", type=int, default=4, help="groups of some 14 letters (default 4)")

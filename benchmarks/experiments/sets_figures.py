@@ -6,7 +6,7 @@ from sets_pairs import view
 
 from pyro_memory import Context, remember
 from pyro_memory.data import SetTasks
-from pyro_memory.plotting import plot_images, plot_levels
+from pyro_memory.diagnostics import plot_images, plot_levels
 
 
 def draw_generations(model, life, evaluation, args, path):

@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 import pyro_memory as pm
 from pyro_memory.data import SetTasks
-from pyro_memory.metrics import class_agreement, frechet_distance, prototype_sets, train_classifier
+from pyro_memory.diagnostics import class_agreement, frechet_distance, prototype_sets, train_classifier
 
 
 def test_sets(evaluation, shots, args):

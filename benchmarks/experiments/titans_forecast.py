@@ -25,9 +25,9 @@ from titans_parts import MIXERS, leave_weights, mixers
 
 from pyro_memory import load_pretrained, pretrained, warm_cosine
 from pyro_memory.data import SERIES, load_series
+from pyro_memory.diagnostics import BLUE, ORANGE
 from pyro_memory.guides import EmptyGuide
 from pyro_memory.models import DLinear, SequenceModel
-from pyro_memory.plotting import BLUE, ORANGE
 
 HORIZONS = {"eeg": [24, 48]}  # the others: 96 192 336 720
 

@@ -19,9 +19,9 @@ from tables_images import templates
 
 import pyro_memory as pm
 from pyro_memory.data import load_images
+from pyro_memory.diagnostics import plot_images
 from pyro_memory.guides import VAEGuide, VMAGuide
 from pyro_memory.models import VAE, VMA
-from pyro_memory.plotting import plot_images
 
 
 def arguments():

@@ -23,9 +23,9 @@ from tables_sets import stream as stream_table
 
 import pyro_memory as pm
 from pyro_memory.data import ClassStream, SetTasks, glyphs, load_images
+from pyro_memory.diagnostics import plot_images
 from pyro_memory.guides import EmptyGuide, VAEBaseGuide, VSMGuide
 from pyro_memory.models import VSM, VAEBase
-from pyro_memory.plotting import plot_images
 
 CODE_DIM, DIM, ITEMS, QUERIES, SLOTS, CONCEPTS = 32, 16, 6, 8, 40, 64
 

@@ -55,7 +55,10 @@ from pyro_memory.models import (
     VAEBase,
 )
 from pyro_memory.nets import Embedding, GaussianImage, ImageMLP
-from pyro_memory.testing import check_base, check_mixer, check_pair, check_store
+from pyro_memory.testing.bases import check_base
+from pyro_memory.testing.mixers import check_mixer
+from pyro_memory.testing.pairs import check_pair
+from pyro_memory.testing.stores import check_store
 
 SHAPE = (1, 9, 7)  # odd sizes, so that up- and down-sampling must agree
 SIZES = {"channels": (4, 5)}

@@ -9,7 +9,7 @@ from torch import nn
 from pyro_memory import Context
 from pyro_memory.guides import BaseGuide, VAEBaseGuide
 from pyro_memory.models import BaseModel, VAEBase
-from pyro_memory.testing import check_base
+from pyro_memory.testing.bases import check_base
 
 SHAPE = (1, 2, 3)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_memory.testing import check_mixer
+from pyro_memory.testing.mixers import check_mixer
 
 
 class Fading:

@@ -13,7 +13,7 @@ from torch import nn
 
 from pyro_memory import SlotMemory
 from pyro_memory.naming import unique_name
-from pyro_memory.testing import check_pair
+from pyro_memory.testing.pairs import check_pair
 
 
 class Curves(PyroModule):

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_memory.testing import check_store
+from pyro_memory.testing.stores import check_store
 
 
 class Shelf:
