@@ -24,8 +24,6 @@ ROWS = [line for line in LINES if line[1] != "code" and set(line[1]) != {"-"}]
 def defined(folder):
     """What the files of a folder, or one file, define: functions, classes, and ``Class.method``."""
     place = ROOT / folder
-    if folder.startswith("kernels/") and not place.exists():  # its rooms may still be files beside one another
-        place = place.parent
     names = set()
     for path in [place] if place.is_file() else place.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
