@@ -109,8 +109,11 @@ def test_a_room_says_what_lives_there_and_gives_what_it_names(room):
     assert len(module.__doc__.split("\n\n")) == 2, "one sentence, then one paragraph"
     assert "Where is the thing that" in module.__doc__
     assert "Imports:" in module.__doc__
-    named = set(re.findall(r"``(\w+)``", module.__doc__.split("Imports:")[0]))
-    assert {n for n in named if not hasattr(module, n)} == set()
+    says, imports = (set(re.findall(r"``(\w+)``", text)) for text in module.__doc__.split("Imports:"))
+    assert {n for n in says if not hasattr(module, n)} == set()
+    if imports:
+        used = {part(m) for name, own in INNER.items() if part(name) == part(room) for m in own}
+        assert imports == used - {part(room), "naming", "checks"}
 
 
 def test_no_file_is_longer_than_a_person_reads():
