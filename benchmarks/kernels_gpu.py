@@ -57,7 +57,7 @@ def machine():
 
 def code():
     """Names the kernels' code, which a time belongs to."""
-    files = sorted((ROOT / "kernels").glob("*.py"))
+    files = sorted((ROOT / "kernels").rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 

@@ -2,7 +2,9 @@
 
 Where is the thing that ... looks up an address from the target (``VMAGuide``, ``AddressedGuide``); samples nothing,
 for a model without latents (``EmptyGuide``); goes with a base (``VAEBaseGuide``, ``HierarchicalBaseGuide``,
-``DiffusionBaseGuide``)? Imports: every room of the package but models.
+``DiffusionBaseGuide``); goes with any other model? It has the model's name, then Guide: ``VSMGuide``, ``VAEGuide``,
+``SoftAttentionVAEGuide``, ``ConsolidationGuide``, ``TitansAddressingGuide``. Imports: ``addressing``,
+``distributions``, ``nets``, ``recall``, ``stores``.
 """
 
 from pyro_memory.guides.addressed import AddressedGuide

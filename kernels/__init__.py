@@ -1,11 +1,12 @@
 """Accelerated public functions; torch alone, and Triton where there is a CUDA device.
 
 Where is the thing that ... computes a neural memory (``neural_memory``, ``memory_surprise``, ``apply_memory``; room
-memory), reads a large memory by content (``fused_address``, ``nearest_slots``; room address), runs a linear recurrence
-(``decay_scan``; room scan), says why Triton is not used (``why_not_triton``)? In each room definition.py says in a few
-lines of PyTorch what is computed, public.py holds the public functions, torch_form.py and triton_form.py compute it;
-files named triton_* hold Triton source and load only where kernels are to run. Beside the rooms: dispatch.py chooses a
-form, triton_parts.py is what kernels share. Imports: torch and triton; no room imports another.
+memory), reads a large memory by content (``fused_address``, ``nearest_slots``; room address), runs a linear
+recurrence (``decay_scan``; room scan), says why Triton is not used (``why_not_triton``)? In each room definition.py
+says in a few lines of PyTorch what is computed, public.py holds the public functions, torch_form.py and
+triton_form.py compute it; files named triton_* hold Triton source and load only where kernels are to run. Beside the
+rooms: dispatch.py says what a choice of form asks for, triton_parts.py is what kernels share. Imports: torch and
+triton; no room imports another.
 """
 
 from pyro_memory.kernels.address import AddressRead, fused_address, nearest_slots

@@ -1,10 +1,12 @@
 """Generative models with a memory, one file a paper's model.
 
 Where is the thing that ... reads a sampled slot (``VMA``), or attends to all of them (``SoftAttentionVAE``); reads
-episodes and concepts (``VSM``, over a base of ``bases``); puts an address before any base (``Addressed``); is the
-baseline without memory (``VAE``); converts episodes to concepts (``ConsolidationModel``); learns at test time
-(``NeuralMemory``, in ``TitansMAC``, ``TitansMAG``, ``TitansMAL``, ``TitansLMM``, and the mixers to compare with);
-writes a sequence down with any of these (``SequenceModel``)? Imports: every room of the package but guides.
+episodes and concepts (``VSM``, over a base: ``VAEBase``, ``HierarchicalBase``, ``DiffusionBase``); puts an address
+before any base (``Addressed``); is the baseline without memory (``VAE``); converts episodes to concepts
+(``ConsolidationModel``); learns at test time (``NeuralMemory``, in ``TitansMAC``, ``TitansMAG``, ``TitansMAL``,
+``TitansLMM``), or is what those are compared with (``TransformerMixer``, ``LSTMMixer``, ``DLinear``); writes a
+sequence down with any of these (``SequenceModel`` and its readouts); predicts an address from those before
+(``TitansAddressing``)? Imports: ``addressing``, ``distributions``, ``kernels``, ``nets``, ``recall``, ``stores``.
 """
 
 from pyro_memory.models.addressed import Addressed

@@ -1,4 +1,11 @@
-"""Memory for Pyro models, trained by SVI and measured in nats."""
+"""Memory for Pyro models, trained by SVI and measured in nats.
+
+The rooms, from the top down; the door of each says what lives there: ``testing`` (contracts for classes of your own),
+``zoo`` (trained weights), ``models`` and ``guides``, ``training`` (``fit``), ``recall`` (sets, episodes, concepts),
+``diagnostics`` (bounds, information gain), ``inference`` (objectives), ``addressing``, ``data``, ``checks`` (what
+arguments must be), ``stores`` (memories), ``distributions``, ``nets``, ``kernels`` (accelerated functions),
+``naming``.
+"""
 
 from pathlib import Path
 

@@ -111,9 +111,9 @@ def test_a_room_says_what_lives_there_and_gives_what_it_names(room):
     assert "Imports:" in module.__doc__
     says, imports = (set(re.findall(r"``(\w+)``", text)) for text in module.__doc__.split("Imports:"))
     assert {n for n in says if not hasattr(module, n)} == set()
-    if imports:
+    if room != "pyro_memory.kernels":
         used = {part(m) for name, own in INNER.items() if part(name) == part(room) for m in own}
-        assert imports == used - {part(room), "naming", "checks"}
+        assert imports == used - {part(room), "naming", "checks", ""}
 
 
 def test_no_file_is_longer_than_a_person_reads():

@@ -15,7 +15,7 @@ from pyro_memory.kernels.memory.definition import ACTIVATIONS, Layers
 
 def checked(
     tokens: tuple[Tensor, ...], weights: Sequence[Tensor], momentum_state: Sequence[Tensor] | None,
-    gates: tuple[Tensor | Sequence[Tensor], ...], *, chunk_size: int, activation: str = "gelu",
+    gates: Sequence[Tensor | Sequence[Tensor]], *, chunk_size: int, activation: str = "gelu",
     residual_norm: bool = False, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,
     lengths: Tensor | None = None, check_values: bool | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Layers, Layers], list[Layers], dict[str, Any]]:  # fmt: skip

@@ -1,7 +1,8 @@
 """Images, text and series, and the tasks drawn from them.
 
-Where is the thing that ... loads images by name (``load_images``; ``glyphs`` needs no file, ``omniglot``, ``mnist``,
-``digit_pairs``), text (``load_text``) or series (``load_series``); draws a target and the memory to look it up in
+Where is the thing that ... holds images and their classes, yours too (``LabelledImages``); loads them by name
+(``load_images``; ``glyphs`` needs no file, ``omniglot``, ``mnist``, ``digit_pairs``), text (``load_text``,
+``CharacterText``, ``TextBatches``) or series (``load_series``); draws a target and the memory to look it up in
 (``FewShotTasks``), sets of one class (``SetTasks``), a stream of them (``ClassStream``), pairs to recall
 (``RecallTasks``), a needle in text (``NeedleTasks``), windows to forecast from (``SeriesWindows``)? A task is
 indexed: ``tasks[i]`` gives the arguments of model and guide, the same for the same seed. Imports: ``stores``.

@@ -2,10 +2,10 @@
 
 Where is the thing that ... bounds log p(x) (``importance_bound``); says what each latent and each lookup carried
 (``information_gain``); what the memory was worth (``memory_contribution``); how surprising each token was
-(``token_surprise``); how good generated images are (``frechet_distance``, ``class_agreement``); hands a record to
-ArviZ (``to_arviz``); draws images, usage, levels (``plot_images``, ``plot_usage``, ``plot_levels``, ``plot_text``)? A
-record prints itself with standard errors, and has ``to_dict()`` and ``plot(ax)``. Imports: ``inference``, ``stores``,
-``distributions``, ``nets``, ``data``.
+(``token_surprise``); how good generated images are (``frechet_distance``, ``class_agreement``, by
+``train_classifier``); hands a record to ArviZ (``to_arviz``); draws images, usage, levels (``plot_images``,
+``plot_usage``, ``plot_levels``, ``plot_text``)? A record prints itself with standard errors, and has ``to_dict()``
+and ``plot(ax)``. Imports: ``inference``, ``stores``, ``distributions``, ``nets``, ``data``.
 """
 
 from pyro_memory.diagnostics.addresses import AddressInformation

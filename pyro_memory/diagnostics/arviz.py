@@ -11,7 +11,6 @@ from pyro_memory.diagnostics.bound import BoundEstimate
 from pyro_memory.diagnostics.contribution import MemoryContribution
 from pyro_memory.diagnostics.information import InformationGain
 
-BOUND = ("bound", "effective_particles")
 Groups = dict[str, dict[str, tuple[tuple[str, ...], Any]]]
 
 

@@ -2,8 +2,8 @@
 
 Where is the thing that ... trains a pair with discrete addresses (``VIMCO``, ``LeaveOneOutELBO``,
 ``RaoBlackwellELBO``); makes an objective of a differentiable loss (``Objective``); gives each datum its importance
-weights (``weigh``); runs model and guide for all particles at once (``Particles``); fills in what a datum lacks
-(``complete``)? Imports: ``distributions``.
+weights (``weigh``); runs model and guide for all particles at once (``Particles``); keeps frozen parameters frozen
+(``KeepFrozen``); fills in what a datum lacks (``complete``)? Imports: ``distributions``.
 """
 
 from pyro_memory.inference.completion import complete

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float
 from pyro import poutine
 from torch import Tensor
 
+from pyro_memory.inference.weights import KeepFrozen
+
 
 @torch.no_grad()
 def complete(
@@ -55,8 +57,9 @@ def complete(
         raise ValueError(f"`sweeps` must be at least 1; got {sweeps}")
     chain = [x]
     for _ in range(sweeps):
-        latents = poutine.trace(guide).get_trace(chain[-1], *args)
-        drawn = poutine.trace(poutine.replay(poutine.uncondition(model), trace=latents)).get_trace(chain[-1], *args)
+        with KeepFrozen():
+            latents = poutine.trace(guide).get_trace(chain[-1], *args)
+            drawn = poutine.trace(poutine.replay(poutine.uncondition(model), trace=latents)).get_trace(chain[-1], *args)
         if site not in drawn or not drawn.nodes[site]["infer"].get("was_observed"):
             raise ValueError(f"`site` must be an observed site of the model; {site!r} is not")
         chain.append(torch.where(known, x, drawn.nodes[site]["value"]))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
@@ -210,7 +211,8 @@ class KeepFrozen(Messenger):
 
     def _pyro_param(self, msg: dict[str, Any]) -> None:
         initial = msg["args"][1] if len(msg["args"]) > 1 else None
-        if isinstance(initial, nn.Parameter) and not initial.requires_grad:
+        frozen = isinstance(initial, nn.Parameter) and not initial.requires_grad
+        if frozen and msg["name"] not in pyro.get_param_store():
             msg["value"], msg["done"], msg["stop"] = initial, True, True
 
 

@@ -2,9 +2,10 @@
 
 Where is the thing that ... sees an image (``ImagePyramid``, ``ImageMLP``); embeds it to be looked up (``Embedding``);
 draws it from a code and what was read (``ConvDecoder``, ``MLPDecoder``); ends in a distribution (``GaussianHead``,
-``PairEncoder``, ``BernoulliImage``); says what a memory told a base model (``Context``)? Features are tuples of
-tensors, finest first, coarsest last: a pyramid has several, an MLP one, a model without memory none. Any number of
-batch dimensions may stand to the left. Imports: nothing of this package.
+``PairEncoder``, ``ContentPrior``, ``BernoulliImage``, ``GaussianImage``); adds what was read (``SkipPyramid``);
+chains layers and draws their first weights (``mlp``, ``scale_for_relu``); says what a memory told a base model
+(``Context``)? Features are tuples of tensors, finest first, coarsest last: a pyramid has several, an MLP one, a model
+without memory none. Any number of batch dimensions may stand to the left. Imports: nothing of this package.
 """
 
 from pyro_memory.nets.context import Context, with_code

@@ -48,6 +48,7 @@ def on_images(f: Callable[[Tensor], Features], x: Tensor) -> Features:
 
 
 def coarsest(features: Features, batch_dims: int) -> Tensor:
+    """The last features, all but the batch dimensions in one."""
     return features[-1].flatten(batch_dims)
 
 
@@ -75,4 +76,5 @@ def flat(maps: Tensor) -> Tensor:
 
 
 def channels_last(images: Tensor) -> Tensor:
+    """Lays channels out last, which convolutions on a CPU read faster."""
     return images.contiguous(memory_format=torch.channels_last)

@@ -3,7 +3,8 @@
 Where is the thing that ... embeds sets of images and addresses episodes by them (``Recall``), and is taught to
 (``Recognition``); turns episodes into concepts with their doubt (``consolidate``, ``exact_posterior``) and concepts
 into episodes (``replay``); keeps both stores over a stream of sets (``Lifetime``) or takes new supports in
-(``remember``)? Imports: ``diagnostics`` for figures, ``addressing``, ``stores``, ``distributions``, ``nets``.
+(``remember``); refuses what is no task (``check_task``)? Imports: ``diagnostics`` for figures, ``addressing``,
+``stores``, ``distributions``, ``nets``.
 """
 
 from pyro_memory.recall.consolidation import (

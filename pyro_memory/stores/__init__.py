@@ -1,9 +1,10 @@
 """Memories: values that hold something; writing gives a new one, reading changes nothing.
 
-Where is the thing that ... holds items in slots (``SlotMemory``), with contents that are learned
-(``TemplateMemory``), in files larger than RAM (``MappedMemory``), over several processes (``ShardedMemory``); holds
-episodes with their images (``EpisodicMemory``), concepts with their doubt (``ConceptMemory``), both
-(``StructuredMemory``); writes a file whole or not at all (``replace_file``)? Imports: ``distributions``.
+Where is the thing that ... holds items in slots, written round a ring or as a reservoir (``SlotMemory``), with
+contents that are learned (``TemplateMemory``), in files larger than RAM (``MappedMemory``), over several processes
+(``ShardedMemory``); holds episodes with their images (``EpisodicMemory``), concepts with their doubt
+(``ConceptMemory``), both (``StructuredMemory``); writes a file whole or not at all (``replace_file``)? Imports:
+``distributions``.
 """
 
 from pyro_memory.stores.concepts import ConceptMemory

@@ -2,8 +2,9 @@
 
 Where is the thing that ... trains a pair (``fit``); is the batch of a step (``batches``); takes a step and refuses
 what would not train (``loop``); writes and reads a run (``save_checkpoint``, ``load_checkpoint``, ``load_weights``);
-lets several processes train one model (``Ranks``); changes the learning rate (``warm_cosine``); lets a step end
-before a signal counts (``signals``)? Imports: ``diagnostics``, ``inference``, ``stores`` (for files).
+keeps what it did (``FitResult``, ``log``); lets several processes train one model (``Ranks``); changes the learning
+rate (``warm_cosine``); lets a step end before a signal counts (``signals``)? Imports: ``diagnostics``, ``inference``,
+``stores`` (for files).
 """
 
 from pyro_memory.training.checkpoints import (

@@ -7,16 +7,17 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 
 from pyro_memory.training.ranks import Ranks
 
 
 def stream(batches: Any, skip: int, ranks: Ranks) -> tuple[Callable[[int], Any], Callable[[], Any]]:
     """Gives the batch of a step, and a batch to look at before the first step, from any kind of ``batches``."""
-    if hasattr(batches, "__getitem__"):
+    if hasattr(batches, "__getitem__") and not isinstance(batches, IterableDataset):
         try:
             length = len(batches)
-        except TypeError:  # it has no end
+        except (TypeError, NotImplementedError):  # it has no end, or does not tell
             length = None
         if length == 0:
             raise ValueError("`batches` must hold at least one batch; got none")
@@ -54,6 +55,7 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def arguments(batch: Any, device: torch.device | str | None) -> tuple[Any, ...]:
+    """The arguments of model and guide in a batch, on the device."""
     if not isinstance(batch, (tuple, list)):
         raise ValueError(
             f"`batches` must give a tuple of the arguments of model and guide; got {type(batch).__name__}: write (x,)"

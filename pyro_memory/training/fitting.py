@@ -12,10 +12,12 @@ from typing import Any
 
 import pyro
 import torch
+from matplotlib.axes import Axes
 from pyro.infer import ELBO
 from torch import nn
 from tqdm import tqdm
 
+from pyro_memory.diagnostics import axes_or_new
 from pyro_memory.inference import KeepFrozen
 from pyro_memory.training.batches import arguments, stream
 from pyro_memory.training.checkpoints import load_batches, load_checkpoint, module_of, read_header
@@ -59,11 +61,9 @@ class FitResult:
         """Gives the record as plain values that JSON can hold."""
         return asdict(self) | {"checkpoint": None if self.checkpoint is None else str(self.checkpoint)}
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Draws the bound against the step on ``ax``, or on new axes, and returns them."""
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots()[1] if ax is None else ax
+        ax = axes_or_new(ax)
         ax.plot(self.history["step"], self.history["bound"])
         ax.set(xlabel="step", ylabel="bound (nats per call)")
         return ax

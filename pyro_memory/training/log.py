@@ -37,7 +37,6 @@ class Log:
 
     def inform(self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         """Notes the information gain of each site; a pair that has none is told once and trains on."""
-
         try:
             sites = information_gain(model, guide, *args, draws=1).sites
         except (ValueError, NotImplementedError) as error:

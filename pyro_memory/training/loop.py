@@ -1,4 +1,4 @@
-"""One step of the optimizer, with the checks that keep it honest."""
+"""Steps of the optimizer, and what must be true before the first."""
 
 from __future__ import annotations
 
@@ -125,6 +125,7 @@ def make_parameters(
 def make_optimizer(
     optimizer: Callable[..., torch.optim.Optimizer], parameters: list[Tensor], learning_rate: float
 ) -> torch.optim.Optimizer:
+    """Makes the optimizer, fused where torch can."""
     # One fused kernel over all parameters is what brings a Pyro step to the speed of plain torch.
     places = {(p.dtype, p.device.type, p.device.index) for p in parameters}
     fusible = optimizer in (torch.optim.Adam, torch.optim.AdamW) and len(places) == 1

@@ -26,10 +26,10 @@ def test_a_room_imports_its_own_files_and_what_all_share(room):
         assert all(name.startswith(allowed) for name in own), path
 
 
-def test_a_file_is_named_triton_exactly_where_it_imports_triton():
+def test_a_file_that_imports_triton_is_named_so():
     for path in KERNELS.rglob("*.py"):
-        uses = any(name.split(".")[0] == "triton" for name in imported(path))
-        assert path.name.startswith("triton_") == uses, path
+        if any(name.split(".")[0] == "triton" for name in imported(path)):
+            assert path.name.startswith("triton_")
 
 
 @pytest.mark.parametrize("package", ["", *(f".{room}" for room in ROOMS)])

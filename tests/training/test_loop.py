@@ -6,7 +6,7 @@ from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule
 from torch import nn
 
-from pyro_memory import importance_bound
+from pyro_memory import complete, importance_bound
 
 
 class WithGlobal(Model):
@@ -97,6 +97,7 @@ def test_what_is_frozen_stays_so_whatever_is_measured_or_trained():
     plain = guide.forward
     guide.forward = lambda *args: (guide.own, plain(*args))[1]
     importance_bound(model, guide, *Plain()[0], particles=2)
+    complete(model, guide, *Plain()[0], sweeps=1)
     run(model, guide, steps=3)
     assert not guide.own.requires_grad
     assert guide.own == 0

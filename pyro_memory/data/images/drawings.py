@@ -106,6 +106,7 @@ def _ink(png: bytes, path: Path, file: str) -> np.ndarray:
 
 
 def _write(path: Path, bits: np.ndarray, labels: np.ndarray, names: np.ndarray) -> None:
+    """Writes the cache whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(temporary: Path) -> None:

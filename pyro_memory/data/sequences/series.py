@@ -148,6 +148,9 @@ class SeriesWindows:
             raise TypeError("windows that a `seed` draws have no end, hence no length")
         return -(-len(self.starts) // self.batch)
 
+    def __bool__(self) -> bool:
+        return True  # also where there is no length to ask for
+
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "sequence past"], Float[Tensor, "sequence horizon"]]:
         starts = self._starts(index)
         rows = self.series.values[starts[:, None] + torch.arange(self.past + self.horizon)]

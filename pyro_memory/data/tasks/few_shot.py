@@ -100,6 +100,9 @@ class FewShotTasks:
             raise TypeError("tasks without `target_indices` have no end, hence no length")
         return -(-len(self.target_indices) // self.targets)
 
+    def __bool__(self) -> bool:
+        return True  # also where there is no length to ask for
+
     def __getitem__(self, index: int) -> Task:
         return self._task(index, wrong=False)
 

@@ -79,6 +79,9 @@ class SetTasks:
             raise TypeError("sets without `targets` have no end, hence no length")
         return -(-len(self.targets) // self.tasks)
 
+    def __bool__(self) -> bool:
+        return True  # also where there is no length to ask for
+
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "task query 1 height width"], SlotMemory]:
         if self.targets is not None:
             return self._fixed(index, other=False)
