@@ -16,13 +16,9 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a float may be gi
 
 
 def modules():
-    """All of the package but what Triton compiles, which reads its own source."""
+    """All of the package but the kernels, whose annotations carry no shapes: they import torch and triton alone."""
     yield from (f"pyro_memory.{path.stem}" for path in (ROOT / "pyro_memory").iterdir() if path.stem != "__init__")
     yield from ("pyro_memory.models", "pyro_memory.guides")
-    for path in (ROOT / "kernels").rglob("*.py"):
-        inner = path.relative_to(ROOT).with_suffix("").parts
-        if path.name != "__init__.py" and "triton" not in path.stem:
-            yield ".".join(["pyro_memory", *inner])
 
 
 def install():

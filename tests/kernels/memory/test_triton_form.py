@@ -278,7 +278,6 @@ def test_a_second_derivative_is_refused():
         dq.square().sum().backward()
 
 
-@pytest.mark.unchecked
 def test_it_compiles_without_a_break():
     tensors = problem((16, 24, 16), 9, dtype=torch.float32)
 
