@@ -1,7 +1,9 @@
 """``make gpu`` without a GPU: its parts against a pretended clock, and the whole of it on a pretended device."""
 
 import csv
+import importlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -318,3 +320,14 @@ def test_profiling_leaves_out_a_tool_that_is_not_here_and_goes_on_after_one_that
     assert "stopped after 0.2 s" in said[2]
     assert "ended with 0" in said[3]
     assert (tmp_path / "bad_1.log").read_text() == "7\n"
+
+
+def test_a_time_belongs_to_the_code_of_every_kernel(tmp_path, monkeypatch):
+    gpu = importlib.import_module("kernels_gpu")
+    shutil.copytree(gpu.ROOT / "kernels", tmp_path / "kernels")
+    before = gpu.code()
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    assert gpu.code() == before
+    changed = tmp_path / "kernels" / "memory" / "triton_linear.py"
+    changed.write_text(changed.read_text() + "\n")
+    assert gpu.code() != before
