@@ -125,19 +125,19 @@ def concepts():
     return ConceptMemory.reserve(2, 3).update(torch.randn(4, 3), torch.full((4, 3), 0.2), torch.eye(2).repeat(2, 1))
 
 
-def stores():
+def stores(episodes=2):
     semantic = concepts()
-    loc, variance = torch.randn(2, 3), torch.full((2, 3), 0.2)
+    loc, variance = torch.randn(episodes, 3), torch.full((episodes, 3), 0.2)
     rho = semantic.responsibilities(loc, variance)
-    episodes = EpisodicMemory.reserve(2, 1, SHAPE, 3, 2)
-    episodes = episodes.write(loc, variance, ink(2, 1, *SHAPE), torch.tensor([1, 1]), rho)
-    return StructuredMemory(semantic, episodes)
+    episodic = EpisodicMemory.reserve(episodes, 1, SHAPE, 3, 2)
+    episodic = episodic.write(loc, variance, ink(episodes, 1, *SHAPE), torch.ones(episodes, dtype=torch.long), rho)
+    return StructuredMemory(semantic, episodic)
 
 
-def task():
+def task(episodes=2):
     mask = torch.tensor([[True, True], [True, False]])
     support = SlotMemory(ink(2, 2, *SHAPE) * mask.reshape(2, 2, 1, 1, 1), mask=mask, batch_dim=-2)
-    return ink(2, 1, *SHAPE), support, stores()
+    return ink(2, 1, *SHAPE), support, stores(episodes)
 
 
 def sequential():
@@ -184,7 +184,7 @@ PAIRS = {
     "Addressed vae": (lambda: addressed("vae"), images_and_slots, {}),
     "Addressed hierarchical": (lambda: addressed("hierarchical"), images_and_slots, {}),
     "Addressed diffusion": (lambda: addressed("diffusion"), images_and_slots, noisy),
-    "VSM vae": (lambda: structured("vae"), task, {}),
+    "VSM vae": (lambda: structured("vae"), lambda: task(episodes=1), {}),
     "VSM hierarchical": (lambda: structured("hierarchical"), task, {"combinations": 0}),
     "VSM diffusion": (lambda: structured("diffusion"), task, noisy | {"combinations": 0}),
     "consolidation": (
