@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := MPLBACKEND=Agg $(BIN)/python
 STAMP := .venv/.installed
+MYPY = $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir ../mypy
 EXPERIMENTS := benchmarks/experiments
 # The GPU targets install nothing: any Python that has torch, triton, numpy and matplotlib will do.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
@@ -70,7 +71,8 @@ lint: install ## check style and types
 	$(BIN)/ruff format --check .
 	rm -rf out/typed && mkdir -p out/typed/pyro_memory
 	ln -s $(CURDIR)/pyro_memory/* $(CURDIR)/models $(CURDIR)/guides $(CURDIR)/kernels out/typed/pyro_memory/
-	cd out/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir ../mypy -p pyro_memory $(CURDIR)/tests/typed_user.py
+	cd out/typed && $(MYPY) -p pyro_memory
+	cd out/typed && $(MYPY) $(CURDIR)/tests/typed_user.py
 
 format: install ## rewrite to style
 	$(BIN)/ruff check --fix .

@@ -115,9 +115,9 @@ def check_base(
                 module.double().eval()
                 for parameter in module.parameters():
                     parameter.add_(0.1 * torch.randn_like(parameter))  # a layer of zeros would hide what it is told
-            task = tuple(None if t is None else t.double() for t in task)
-            _check_weights(*_told(*pair), task)
-            _check_images(pair[0], task)
+            exact: Any = tuple(None if t is None else t.double() for t in task)
+            _check_weights(*_told(*pair), exact)
+            _check_images(pair[0], exact)
 
 
 def _told(base: nn.Module, guide: nn.Module) -> tuple[Told, ToldGuide]:

@@ -66,7 +66,8 @@ def pickled(thing: Any, name: str) -> Any:
 
 def parameters_of(**modules: Any) -> dict[str, Tensor]:
     """The parameters of some modules by name, ``"guide.net.weight"``, each once; a plain function has none."""
-    seen, named = set(), {}
+    seen: set[int] = set()
+    named: dict[str, Tensor] = {}
     for owner, module in modules.items():
         for name, parameter in module.named_parameters() if isinstance(module, nn.Module) else ():
             if id(parameter) not in seen:

@@ -72,9 +72,10 @@ def check_particles(model: Any, guide: Any, args: tuple) -> None:
         together = weigh(*traces).log_weight
         for k, expected in enumerate(together):
             drawn = traces[1].copy()
+            nodes: dict[str, Any] = drawn.nodes
             for name, site in stochastic_sites(drawn).items():
                 if any(f.name == PARTICLES for f in site["cond_indep_stack"]):
-                    drawn.nodes[name] = site | {"value": site["value"][k]}
+                    nodes[name] = site | {"value": site["value"][k]}
             alone = weigh(*_traces(model, guide, args, drawn)).log_weight[0]
             demand_close(
                 alone, expected, f"a particle must weigh the same beside others as alone. {REMEDY}", tolerance=1e-4

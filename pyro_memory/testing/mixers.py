@@ -43,14 +43,14 @@ def check_mixer(mixer: nn.Module, *, dim: int | None = None) -> None:
 
         check_mixer(MyMixer(8), dim=8)
     """
-    dim = mixer.dim if dim is None else dim
+    width: Any = mixer.dim if dim is None else dim
     with isolated():
         mixer = copied(mixer, "the mixer").double()
         with torch.no_grad():
             for parameter in mixer.parameters():
                 parameter.mul_(1.5)
         _check_interface(mixer)
-        x = torch.randn(BATCH, TIME, dim, dtype=torch.float64)
+        x = torch.randn(BATCH, TIME, width, dtype=torch.float64)
         result = mixer(x)
         demand(
             isinstance(result, tuple) and len(result) == 2 and result[0].shape == x.shape,
