@@ -10,7 +10,7 @@ and ``plot(ax)``. Imports: ``inference``, ``stores``, ``distributions``, ``nets`
 
 from pyro_memory.diagnostics.addresses import AddressInformation
 from pyro_memory.diagnostics.arviz import to_arviz
-from pyro_memory.diagnostics.axes import BLUE, GREY, ORANGE, axes_or_new, plot_images, plot_levels, plot_usage
+from pyro_memory.diagnostics.axes import BLUE, GREY, ORANGE, Axes, axes_or_new, plot_images, plot_levels, plot_usage
 from pyro_memory.diagnostics.bound import BoundEstimate, importance_bound
 from pyro_memory.diagnostics.contribution import MemoryContribution, memory_contribution
 from pyro_memory.diagnostics.information import InformationGain, information_gain
@@ -32,6 +32,7 @@ __all__ = [
     "GREY",
     "ORANGE",
     "AddressInformation",
+    "Axes",
     "BoundEstimate",
     "ClassAgreement",
     "FeatureClassifier",

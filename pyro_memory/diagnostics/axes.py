@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+else:
+    Axes = Any  # matplotlib is loaded by who draws
 
 LEVELS = {
     "k": "concept address",

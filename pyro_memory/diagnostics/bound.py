@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_memory.diagnostics.axes import BLUE, ORANGE, axes_or_new
+from pyro_memory.diagnostics.axes import BLUE, ORANGE, Axes, axes_or_new
 from pyro_memory.diagnostics.tables import number, standard_error, table
 from pyro_memory.inference import Particles, weigh
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyro_memory.diagnostics.axes import BLUE, GREY, axes_or_new
+from pyro_memory.diagnostics.axes import BLUE, GREY, Axes, axes_or_new
 from pyro_memory.diagnostics.bound import BoundEstimate, importance_bound
 from pyro_memory.diagnostics.tables import number, standard_error, table
 from pyro_memory.stores import SlotMemory

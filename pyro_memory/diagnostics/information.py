@@ -9,14 +9,13 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from matplotlib.axes import Axes
 from pyro import poutine
 from pyro.infer.inspect import get_dependencies
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_memory.diagnostics.addresses import ADDRESSES, AddressInformation, address_information
-from pyro_memory.diagnostics.axes import BLUE, GREY, ORANGE, axes_or_new
+from pyro_memory.diagnostics.axes import BLUE, GREY, ORANGE, Axes, axes_or_new
 from pyro_memory.diagnostics.sites import (
     Site,
     SiteInformation,

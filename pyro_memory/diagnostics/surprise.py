@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from matplotlib.axes import Axes
 from pyro import poutine
 from torch import Tensor
 
-from pyro_memory.diagnostics.axes import BLUE, axes_or_new
+from pyro_memory.diagnostics.axes import BLUE, Axes, axes_or_new
 from pyro_memory.diagnostics.sites import Site, frames
 from pyro_memory.diagnostics.tables import number, standard_error, table
 from pyro_memory.inference import KeepFrozen

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from matplotlib.axes import Axes
 from torch import Tensor
 
-from pyro_memory.diagnostics import axes_or_new
+from pyro_memory.diagnostics import Axes, axes_or_new
 from pyro_memory.distributions import expected_log_prob
 from pyro_memory.stores import ConceptMemory, EpisodicMemory
 

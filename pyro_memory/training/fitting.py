@@ -12,12 +12,11 @@ from typing import Any
 
 import pyro
 import torch
-from matplotlib.axes import Axes
 from pyro.infer import ELBO
 from torch import nn
 from tqdm import tqdm
 
-from pyro_memory.diagnostics import axes_or_new
+from pyro_memory.diagnostics import Axes, axes_or_new
 from pyro_memory.inference import KeepFrozen
 from pyro_memory.training.batches import arguments, stream
 from pyro_memory.training.checkpoints import load_batches, load_checkpoint, module_of, read_header

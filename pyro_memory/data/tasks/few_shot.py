@@ -77,6 +77,8 @@ class FewShotTasks:
                 f"`shots` must leave an image of each class for the target; got {shots} where a class has {fewest}"
             )
         check_shares(data.shape, turned=turned, varied=varied, fixed=target_indices is not None)
+        if target_indices is not None and not len(target_indices):
+            raise ValueError("`target_indices` must name at least one target; got none")
         if target_indices is not None and not per_target:
             raise ValueError("`target_indices` need per_target=True: targets of many classes cannot share one memory")
         if target_indices is not None and any(fewest < most for fewest, most in self._ranges):

@@ -68,6 +68,8 @@ class SetTasks:
             )
         if targets is None and tasks > data.classes:
             raise ValueError(f"`tasks` must be at most the data's {data.classes} classes; got {tasks}")
+        if targets is not None and not len(targets):
+            raise ValueError("`targets` must name at least one image; got none")
         if targets is not None and queries != 1:
             raise ValueError(f"`queries` must be 1 with fixed `targets`, each a task of its own; got {queries}")
         check_shares(data.shape, turned=turned, varied=varied, fixed=targets is not None)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_memory.data import LabelledImages, SetTasks, glyphs
+from pyro_memory.data import FewShotTasks, LabelledImages, SetTasks, glyphs
 
 
 def data(classes=6, each=8):
@@ -143,3 +143,11 @@ def test_varied_sets_redraw_whole_tasks():
     assert 30 < redrawn.any(1).sum() < 90
     with pytest.raises(ValueError, match="must be 0 with fixed targets"):
         SetTasks(letters, tasks=6, varied=0.5, targets=torch.arange(6))
+
+
+def test_no_targets_are_refused_at_once():
+    data, none = glyphs("evaluation"), torch.zeros(0, dtype=torch.long)
+    with pytest.raises(ValueError, match="`targets` must name at least one image; got none"):
+        SetTasks(data, tasks=2, targets=none)
+    with pytest.raises(ValueError, match="`target_indices` must name at least one target; got none"):
+        FewShotTasks(data, classes=2, shots=1, targets=2, per_target=True, target_indices=none)
