@@ -9,12 +9,14 @@ from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import mlp
 from pyro_memory.recall import BREADTH, conversion_prior
 from pyro_memory.stores import ConceptMemory
 
 
+@checked
 class ConsolidationGuide(PyroModule):
     r"""Guesses where each episode goes: ``q(r | e, v, age, concepts) = softmax(log p(r | age) + network)``.
 

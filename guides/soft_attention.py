@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing import ContentAddress
 from pyro_memory.checks import check_images, resolve_memory
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Embedding, ImagePyramid, PairEncoder
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class SoftAttentionVAEGuide(PyroModule):
     r"""Blends the slots by attention from the image, then encodes image and blend.
 

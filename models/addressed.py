@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing import UniformPrior
 from pyro_memory.checks import check_images, choose_slots, resolve_memory
+from pyro_memory.gate import checked
 from pyro_memory.models.bases.base import BaseModel
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Context
 from pyro_memory.stores import SlotMemory, TemplateMemory
 
 
+@checked
 class Addressed(PyroModule):
     r"""Draws each image after reading one slot of a memory; the base model draws it.
 

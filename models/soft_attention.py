@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing import ContentAddress
 from pyro_memory.checks import check_images, resolve_memory
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import BernoulliImage, ConvDecoder, Embedding, Features, ImagePyramid, SkipPyramid, mlp
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class SoftAttentionVAE(PyroModule):
     r"""Draws each image after blending all slots by attention: no address is a latent.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing import UniformPrior
 from pyro_memory.checks import check_images, choose_slots, resolve_memory
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import (
     BernoulliImage,
@@ -27,6 +28,7 @@ from pyro_memory.nets import (
 from pyro_memory.stores import SlotMemory, TemplateMemory
 
 
+@checked
 class VMA(PyroModule):
     r"""Draws each image after reading one slot of a memory.
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.models.bases.base import BaseModel
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Context
@@ -17,6 +18,7 @@ from pyro_memory.recall import Recall, check_task
 from pyro_memory.stores import SlotMemory, StructuredMemory
 
 
+@checked
 class VSM(PyroModule):
     r"""Draws the images of a task after recalling a concept and an episode; the base model draws each of them.
 

@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pyro_memory import addressing, distributions, guides, models, nets, recall, stores
+from pyro_memory.gate import checked
 from pyro_memory.guides import AddressedGuide, DiffusionBaseGuide, EmptyGuide, VAEGuide, VMAGuide, VSMGuide
 from pyro_memory.models import VAE, VMA, VSM, Addressed, DiffusionBase, SequenceModel
 from pyro_memory.stores import StructuredMemory
@@ -29,6 +30,7 @@ MEMORY = "memory."
 FACTS = ("about", "data", "licence", "protocol", "numbers", "training", "commit")
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class Card:
     """What is known of a pair of trained modules.
@@ -58,6 +60,7 @@ class Card:
         return "\n".join(lines)
 
 
+@checked
 def pretrained(folder: str | Path = FOLDER) -> dict[str, Card]:
     """Lists the trained weights that are here, by name.
 
@@ -87,6 +90,7 @@ def load_pretrained(name: Literal["vsm-diffusion-omniglot", "vsm-vae-omniglot"])
 def load_pretrained(name: Titans) -> tuple[SequenceModel, EmptyGuide]: ...
 @overload
 def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[Any, Any]: ...
+@checked
 def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[Any, Any]:
     """Builds a pair and gives it its trained weights, in evaluation mode; needs no network.
 
@@ -109,6 +113,7 @@ def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[Any, Any]:
     return pair["model"].eval(), pair["guide"].eval()
 
 
+@checked
 def load_memory(name: str, folder: str | Path = FOLDER) -> StructuredMemory:
     """Gives the stores that a pair was saved with: what a ``VSM`` had learned of concepts, and its last episodes.
 
@@ -132,6 +137,7 @@ def load_memory(name: str, folder: str | Path = FOLDER) -> StructuredMemory:
     return StructuredMemory.from_tensors(stores)
 
 
+@checked
 def save_pretrained(
     name: str,
     model: nn.Module,

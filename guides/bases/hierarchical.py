@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.guides.bases.base import BaseGuide
 from pyro_memory.nets import Context, GaussianHead, ImagePyramid, with_code
 
 
+@checked
 class HierarchicalBaseGuide(BaseGuide):
     """Encodes an image layer by layer from the top: ``q(zl | x, z(l+1), c)``.
 

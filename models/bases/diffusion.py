@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_memory.distributions import CosineSchedule, DenoisingPath, spread
+from pyro_memory.gate import checked
 from pyro_memory.models.bases.base import BaseModel, content_network
 from pyro_memory.nets import Context, ConvDecoder, Features, SkipPyramid, with_code
 
@@ -21,6 +22,7 @@ TIME_DIM = 32
 PREDICTS = ("ink", "v", "epsilon")
 
 
+@checked
 class DiffusionBase(BaseModel):
     r"""Draws a binary image by taking noise away step by step, each step beside the context.
 

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.models.bases.base import BaseModel, content_network
 from pyro_memory.nets import BernoulliImage, Context, ConvDecoder, GaussianMLP, with_code
 
 
+@checked
 class HierarchicalBase(BaseModel):
     r"""Draws an image from a chain of latent codes, each beside the context; the decoder sees all of them.
 

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing import ContentAddress
 from pyro_memory.distributions import AddressedBernoulli
+from pyro_memory.gate import checked
 from pyro_memory.models.titans.variants import TitansLMM
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import BernoulliImage, Embedding, Features, ImageMLP, MLPDecoder
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class TitansAddressing(PyroModule):
     r"""Draws a sequence item by item, each after reading a slot that what came before has made likely.
 

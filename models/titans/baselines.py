@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from pyro_memory.gate import checked
 from pyro_memory.models.titans.attention import WindowAttention, WindowState
 from pyro_memory.models.titans.state import State, resolve
 from pyro_memory.naming import unique_name
 
 
+@checked
 class TransformerMixer(WindowAttention):
     """Mixes by causal attention over the last ``window`` tokens, the token itself among them.
 
@@ -49,6 +51,7 @@ class LSTMState(State):
     cell: Tensor
 
 
+@checked
 class LSTMMixer(nn.Module):
     """Mixes by an LSTM of ``hidden`` cells (by default ``dim``) and a projection back to ``dim``.
 
@@ -96,6 +99,7 @@ class LSTMMixer(nn.Module):
         return y.squeeze(1), state
 
 
+@checked
 class DLinear(PyroModule):
     r"""Forecasts by two linear maps, of a window's moving average and of what that leaves.
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.models.titans.attention import Heads
 from pyro_memory.models.titans.neural_memory import MemoryState
 from pyro_memory.models.titans.state import State, resolve
@@ -26,6 +27,7 @@ class ContextState(State):
     counts: Tensor  # tokens in the segment, [batch]
 
 
+@checked
 class TitansMAC(Mixer):
     r"""Memory as context: attention over a segment, what the memory recalls for it, and persistent tokens.
 

@@ -14,6 +14,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_memory.gate import checked
 from pyro_memory.kernels import apply_memory, memory_surprise, neural_memory
 from pyro_memory.models.titans.open_chunk import FastWeights, run_through
 from pyro_memory.models.titans.state import State, last_tokens, resolve
@@ -28,6 +29,7 @@ class MemoryState(State):
     tail: Tensor  # the last projections before the convolutions, [batch, convolution - 1, 3 heads head_dim]
 
 
+@checked
 class NeuralMemory(PyroModule):
     r"""Mixes a sequence through memories that are trained on it while it passes.
 

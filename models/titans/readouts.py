@@ -11,6 +11,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyro_memory.gate import checked
+
 
 class Readout(PyroModule):
     """Maps hidden vectors by ``weight [size, dim]`` and ``bias [size]``; its ``forward`` gives a distribution.
@@ -35,6 +37,7 @@ class Readout(PyroModule):
         return hidden @ self.weight.mT + (bias if bias.dim() == 1 else bias.unsqueeze(-2))
 
 
+@checked
 class TokenReadout(Readout):
     """Gives a Categorical over ``size`` tokens."""
 
@@ -49,6 +52,7 @@ class TokenReadout(Readout):
         return dist.Categorical(logits=next_dist.logits / temperature).sample()
 
 
+@checked
 class NormalReadout(Readout):
     """Gives a normal distribution of ``size`` values, each with one learned deviation (at first 1)."""
 
@@ -68,6 +72,7 @@ class NormalReadout(Readout):
         return loc + temperature * (next_dist.sample() - loc)
 
 
+@checked
 class StudentTReadout(NormalReadout):
     """Gives Student's t, whose degrees of freedom are learned too (at first about 5; always above 2)."""
 

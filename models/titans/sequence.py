@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.models.titans.block import Block
 from pyro_memory.models.titans.readouts import NormalReadout, Readout, TokenReadout
 from pyro_memory.naming import unique_name
@@ -25,6 +26,7 @@ def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class SequenceState:
     """What a sequence model remembers: the state of each block's mixer."""
@@ -40,6 +42,7 @@ class SequenceState:
         return {f"{i}.{k}": t for i, s in enumerate(self.blocks) for k, t in s.to_tensors().items()}
 
 
+@checked
 class SequenceModel(PyroModule):
     r"""Writes a sequence down, each element given those before it.
 

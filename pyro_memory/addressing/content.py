@@ -13,11 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_memory.addressing.similarity import NormalizedKey
 from pyro_memory.distributions import STREAM_ABOVE, StreamedCategorical
+from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory, readable
 
 BLOCK = 4096  # slots embedded at a time
 
 
+@checked
 class ContentAddress(nn.Module):
     r"""Looks a datum up by its content: ``q(a | x, M) = softmax_a S(h(m_a), h(x))``.
 

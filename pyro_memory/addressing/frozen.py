@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing.content import ContentAddress
 from pyro_memory.distributions import StreamedCategorical
+from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory, readable
 
 
+@checked
 class FrozenAddress(nn.Module):
     """Looks data up among keys that were embedded beforehand: for a large memory whose key network no longer moves.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_memory.addressing.content import ContentAddress
 from pyro_memory.addressing.frozen import FrozenAddress
+from pyro_memory.gate import checked
 from pyro_memory.kernels import nearest_slots
 from pyro_memory.stores import SlotMemory
 
@@ -18,6 +19,7 @@ KINDS = ("auto", "brute", "flat", "ivf", "hnsw")
 BLOCK = 65_536  # keys handed to faiss at a time, so that a mapped file is never read as a whole
 
 
+@checked
 class SlotIndex:
     r"""Finds the slots whose keys have the largest dot product with a query.
 

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing.index import SlotIndex
 from pyro_memory.distributions import NearestCategorical, StreamedCategorical
+from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class NearestAddress(nn.Module):
     r"""Keeps the ``nearest`` likeliest slots of another address, and spreads ``epsilon`` evenly over the rest.
 

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from pyro_memory.distributions import STREAM_ABOVE, StreamedCategorical
+from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory, readable
 
 
+@checked
 class UniformPrior(nn.Module):
     """Gives every filled slot the same prior probability."""
 
@@ -17,6 +19,7 @@ class UniformPrior(nn.Module):
         return memory.prior()
 
 
+@checked
 class LearnedPrior(nn.Module):
     """Scores each slot by its content: ``p(a | M) = softmax_a <w, h(m_a)>`` with a learned query ``w``.
 

@@ -11,11 +11,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pyro_memory.distributions import NearestCategorical, StreamedCategorical, log_prior_row
+from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory
 
 ADDRESSES = (torch.distributions.Categorical, StreamedCategorical, NearestCategorical)
 
 
+@checked
 @dataclass(frozen=True)
 class AddressInformation:
     """How an address was used.

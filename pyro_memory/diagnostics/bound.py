@@ -14,9 +14,11 @@ from tqdm import tqdm
 
 from pyro_memory.diagnostics.axes import BLUE, ORANGE, Axes, axes_or_new
 from pyro_memory.diagnostics.tables import number, standard_error, table
+from pyro_memory.gate import checked
 from pyro_memory.inference import Particles, weigh
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class BoundEstimate:
     """A lower bound on log p(x) for each datum, in nats.
@@ -90,6 +92,7 @@ class BoundEstimate:
         return ax
 
 
+@checked
 @torch.no_grad()
 def importance_bound(
     model: Callable,

@@ -12,9 +12,11 @@ from torch import Tensor
 from pyro_memory.diagnostics.axes import BLUE, GREY, Axes, axes_or_new
 from pyro_memory.diagnostics.bound import BoundEstimate, importance_bound
 from pyro_memory.diagnostics.tables import number, standard_error, table
+from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class MemoryContribution:
     """What a memory was worth against others: the bound with it, and paired differences.
@@ -62,6 +64,7 @@ class MemoryContribution:
         return ax
 
 
+@checked
 def memory_contribution(
     model: Callable,
     guide: Callable,

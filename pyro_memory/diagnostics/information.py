@@ -27,9 +27,11 @@ from pyro_memory.diagnostics.sites import (
     site_kl,
 )
 from pyro_memory.diagnostics.tables import number, table
+from pyro_memory.gate import checked
 from pyro_memory.inference import KeepFrozen, Particles, stochastic_sites
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class InformationGain:
     """What each latent of a model was worth, in nats: KL(q || p) a site, and their sum.
@@ -96,6 +98,7 @@ class InformationGain:
         return ax
 
 
+@checked
 @torch.no_grad()
 def information_gain(
     model: Callable,

@@ -13,9 +13,11 @@ from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 
 from pyro_memory.data import LabelledImages
+from pyro_memory.gate import checked
 from pyro_memory.nets import ImagePyramid
 
 
+@checked
 class FeatureClassifier(nn.Module):
     """A small convolutional classifier whose last hidden layer is what images are compared by.
 
@@ -44,6 +46,7 @@ class FeatureClassifier(nn.Module):
         return f"FeatureClassifier({self.classes} classes, accuracy on held-out images {accuracy})"
 
 
+@checked
 def train_classifier(
     data: LabelledImages, *, steps: int = 1500, batch: int = 128, seed: int = 0, progress: bool = True
 ) -> FeatureClassifier:
@@ -85,6 +88,7 @@ def train_classifier(
     return model.eval().requires_grad_(False)
 
 
+@checked
 @dataclass(frozen=True)
 class FrechetDistance:
     """How far apart two sets of images lie: the squared Frechet distance of normals fitted to their features.
@@ -104,6 +108,7 @@ class FrechetDistance:
         return {"distance": self.distance, "se": self.se, "counts": list(self.counts)}
 
 
+@checked
 @torch.no_grad()
 def frechet_distance(one: Float[Tensor, "image dim"], other: Float[Tensor, "image dim"]) -> FrechetDistance:
     r"""Computes ``|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^{1/2})`` of two sets of features.
@@ -144,6 +149,7 @@ def _frechet(one: Tensor, other: Tensor) -> Tensor:
     return (one.mean(0) - other.mean(0)).square().sum() + a.trace() + b.trace() - 2 * cross
 
 
+@checked
 @dataclass(frozen=True)
 class ClassAgreement:
     """How often generated images look like the class that they were generated for.
@@ -165,6 +171,7 @@ class ClassAgreement:
         return vars(self).copy()
 
 
+@checked
 @torch.no_grad()
 def class_agreement(
     generated: Float[Tensor, "class image dim"],
@@ -196,6 +203,7 @@ def class_agreement(
     return ClassAgreement(*shares[0], *shares[1], 1 / len(centres))
 
 
+@checked
 def prototype_sets(
     data: LabelledImages, classes: Int[Tensor, " class"], *, support: int, seed: int = 0
 ) -> tuple[Int[Tensor, "class support"], Int[Tensor, "class image"], Int[Tensor, "class example"]]:

@@ -13,11 +13,13 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_memory.diagnostics.tables import standard_error
+from pyro_memory.gate import checked
 from pyro_memory.inference import PARTICLES
 
 Site = dict[str, Any]
 
 
+@checked
 @dataclass(frozen=True)
 class SiteInformation:
     """What one latent site carried.

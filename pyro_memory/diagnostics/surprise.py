@@ -15,9 +15,11 @@ from torch import Tensor
 from pyro_memory.diagnostics.axes import BLUE, Axes, axes_or_new
 from pyro_memory.diagnostics.sites import Site, frames
 from pyro_memory.diagnostics.tables import number, standard_error, table
+from pyro_memory.gate import checked
 from pyro_memory.inference import KeepFrozen
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class TokenSurprise:
     """How surprising each element of sequences was: ``-log p(x_t | x_<t)``, in nats.
@@ -76,6 +78,7 @@ class TokenSurprise:
         return ax
 
 
+@checked
 @torch.no_grad()
 def token_surprise(
     model: Callable, *args: Any, guide: Callable | None = None, draws: int = 1, site: str = "x", **kwargs: Any
@@ -131,6 +134,7 @@ def _element_log_probs(node: Site | None, name: str) -> tuple[Tensor, Tensor]:
     return log_prob, scored.expand(log_prob.shape)
 
 
+@checked
 def plot_text(
     text: str, nats: Float[Tensor, " time"], ax: Axes | None = None, *, columns: int = 72, highest: float = 8.0
 ) -> Axes:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_memory.gate import checked
 
+
+@checked
 def standard_error(values: Float[Tensor, " datum"]) -> float:
     """The standard error of the mean; NaN for fewer than two values."""
     return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan

@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional
 
+from pyro_memory.gate import checked
 
+
+@checked
 class AddressedBernoulli(TorchDistribution):
     r"""Independent pixels whose logits are those of the slot at an address.
 

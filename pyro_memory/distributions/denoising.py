@@ -10,7 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 
+
+@checked
 class CosineSchedule(nn.Module):
     r"""Says how much of an image is left after t of T steps of noise, and the distributions that follow from it.
 
@@ -76,11 +79,13 @@ class CosineSchedule(nn.Module):
         return dist.MixtureSameFamily(which, parts, validate_args=False).to_event(3)
 
 
+@checked
 def spread(t: Tensor) -> Tensor:
     """Lays one number an image out against its pixels."""
     return t.reshape(t.shape + (1, 1, 1))
 
 
+@checked
 class NoisingPath(dist.TorchDistribution):
     """``q(x_1 ... x_T | x_0)``: an image under more and more noise, ``[*batch, T, channel, height, width]``."""
 
@@ -109,6 +114,7 @@ class NoisingPath(dist.TorchDistribution):
         return dist.Normal((1 - beta).sqrt() * before, beta.sqrt()).log_prob(path).sum((-4, -3, -2, -1))
 
 
+@checked
 class DenoisingPath(dist.TorchDistribution):
     """``p(x_T) prod_t p(x_(t-1) | x_t)`` for t = 2 ... T: a path drawn back from noise.
 

@@ -13,8 +13,10 @@ from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
 from pyro_memory.distributions.streamed import StreamedCategorical, log_prior_row
+from pyro_memory.gate import checked
 
 
+@checked
 class NearestCategorical(TorchDistribution):
     r"""Is a distribution over all slots whose mass lies on k candidates, but for a share ``epsilon``.
 

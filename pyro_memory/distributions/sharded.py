@@ -13,11 +13,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pyro_memory.distributions.streamed import StreamedCategorical
+from pyro_memory.gate import checked
 from pyro_memory.kernels import AddressRead, fused_address, nearest_slots
 
 Group = Any
 
 
+@checked
 @dataclass(frozen=True)
 class Division:
     """Which of all slots this process holds: ``slots`` of them from ``first`` on, in the order of ranks.
@@ -39,6 +41,7 @@ class Division:
         return local.clamp(0, self.slots - 1), (local >= 0) & (local < self.slots)
 
 
+@checked
 class ShardedCategorical(StreamedCategorical):
     """Is a ``StreamedCategorical`` over the slots of all processes; this one holds the keys of its own slots.
 
@@ -121,6 +124,7 @@ class ShardedCategorical(StreamedCategorical):
         raise NotImplementedError("A ShardedCategorical has no dense form: no process holds the keys of all slots")
 
 
+@checked
 def all_of(tensor: Tensor, group: Group) -> Tensor:
     """Stacks every process's tensor, ``[rank, ...]``."""
     tensor = tensor.contiguous()

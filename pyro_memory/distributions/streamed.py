@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
+from pyro_memory.gate import checked
 from pyro_memory.kernels import AddressRead, fused_address, nearest_slots
 
 STREAM_ABOVE = 16_384  # slots from which an address over a shared memory is streamed
 
 
+@checked
 class StreamedCategorical(TorchDistribution):
     r"""Is ``Categorical(logits=query @ key.T)`` without the logits: ``p(a) = softmax_a <q, k_a>``.
 
@@ -158,6 +160,7 @@ class StreamedCategorical(TorchDistribution):
         )
 
 
+@checked
 def log_prior_row(prior: torch.distributions.Distribution, slots: int) -> Float[Tensor, " slot"]:
     """Gives the log-probabilities of a prior over ``slots`` addresses that all data share.
 

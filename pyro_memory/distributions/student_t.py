@@ -10,7 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_memory.gate import checked
 
+
+@checked
 def expected_log_prob(
     predictive: dist.Independent, loc: Float[Tensor, "*batch dim"], variance: Float[Tensor, "*batch dim"]
 ) -> Float[Tensor, "*lead"]:

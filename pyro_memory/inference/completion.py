@@ -10,9 +10,11 @@ from jaxtyping import Bool, Float
 from pyro import poutine
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.inference.weights import KeepFrozen
 
 
+@checked
 @torch.no_grad()
 def complete(
     model: Callable[..., Any],

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.inference.objective import Objective
 from pyro_memory.inference.weights import Weights, weigh
 
 
+@checked
 class VIMCO(Objective):
     r"""Maximises a bound of K particles for each datum, discrete latents included.
 
@@ -91,6 +93,7 @@ _MEAN_OF_OTHERS = {
 }
 
 
+@checked
 def leave_one_out_bound(
     log_weight: Float[Tensor, "particle *cells"],
     baseline: str = "geometric",

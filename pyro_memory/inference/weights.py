@@ -19,9 +19,12 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
+
 PARTICLES = "num_particles_vectorized"  # the plate that Pyro's ELBO puts around model and guide
 
 
+@checked
 @dataclass(frozen=True)
 class Weights:
     """Log weights of the particles, a cell per datum.
@@ -68,6 +71,7 @@ class Local:
     log_score: Float[Tensor, "particle *cells inner"]
 
 
+@checked
 def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False) -> Weights:
     """Computes the weights of one pair of traces; without vectorised particles the first dimension has size 1.
 
@@ -125,6 +129,7 @@ def _ends(sites: Iterable[dict[str, Any]], plates: frozenset[Any]) -> bool:
     return within == sorted(within)
 
 
+@checked
 def stochastic_sites(trace: Trace) -> dict[str, dict[str, Any]]:
     """Gives the sample sites of a trace by name, without subsampling indices and deterministic sites."""
     nodes: dict[str, Any] = trace.nodes
@@ -206,6 +211,7 @@ def _same(one: float | Tensor, other: float | Tensor) -> bool:
     return math.isclose(one, other)
 
 
+@checked
 class KeepFrozen(Messenger):
     """Keeps frozen parameters from Pyro's store, which would set ``requires_grad`` of those that a PyroModule owns."""
 
@@ -216,6 +222,7 @@ class KeepFrozen(Messenger):
             msg["value"], msg["done"], msg["stop"] = initial, True, True
 
 
+@checked
 class Particles(ELBO):
     """Draws pairs of traces, all particles in one pass; base of objectives and estimators of this package."""
 

@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.nets.layers import Features, flat, from_blocks, halvings, mlp, scale_for_relu
 
 
+@checked
 class ConvDecoder(nn.Module):
     """Draws an image from z by transposed convolutions; the content adds to the maps at each resolution.
 
@@ -52,6 +54,7 @@ class ConvDecoder(nn.Module):
         return hidden + flat(own.expand(lead + own.shape[-3:]))
 
 
+@checked
 class MLPDecoder(nn.Module):
     """Draws an image from z and the content's feature vector by an MLP."""
 

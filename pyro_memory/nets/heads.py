@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyro_memory.gate import checked
 from pyro_memory.nets.layers import Features, coarsest, scale_for_relu
 
 
+@checked
 class GaussianHead(nn.Module):
     """Maps the coarsest features to a diagonal normal distribution of ``latent_dim`` dimensions."""
 
@@ -26,6 +28,7 @@ class GaussianHead(nn.Module):
         return dist.Normal(loc, functional.softplus(scale) + 1e-4).to_event(1)
 
 
+@checked
 class GaussianMLP(nn.Module):
     """Maps a vector to a diagonal normal distribution through one hidden layer."""
 
@@ -39,6 +42,7 @@ class GaussianMLP(nn.Module):
         return self.head(torch.relu(self.hidden(features)))
 
 
+@checked
 class ContentPrior(nn.Module):
     """Gives p(z | m), a normal distribution, from the coarsest features of the content, of shape ``shape``."""
 
@@ -51,6 +55,7 @@ class ContentPrior(nn.Module):
         return self.head(content[-1].flatten(-self.event_dim))
 
 
+@checked
 class PairEncoder(nn.Module):
     """Gives q(z | x, m), a normal distribution, from features of the images laid over each other as channels.
 
@@ -69,6 +74,7 @@ class PairEncoder(nn.Module):
         return self.head(coarsest(self.features(x), x.dim() - 3))
 
 
+@checked
 class BernoulliImage(nn.Module):
     """Reads a decoder's output as the logits of independent pixels."""
 
@@ -83,6 +89,7 @@ class BernoulliImage(nn.Module):
         return dist.Bernoulli(logits=self.decoder(z, content), validate_args=False).to_event(3)
 
 
+@checked
 class GaussianImage(nn.Module):
     """Reads a decoder's output as the means of independent normal pixels with one learned deviation."""
 

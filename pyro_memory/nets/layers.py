@@ -9,9 +9,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
+
 Features = tuple[Tensor, ...]
 
 
+@checked
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
     """Chains linear layers with ReLU between them."""
     layers: list[nn.Module] = []
@@ -20,6 +23,7 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+@checked
 def scale_for_relu(module: nn.Module) -> None:
     """Draws weights that keep the signal's size through ReLU layers, and zeroes biases.
 

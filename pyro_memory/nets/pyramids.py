@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyro_memory.gate import checked
 from pyro_memory.nets.layers import (
     Features,
     channels_last,
@@ -23,6 +24,7 @@ from pyro_memory.nets.layers import (
 )
 
 
+@checked
 class ImagePyramid(nn.Module):
     """Computes convolutional features of the images' 2x2 blocks and at each halving of the resolution from there.
 
@@ -60,6 +62,7 @@ class ImagePyramid(nn.Module):
         return tuple(levels)
 
 
+@checked
 class SkipPyramid(nn.Module):
     """Computes what an image adds to a ``ConvDecoder`` at each resolution: a pyramid's features, each convolved.
 
@@ -80,6 +83,7 @@ class SkipPyramid(nn.Module):
         return tuple(skip(level) for skip, level in zip(self.skips, self.pyramid(images), strict=True))
 
 
+@checked
 class ImageMLP(nn.Module):
     """Computes one vector of features of a flattened image, ``[*batch, hidden[-1]]``."""
 
@@ -94,6 +98,7 @@ class ImageMLP(nn.Module):
         return (torch.relu(self.net(images.flatten(-3))),)
 
 
+@checked
 class Embedding(nn.Module):
     """Embeds an image for matching: its coarsest features, projected to ``dim``."""
 

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from pyro_memory.diagnostics import Axes, axes_or_new
 from pyro_memory.distributions import expected_log_prob
+from pyro_memory.gate import checked
 from pyro_memory.stores import ConceptMemory, EpisodicMemory
 
 BREADTH = 1.1  # how much wider than an empty concept's predictive the base measure of kept episodes is
 
 
+@checked
 def conversion_prior(
     concepts: ConceptMemory, ages: Int[Tensor, " episode"], timescale: float
 ) -> Float[Tensor, "episode outcome"]:
@@ -38,6 +40,7 @@ def conversion_prior(
     return torch.cat([1 - hazard, hazard * pi.masked_fill(empty, 0.0), hazard * pi[empty].sum()], -1).log()
 
 
+@checked
 def conversion_scores(
     concepts: ConceptMemory, loc: Float[Tensor, "episode dim"], variance: Float[Tensor, "episode dim"]
 ) -> Float[Tensor, "episode outcome"]:
@@ -50,6 +53,7 @@ def conversion_scores(
     return torch.cat([ends[0], concepts.expected_log_predictive(loc, variance), ends[1]], -1)
 
 
+@checked
 def exact_posterior(
     concepts: ConceptMemory,
     loc: Float[Tensor, "episode dim"],
@@ -61,6 +65,7 @@ def exact_posterior(
     return (conversion_prior(concepts, ages, timescale) + conversion_scores(concepts, loc, variance)).softmax(-1)
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class Consolidation:
     """What a consolidation did.
@@ -128,6 +133,7 @@ class Consolidation:
         return ax
 
 
+@checked
 @torch.no_grad()
 def consolidate(
     concepts: ConceptMemory,
@@ -202,6 +208,7 @@ def _take_in(
     return concepts.update(loc, variance, shares.unsqueeze(0), rule=rule), opens
 
 
+@checked
 @torch.no_grad()
 def replay(
     concepts: ConceptMemory,

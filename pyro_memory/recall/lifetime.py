@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.recall.consolidation import Consolidation, consolidate, replay
 from pyro_memory.recall.recall import Recall
 from pyro_memory.stores import SlotMemory, StructuredMemory
 
 
+@checked
 class Lifetime:
     """Lives through tasks in order, for ``fit``: ``lifetime[step]`` gives ``(x, support, memory)``.
 
@@ -118,6 +120,7 @@ class Lifetime:
         self.memory = StructuredMemory.from_tensors(state)
 
 
+@checked
 @torch.no_grad()
 def remember(recall: Recall, memory: StructuredMemory, support: SlotMemory) -> StructuredMemory:
     """Writes each task's support as an episode; an empty one leaves nothing to remember."""

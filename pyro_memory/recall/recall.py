@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_memory.addressing import NormalizedKey
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import ImagePyramid, mlp, scale_for_relu
 from pyro_memory.stores import SlotMemory, StructuredMemory
@@ -50,6 +51,7 @@ class Evidence:
         return 0.5 * (exponent - grown.log()).sum(-1)
 
 
+@checked
 class Recall(PyroModule):
     r"""Recalls concept, episode and context from a set of images S, empty or not: ``r(h | S)``, h = (k, s, j, c).
 

@@ -9,11 +9,13 @@ from jaxtyping import Float
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.recall.recall import Recall
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class Recognition(PyroModule):
     r"""Says to which of several sets each image belongs, by the evidence with which a ``Recall`` addresses episodes.
 

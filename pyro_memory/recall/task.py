@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pyro_memory.checks import check_images
+from pyro_memory.gate import checked
 from pyro_memory.recall.recall import Recall
 from pyro_memory.stores import SlotMemory, StructuredMemory
 
 
+@checked
 def check_task(
     x: Tensor, support: SlotMemory, memory: StructuredMemory, recall: Recall, likelihood: nn.Module | None = None
 ) -> None:

@@ -11,11 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyro_memory.distributions import expected_log_prob
+from pyro_memory.gate import checked
 
 RULES = ("projected", "fractional", "hard")
 _PRIOR = ("prior_loc", "prior_kappa", "prior_alpha", "prior_beta")
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class ConceptMemory:
     r"""Holds concepts: what the embeddings of many episodes had in common. A value: ``update`` gives a new store.

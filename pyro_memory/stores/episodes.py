@@ -13,11 +13,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from pyro_memory.gate import checked
 from pyro_memory.stores.slots import SlotMemory
 
 NONE_OF_THEM = 0.05  # against 1 for each image: enough to learn what to do without one, too little to be tempting
 
 
+@checked
 @dataclass(frozen=True)
 class EpisodicMemory:
     r"""Holds the posterior embedding and the images of recent episodes, a ring of slots; a value, as all stores are.

@@ -8,7 +8,10 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from pyro_memory.gate import checked
 
+
+@checked
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a new file beside the old one and swaps them only when it is on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.tmp")

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.stores.files import replace_file
 from pyro_memory.stores.slots import SlotMemory, readable
 
@@ -22,6 +23,7 @@ DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float
 BLOCK = 65_536  # slots embedded between two writes
 
 
+@checked
 class MappedMemory(SlotMemory):
     """Holds the slots of a shared memory in files of a folder, which may be larger than RAM.
 

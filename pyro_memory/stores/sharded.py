@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_memory.distributions import Copied, Division, Group, ShardedCategorical, Summed, all_of
+from pyro_memory.gate import checked
 from pyro_memory.stores.slots import SlotMemory, readable
 
 
+@checked
 class ShardedMemory(SlotMemory):
     """Holds this process's part of a shared memory; addresses count the slots of all processes, in the order of ranks.
 

@@ -8,14 +8,16 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from pyro_memory.distributions import StreamedCategorical
+from pyro_memory.gate import checked
 from pyro_memory.stores.writing import overwrite, place
 
 
+@checked
 class SlotMemory:
     r"""Holds items in slots; a model reads one by its address, ``memory[a]``.
 
@@ -46,8 +48,8 @@ class SlotMemory:
 
     def __init__(
         self,
-        values: Float[Tensor, "*batch slot *event"],
-        keys: Float[Tensor, "*batch slot *key"] | None = None,
+        values: Num[Tensor, "*batch slot *event"],
+        keys: Num[Tensor, "*batch slot *key"] | None = None,
         mask: Bool[Tensor, "*batch slot"] | None = None,
         *,
         ages: Int[Tensor, "*batch slot"] | None = None,
@@ -216,8 +218,8 @@ class SlotMemory:
 
     def write(
         self,
-        values: Float[Tensor, "*batch item *event"],
-        keys: Float[Tensor, "*batch item *key"] | None = None,
+        values: Num[Tensor, "*batch item *event"],
+        keys: Num[Tensor, "*batch item *key"] | None = None,
         *,
         policy: str = "ring",
         generator: torch.Generator | None = None,
@@ -292,6 +294,7 @@ class SlotMemory:
         )  # fmt: skip
 
 
+@checked
 def readable(contents: Tensor) -> Tensor:
     """Brings contents kept as integers or in half precision to the default dtype, in which networks read them."""
     return contents if contents.dtype in (torch.float32, torch.float64) else contents.to(torch.get_default_dtype())

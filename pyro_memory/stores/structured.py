@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.stores.concepts import ConceptMemory
 from pyro_memory.stores.episodes import EpisodicMemory
 
 
+@checked
 @dataclass(frozen=True)
 class StructuredMemory:
     """Holds a semantic and an episodic store; an argument of model and guide, so that either can be swapped or emptied.

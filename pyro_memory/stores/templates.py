@@ -9,10 +9,12 @@ from jaxtyping import Float
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.stores.slots import SlotMemory
 
 
+@checked
 class TemplateMemory(PyroModule):
     """Owns learned slot contents; calling it gives the SlotMemory that holds them.
 

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.testing.demands import copied, demand, isolated, pickled
 
 
+@checked
 def check_store(
     store: Any,
     *,

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.stores import replace_file
 
 FORMAT = 1
@@ -26,12 +27,14 @@ def module_of(program: Callable[..., Any]) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
+@checked
 def random_state() -> dict[str, Any]:
     """Reads the global random states of torch (each device), Python and NumPy."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return pyro.util.get_rng_state() | {"cuda": cuda}
 
 
+@checked
 def restore_random_state(state: Mapping[str, Any]) -> None:
     """Sets what ``random_state`` read; states of devices that this machine lacks are left out."""
     pyro.util.set_rng_state(state)
@@ -39,6 +42,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(device_state, index)
 
 
+@checked
 def save_checkpoint(
     path: str | Path,
     model: Callable[..., Any],
@@ -90,6 +94,7 @@ def save_checkpoint(
     return path
 
 
+@checked
 def load_checkpoint(
     path: str | Path,
     model: Callable[..., Any],
@@ -131,6 +136,7 @@ def load_checkpoint(
     return header
 
 
+@checked
 def load_weights(path: str | Path, model: Callable[..., Any], guide: Callable[..., Any]) -> dict[str, Any]:
     """Copies the weights of a checkpoint into model and guide, and touches nothing else.
 
@@ -150,6 +156,7 @@ def load_batches(path: str | Path) -> dict[str, Tensor]:
     return {k.removeprefix("batches."): t for k, t in _read(path)[1].items() if k.startswith("batches.")}
 
 
+@checked
 def read_header(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint's step, record and class names, without its tensors.
 

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from pyro_memory.diagnostics import Axes, axes_or_new
+from pyro_memory.gate import checked
 from pyro_memory.inference import KeepFrozen
 from pyro_memory.training.batches import arguments, stream
 from pyro_memory.training.checkpoints import load_batches, load_checkpoint, module_of, read_header
@@ -27,6 +28,7 @@ from pyro_memory.training.ranks import Ranks
 from pyro_memory.training.signals import deferred_signals
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class FitResult:
     """What a run of ``fit`` did.
@@ -68,6 +70,7 @@ class FitResult:
         return ax
 
 
+@checked
 def fit(
     model: Callable[..., Any],
     guide: Callable[..., Any],

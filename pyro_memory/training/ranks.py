@@ -13,7 +13,10 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pyro_memory.gate import checked
 
+
+@checked
 class Ranks:
     """Is this process among those that ``torchrun`` started; alone without it.
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from pyro_memory.gate import checked
 
+
+@checked
 def warm_cosine(steps: int, *, warm: int = 100, floor: float = 0.05) -> Callable[[int], float]:
     """Gives the factor on the learning rate for each step: a linear rise, then half a cosine down to ``floor``.
 

@@ -12,6 +12,7 @@ import torch
 
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.sources import find_file
+from pyro_memory.gate import checked
 
 CHECKSUMS = {
     "train-images-idx3-ubyte.gz": "0b367032e93c5d0cea0925647cfdb18614af8ee15f83e6f2fc2ad904a6835971",
@@ -22,6 +23,7 @@ CHECKSUMS = {
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 
+@checked
 def mnist(split: str, *, binary: bool = True, root: str | Path | None = None) -> LabelledImages:
     """Reads one split of MNIST from its official files.
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.sources import cache_dir, find_file
+from pyro_memory.gate import checked
 from pyro_memory.stores import replace_file
 
 CHECKSUMS = {
@@ -24,6 +25,7 @@ CHECKSUMS = {
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 
 
+@checked
 def omniglot(split: str, *, size: int = 28, root: str | Path | None = None) -> LabelledImages:
     """Reads one split of Omniglot from its official zip, as binary images with ink 1.
 

@@ -11,8 +11,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from pyro_memory.data.images.variations import smooth_maps
+from pyro_memory.gate import checked
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
     """Images with classes, kept as bytes.

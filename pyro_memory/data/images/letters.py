@@ -15,12 +15,14 @@ from torch.nn import functional
 
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.variations import smooth_maps
+from pyro_memory.gate import checked
 
 CANVAS = 96  # pixels of a letter before it is varied
 # Scripts whose letters are set aside; no letter of them, nor one that looks like it, is in the background.
 EVALUATION = frozenset({"GREEK", "ARABIC", "GEORGIAN", "TIFINAGH", "LISU"})
 
 
+@checked
 def glyphs(split: str, *, size: int = 28, drawings: int = 20, seed: int = 0) -> LabelledImages:
     """Draws one split of the glyphs, as binary images with ink 1; the same bits for the same seed.
 

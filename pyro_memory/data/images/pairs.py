@@ -9,10 +9,12 @@ import torch
 from pyro_memory.data.images.digits import mnist
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.seeds import generator_for
+from pyro_memory.gate import checked
 
 SPLITS = {"background": (0, 64), "validation": (64, 80), "evaluation": (80, 100)}
 
 
+@checked
 def digit_pairs(
     split: str, *, per_class: int = 100, seed: int = 0, binary: bool = True, root: str | Path | None = None
 ) -> LabelledImages:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_memory.data.seeds import generator_for
 from pyro_memory.data.sources import VARIABLE, find_file
+from pyro_memory.gate import checked
 
 CHECKSUMS = {  # of the csv files, not compressed
     "ETTh1": "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
@@ -28,6 +29,7 @@ SERIES = (*CHECKSUMS, "eeg")
 SPLITS = ("train", "valid", "test")
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Series:
     """Several series over the same time, normalised by the mean and deviation of their training part.
@@ -57,6 +59,7 @@ class Series:
         return SeriesWindows(self, split, past=past, horizon=horizon, batch=batch, seed=seed)
 
 
+@checked
 def load_series(name: str, root: str | Path | None = None) -> Series:
     """Loads "ETTh1", "ETTh2" (hourly), "ETTm1" (quarter-hourly), or the embedded "eeg".
 
@@ -103,6 +106,7 @@ def _csv(name: str, root: str | Path | None) -> bytes:
     return find_file(name, folder="ett", root=root, url=URL + name, sha256=checksum).read_bytes()
 
 
+@checked
 class SeriesWindows:
     """Windows of one part of a series: ``windows[i]`` gives ``(past, future)``, each channel a sequence of its own.
 

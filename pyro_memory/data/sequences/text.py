@@ -13,10 +13,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pyro_memory.data.seeds import generator_for
+from pyro_memory.gate import checked
 
 SPLITS = ("train", "valid", "test")
 
 
+@checked
 def load_text(data_dir: str | Path | None = None) -> str:
     """Reads a text: one file, or all of a folder in the order of their names; plain, or compressed with gzip.
 
@@ -56,6 +58,7 @@ def _read(path: Path) -> str:
         return content.decode("latin-1")  # as older books of Project Gutenberg are
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class CharacterText:
     """A text as numbers, a character each, cut into train, validation and test parts that follow each other.
@@ -129,6 +132,7 @@ class CharacterText:
         return tokens[: len(tokens) // length * length].reshape(-1, length)
 
 
+@checked
 class TextBatches:
     """Random windows of a sequence of tokens: ``batches[i]`` gives ``(tokens [batch, length],)``.
 

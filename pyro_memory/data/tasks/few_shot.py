@@ -12,11 +12,13 @@ from torch import Tensor
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.variations import check_shares, turn
 from pyro_memory.data.seeds import generator_for
+from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory
 
 Task = tuple[Float[Tensor, "target 1 height width"], SlotMemory]
 
 
+@checked
 class FewShotTasks:
     """Draws a task for each index: ``tasks[i]`` gives ``(x, memory)``, the same for the same seed and index.
 

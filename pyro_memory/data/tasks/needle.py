@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_memory.data.seeds import generator_for
 from pyro_memory.data.sequences.text import CharacterText
+from pyro_memory.gate import checked
 
 NEEDLE = " The secret number of {name} is {answer}. "
 QUESTION = " The secret number of {name} is {answer}."
@@ -15,6 +16,7 @@ NAMES = ("Amsterdam", "Bergen", "Cairo", "Dakar", "Eton", "Fez", "Genoa", "Havan
 CHARACTERS = "".join(sorted(set(NEEDLE + QUESTION + "".join(NAMES) + "0123456789") - set("{}")))
 
 
+@checked
 class NeedleTasks:
     r"""Draws texts that hide a sentence: ``tasks[i]`` gives ``(tokens, answers)``.
 

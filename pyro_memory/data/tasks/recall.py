@@ -7,8 +7,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from pyro_memory.data.seeds import generator_for
+from pyro_memory.gate import checked
 
 
+@checked
 class RecallTasks:
     r"""Draws a batch of recall sequences for each index: ``tasks[i]`` gives ``(tokens, answers)``.
 

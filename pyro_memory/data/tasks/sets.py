@@ -11,9 +11,11 @@ from torch import Tensor
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.variations import check_shares, turn
 from pyro_memory.data.seeds import generator_for
+from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class SetTasks:
     """Draws few-shot sets for each index: ``tasks[i]`` gives ``(x, support)``, the same for the same seed and index.
 

@@ -11,8 +11,10 @@ from torch import Tensor
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.seeds import generator_for
 from pyro_memory.data.tasks.sets import SetTasks
+from pyro_memory.gate import checked
 
 
+@checked
 class ClassStream:
     """Divides the classes of a set into stages, and the images of each class into those to learn from and to test on.
 

@@ -1,0 +1,201 @@
+"""What an argument may be, one class a kind: ``wants`` says whether a value is of it, a call gives it or refuses it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_memory.gate.tensors import Call
+from pyro_memory.gate.texts import remedy, told
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Is any kind that one question tells; ``give`` makes of a value what the function takes."""
+
+    text: str
+    wants: Callable[[Any], bool]
+    give: Callable[[Any], Any] = lambda value: value
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __call__(self, name: str, value: Any, call: Call) -> Any:
+        if not self.wants(value):
+            raise TypeError(f"`{name}` must be {self}; got {told(value)}")
+        try:
+            return self.give(value)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"`{name}` must be {self}; got {told(value)}") from error
+
+
+def _single(value: Any, *kinds: type) -> bool:
+    """Whether a value is one number: Python's, numpy's, or a tensor without dimensions."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        value = value.item()
+    return isinstance(value, kinds) and not isinstance(value, (bool, np.bool_))
+
+
+def _number(value: Any) -> float:
+    if math.isnan(value):
+        raise ValueError
+    return value if isinstance(value, int) else float(value)
+
+
+def _path(value: Any) -> Any:
+    if not os.fspath(value):
+        raise ValueError
+    return value
+
+
+def _device(value: Any) -> Any:
+    torch.device(value)
+    return value
+
+
+ANYTHING = Kind("anything", lambda value: True)
+NOTHING = Kind("None", lambda value: value is None)
+INTEGER = Kind("an integer", lambda value: _single(value, int, np.integer), int)
+NUMBER = Kind("a number", lambda value: _single(value, int, float, np.number), _number)
+FLAG = Kind("True or False", lambda value: isinstance(value, (bool, np.bool_)), bool)
+PATH = Kind("a path of a file or folder", lambda value: isinstance(value, (str, os.PathLike)), _path)
+DEVICE = Kind('a device, such as "cpu" or "cuda"', lambda value: isinstance(value, (str, torch.device)), _device)
+
+
+def one_of(words: tuple[Any, ...]) -> Kind:
+    """A choice among words."""
+
+    def give(value: str) -> str:
+        if value not in words:
+            raise ValueError
+        return value
+
+    return Kind("one of " + ", ".join(map(repr, words)), lambda value: isinstance(value, str), give)
+
+
+def subclass(kind: type) -> Kind:
+    """A class, or a function that builds as one."""
+
+    def wants(value: Any) -> bool:
+        return issubclass(value, kind) if isinstance(value, type) else callable(value) and not isinstance(value, kind)
+
+    return Kind(f"a class of {kind.__name__}, not yet built", wants)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An instance of a class."""
+
+    kind: type
+
+    def __str__(self) -> str:
+        return f"{'an' if self.kind.__name__[0] in 'AEIOU' else 'a'} {self.kind.__name__}"
+
+    def wants(self, value: Any) -> bool:
+        return isinstance(value, self.kind)
+
+    def __call__(self, name: str, value: Any, call: Call) -> Any:
+        if not self.wants(value):
+            raise TypeError(f"`{name}` must be {self}; got {told(value)}{remedy(self.kind, value)}")
+        return value
+
+
+class Program:
+    """Something to call; where it is a model or a guide, not the class of one."""
+
+    def __str__(self) -> str:
+        return "a function or a module"
+
+    def wants(self, value: Any) -> bool:
+        return callable(value)
+
+    def __call__(self, name: str, value: Any, call: Call) -> Any:
+        unbuilt = isinstance(value, type) and name in ("model", "guide")
+        if unbuilt or not callable(value):
+            hint = f". Build one: {value.__name__}(...)" if unbuilt else ""
+            raise TypeError(f"`{name}` must be {self}; got {told(value)}{hint}")
+        return value
+
+
+@dataclass(frozen=True)
+class Several:
+    """A sequence, each of its items checked, and ``count`` of them unless that is None."""
+
+    item: Any
+    count: int | None = None
+
+    def __str__(self) -> str:
+        number = "" if self.count is None else f" of {self.count}"
+        return f"a sequence{number}" + ("" if self.item is ANYTHING else f", each {self.item}")
+
+    def wants(self, value: Any) -> bool:
+        row = isinstance(value, (np.ndarray, Tensor)) and value.ndim == 1 and self.item in (INTEGER, NUMBER)
+        return row or (isinstance(value, abc.Sequence) and not isinstance(value, (str, bytes)))
+
+    def __call__(self, name: str, value: Any, call: Call) -> Any:
+        if not self.wants(value):
+            raise TypeError(f"`{name}` must be {self}; got {told(value)}")
+        if self.count is not None and len(value) != self.count:
+            raise ValueError(f"`{name}` must be {self}; got {told(value)}")
+        if isinstance(value, (np.ndarray, Tensor)):
+            value = value.tolist()
+        items = [self.item(f"{name}[{i}]", item, call) for i, item in enumerate(value)]
+        same = all(new is old for new, old in zip(items, value, strict=True))
+        return value if same else items if isinstance(value, list) else tuple(items)
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A mapping, each of its values checked."""
+
+    item: Any
+
+    def __str__(self) -> str:
+        return "a mapping, such as a dict"
+
+    def wants(self, value: Any) -> bool:
+        return isinstance(value, abc.Mapping)
+
+    def __call__(self, name: str, value: Any, call: Call) -> Any:
+        if not self.wants(value):
+            raise TypeError(f"`{name}` must be {self}; got {told(value)}")
+        for key, item in value.items():
+            self.item(f'{name}["{key}"]', item, Call())
+        return value
+
+
+@dataclass(frozen=True)
+class Either:
+    """One of several kinds: the first that takes the value."""
+
+    kinds: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self.kinds))
+
+    def wants(self, value: Any) -> bool:
+        return any(kind.wants(value) for kind in self.kinds)
+
+    def __call__(self, name: str, value: Any, call: Call) -> Any:
+        real = [kind for kind in self.kinds if kind is not NOTHING]
+        if value is None and len(real) < len(self.kinds):
+            return None
+        fitting = [kind for kind in real if kind.wants(value)]
+        if len(real) == 1:
+            return real[0](name, value, call)
+        if not fitting:
+            raise TypeError(f"`{name}` must be {self}; got {told(value)}")
+        for kind in fitting[:-1]:
+            try:
+                return kind(name, value, call.copy())
+            except (TypeError, ValueError):
+                continue
+        return fitting[-1](name, value, call)

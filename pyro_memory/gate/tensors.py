@@ -1,0 +1,173 @@
+"""Tensors: their kind, shape, device, dtype, and whether they are finite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyro_memory.gate.texts import told
+
+KINDS = {"float": "floating-point", "int": "integer", "bool": "boolean"}
+CASTS = {"float": "float()", "int": "long()", "bool": "bool()"}
+
+
+@dataclass
+class Call:
+    """What the arguments of one call have in common.
+
+    Attributes:
+        owner: the instance whose method is called, or None.
+        padded: whether values may stand where none are read, so that they are not looked at.
+        sizes: the size of each named dimension, and who had it first.
+    """
+
+    owner: Any = None
+    padded: bool = False
+    sizes: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    first: tuple[str, torch.device] | None = None
+
+    def copy(self) -> Call:
+        """For an attempt that may fail."""
+        return Call(self.owner, self.padded, dict(self.sizes), self.first)
+
+    @cached_property
+    def like(self) -> Tensor | None:
+        """A tensor of the owner, whose device, and in a module whose dtype, arguments have."""
+        if isinstance(self.owner, nn.Module):
+            held = chain(self.owner.parameters(), self.owner.buffers())
+            return next((t for t in held if t.is_floating_point()), None)
+        return next((t for t in getattr(self.owner, "__dict__", {}).values() if isinstance(t, Tensor)), None)
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    return "float" if dtype.is_floating_point else "bool" if dtype == torch.bool else "int"
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """An argument that is a tensor.
+
+    Attributes:
+        kind: "float", "int", "bool" or "" for any.
+        dims: a name, a number or "*name" for each dimension; None for any shape.
+    """
+
+    kind: str
+    dims: tuple[str, ...] | None
+
+    def __str__(self) -> str:
+        shape = "" if self.dims is None else f" [{', '.join(self.dims)}]"
+        return f"a{' ' + KINDS[self.kind] if self.kind else ''} tensor{shape}".replace("a integer", "an integer")
+
+    def wants(self, value: Any) -> bool:
+        return isinstance(value, (Tensor, np.ndarray)) or (isinstance(value, (list, tuple)) and _numbers(value))
+
+    def __call__(self, name: str, value: Any, call: Call) -> Tensor:
+        like = call.like
+        if not isinstance(value, Tensor):
+            value = self._converted(name, value, like)
+        self._check_kind(name, value)
+        if self.dims is not None:
+            self._check_shape(name, value, call)
+        self._check_place(name, value, like, call)
+        self._check_values(name, value, call)
+        return value
+
+    def _converted(self, name: str, value: Any, like: Tensor | None) -> Tensor:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (self.wants(value) or (number and (self.dims is None or all(d[0] == "*" for d in self.dims)))):
+            raise TypeError(
+                f"`{name}` must be {self}; got {told(value)}. Give a tensor, a numpy array or a list of numbers"
+            )
+        try:
+            array = np.asarray(value)
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"numpy makes {array.dtype} of it")
+            tensor = torch.as_tensor(array.copy(), device="cpu" if like is None else like.device)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"`{name}` must be {self}, its items of one length; got {told(value)} ({error})"
+            ) from error
+        if self.kind == "float" or (not self.kind and tensor.is_floating_point()):
+            floats = like is not None and like.is_floating_point()
+            return tensor.to(like.dtype if floats else torch.get_default_dtype())
+        return tensor.long() if self.kind == "int" and kind_of(tensor.dtype) == "int" else tensor
+
+    def _check_kind(self, name: str, value: Tensor) -> None:
+        if value.is_complex() or (self.kind and kind_of(value.dtype) != self.kind):
+            cast = f". Convert it: {name}.{CASTS[self.kind]}" if self.kind and not value.is_complex() else ""
+            raise ValueError(f"`{name}` must be {self}; got {told(value)}{cast}")
+
+    def _check_shape(self, name: str, value: Tensor, call: Call) -> None:
+        free = [i for i, dim in enumerate(self.dims) if dim[0] in "*."]
+        least = len(self.dims) - len(free)
+        if value.dim() < least or (not free and value.dim() > least):
+            extra = least - value.dim() == 1 and not free
+            hint = f". One dimension is missing: {name}[None] adds a first one" if extra else ""
+            raise ValueError(f"`{name}` must be {self}; got {told(value)}{hint}")
+        if len(free) > 1:
+            return  # which dimensions are whose is for the function to say
+        shape: list[Any] = list(value.shape)
+        if free:
+            at = free[0]
+            shape[at : at + value.dim() - least] = [tuple(value.shape[at : at + value.dim() - least])]
+        for dim, size in zip(self.dims, shape, strict=True):
+            wanted, whose = call.sizes.setdefault(dim, (int(dim), "") if dim.isdigit() else (size, name))
+            if size != wanted and dim not in ("...", "_"):
+                same = f", as `{whose}` has" if whose else ""
+                shown = list(wanted) if isinstance(wanted, tuple) else wanted
+                raise ValueError(f"`{name}` must be {self} with {dim} = {shown}{same}; got {told(value)}")
+
+    def _check_place(self, name: str, value: Tensor, like: Tensor | None, call: Call) -> None:
+        whose, device = (call.first or (name, value.device)) if like is None else ("", like.device)
+        call.first = call.first or (name, value.device)
+        if device != value.device:
+            owner = f"`{whose}`" if whose else f"the {type(call.owner).__name__}"
+            raise ValueError(
+                f"`{name}` must be on the device of {owner}, {device}; got {told(value)}. Move it: "
+                f'{name}.to("{device}")'
+            )
+        module = isinstance(call.owner, nn.Module) and like is not None and value.is_floating_point()
+        if module and value.dtype != like.dtype and not torch.is_autocast_enabled(device.type):
+            dtypes = (str(d).removeprefix("torch.") for d in (like.dtype, value.dtype))
+            mine, given = dtypes
+            raise ValueError(
+                f"`{name}` must have the dtype of the {type(call.owner).__name__}, {mine}; got {given}. Convert one of "
+                f"them: {name}.to(torch.{mine}), or .to(torch.{given}) of the module"
+            )
+
+    def _check_values(self, name: str, value: Tensor, call: Call) -> None:
+        """On a CPU only: elsewhere every call would wait for the device."""
+        looks = self.kind == "float" and self.dims is not None and value.is_cpu and not call.padded
+        if not looks or type(value) not in (Tensor, nn.Parameter) or not value.numel():
+            return
+        low, high = (end.item() for end in value.detach().aminmax())  # a NaN anywhere is both
+        logarithms = name.startswith(("log", "score"))  # of probabilities, which may be 0
+        if low != low or ((low == -torch.inf or high == torch.inf) and not logarithms):
+            place = (~torch.isfinite(value)).nonzero()[0].tolist()
+            raise ValueError(
+                f"`{name}` must be finite; got {value[tuple(place)].item()} at {place}. Clean the data before"
+            )
+
+
+def check_places(name: str, a: Tensor, count: int, what: str) -> None:
+    """Raises a ValueError unless all addresses lie in 0 to ``count - 1``; looks on a CPU only."""
+    if a.is_cpu and type(a) is Tensor and a.numel():
+        low, high = (end.item() for end in a.aminmax())
+        if low < 0 or high >= count:
+            raise ValueError(f"`{name}` must be from 0 to {count - 1}, {what}; got {low if low < 0 else high}")
+
+
+def _numbers(value: Any) -> bool:
+    """Whether a nest of lists holds numbers only, by its first items."""
+    while isinstance(value, (list, tuple)):
+        if not value:
+            return True
+        value = value[0]
+    return isinstance(value, (int, float, np.number, np.bool_, np.ndarray, Tensor)) and not isinstance(value, str)
