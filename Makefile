@@ -54,7 +54,7 @@ gallery: install ## draw docs/gallery.md anew from the shipped weights
 
 docs: install ## build the site, tutorials and reference, in out/site
 	$(BIN)/mkdocs build -q
-	PYTHONWARNINGS=ignore $(BIN)/pdoc -d google --math --no-show-source -o out/site/api pyro_memory $(addprefix pyro_memory.,addressing data diagnostics distributions guides inference kernels models nets recall stores testing training)
+	PYTHONWARNINGS=ignore $(BIN)/pdoc -d google --math --no-show-source -o out/site/api pyro_memory $(addprefix pyro_memory.,addressing data diagnostics distributions gate guides inference kernels models nets recall stores testing training)
 	@echo "open out/site/index.html"
 
 bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figures in out

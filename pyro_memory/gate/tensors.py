@@ -36,6 +36,16 @@ class Call:
         """For an attempt that may fail."""
         return Call(self.owner, self.padded, dict(self.sizes), self.first)
 
+    def size_of(self, dim: str, size: Any, name: str) -> tuple[Any, str]:
+        """The size that a dimension must have, and whose it is: a number's own, the owner's attribute of that name, or
+        that of the first argument that has it."""
+        if dim not in self.sizes:
+            own = None if self.owner is None else getattr(self.owner, dim, getattr(self.owner, f"{dim}s", None))
+            known = isinstance(own, int) and not isinstance(own, bool)
+            theirs = (own, f", as the {type(self.owner).__name__} has") if known else (size, f", as `{name}` has")
+            self.sizes[dim] = (int(dim), "") if dim.isdigit() else theirs
+        return self.sizes[dim]
+
     @cached_property
     def like(self) -> Tensor | None:
         """A tensor of the owner, whose device, and in a module whose dtype, arguments have."""
@@ -118,11 +128,10 @@ class TensorCheck:
             at = free[0]
             shape[at : at + value.dim() - least] = [tuple(value.shape[at : at + value.dim() - least])]
         for dim, size in zip(self.dims, shape, strict=True):
-            wanted, whose = call.sizes.setdefault(dim, (int(dim), "") if dim.isdigit() else (size, name))
+            wanted, whose = call.size_of(dim, size, name)
             if size != wanted and dim not in ("...", "_"):
-                same = f", as `{whose}` has" if whose else ""
                 shown = list(wanted) if isinstance(wanted, tuple) else wanted
-                raise ValueError(f"`{name}` must be {self} with {dim} = {shown}{same}; got {told(value)}")
+                raise ValueError(f"`{name}` must be {self} with {dim} = {shown}{whose}; got {told(value)}")
 
     def _check_place(self, name: str, value: Tensor, like: Tensor | None, call: Call) -> None:
         whose, device = (call.first or (name, value.device)) if like is None else ("", like.device)
