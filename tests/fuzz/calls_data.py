@@ -148,7 +148,10 @@ TASKS = {
         drawing() | called(tasks=2, queries=1, shots=(1, 2), items=3, targets=None),
     ),
     "SetTasks.__getitem__": lambda: (sets().__getitem__, called(index=1)),
-    "SetTasks.wrong_classes": lambda: (SetTasks(letters(), tasks=1, shots=2, targets=longs(0, 5)).wrong_classes, called(index=0)),
+    "SetTasks.wrong_classes": lambda: (
+        SetTasks(letters(), tasks=1, shots=2, targets=longs(0, 5)).wrong_classes,
+        called(index=0),
+    ),
     "NeedleTasks": lambda: (NeedleTasks, needles()),
     "NeedleTasks.__getitem__": lambda: (NeedleTasks(**needles()).__getitem__, called(index=1)),
     "NeedleTasks.read": lambda: (NeedleTasks(**needles()).read, called(index=1, row=0)),

@@ -16,6 +16,7 @@ from fuzz.parts import (
     fresh_recall,
     images,
     ink,
+    kept,
     letters,
     longs,
     mapped,
@@ -92,6 +93,7 @@ def evidence():
     return recall().gather(support())
 
 
+@kept
 def record():
     _, _, found = consolidate(concepts(), episodes())
     return found

@@ -56,7 +56,7 @@ def cast(dtype):
 
 
 def filled(tensor, at, value):
-    tensor = tensor.detach().clone()
+    tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
     tensor.view(-1)[at % tensor.numel()] = value
     return tensor
 
@@ -105,7 +105,10 @@ def moved(target):
 
     def made(value, call, at):
         stays = isinstance(value, (Tensor, nn.Module)) or not hasattr(value, "to") or isinstance(value, type)
-        return NOT_HERE if stays else value.to(target)
+        try:
+            return NOT_HERE if stays else value.to(target)
+        except (RuntimeError, ValueError):
+            return NOT_HERE  # it cannot be there
 
     return made
 
