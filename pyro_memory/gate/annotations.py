@@ -63,7 +63,7 @@ def check_of(annotation: Any) -> Any:
         return subclass(inner[0] if inner and isinstance(inner[0], type) else object)
     if origin is tuple:
         same = inner[1:] == (Ellipsis,)
-        return Several(check_of(inner[0]) if same else ANYTHING, len(inner) if inner and not same else None)
+        return Several(check_of(inner[0]) if same else ANYTHING, len(inner) if inner and not same else None, tuple)
     if origin in (abc.Sequence, abc.Iterable, list):
         return Several(check_of(inner[0]) if inner else ANYTHING)
     if origin in (abc.Mapping, dict):

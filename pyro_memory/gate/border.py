@@ -13,6 +13,7 @@ from torch import nn
 
 from pyro_memory.gate.annotations import SHAPED, check_of
 from pyro_memory.gate.kinds import ANYTHING
+from pyro_memory.gate.misfits import misfit
 from pyro_memory.gate.tensors import Call
 
 OWN = __name__.partition(".")[0]
@@ -24,8 +25,10 @@ Entry = TypeVar("Entry", bound=Callable[..., Any])
 def checked(entry: Entry) -> Entry:
     """Puts the gate before a public function, or before the constructor and the public methods of a class.
 
-    A call that comes from inside the package passes at once: the gate stands at its border. Nor is anything looked at
-    while torch compiles.
+    A call that comes from inside the package passes at once: the gate stands at its border. A module's constructor is
+    looked at whoever calls, since options are handed on to it. Nothing is looked at while torch compiles.
+
+    What torch refuses inside, as sizes that do not fit together, becomes a ValueError that names the arguments.
 
     Cost: some microseconds an argument, and one look at the values of floating-point tensors on a CPU.
     """
@@ -44,12 +47,20 @@ def checked(entry: Entry) -> Entry:
 def _guarded(function: Any) -> Any:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or _inside(sys._getframe(1)):
+        made = function.__name__ == "__init__" and isinstance(args[0], nn.Module)
+        if torch.compiler.is_compiling() or (_inside(sys._getframe(1)) and not made):
             return function(*args, **kwargs)
         checks = known[0] if known else _checks(function)
         if not known:
             known.append(checks)
-        return function(*_admitted(checks, args, kwargs), **kwargs)
+        admitted = _admitted(checks, args, kwargs)
+        try:
+            return function(*admitted, **kwargs)
+        except (RuntimeError, IndexError, ValueError) as error:
+            refused = misfit(error, function.__qualname__, list(zip(checks[0], args, strict=False)), kwargs)
+            if refused is None:
+                raise
+            raise refused from error
 
     known: list[Any] = []
     wrapper.__gate__ = True

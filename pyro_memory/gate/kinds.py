@@ -44,6 +44,12 @@ def _single(value: Any, *kinds: type) -> bool:
     return isinstance(value, kinds) and not isinstance(value, (bool, np.bool_))
 
 
+def _integer(value: Any) -> int:
+    if not -(2**63) <= value < 2**63:  # torch holds no others
+        raise ValueError
+    return int(value)
+
+
 def _number(value: Any) -> float:
     if math.isnan(value):
         raise ValueError
@@ -63,7 +69,7 @@ def _device(value: Any) -> Any:
 
 ANYTHING = Kind("anything", lambda value: True)
 NOTHING = Kind("None", lambda value: value is None)
-INTEGER = Kind("an integer", lambda value: _single(value, int, np.integer), int)
+INTEGER = Kind("an integer", lambda value: _single(value, int, np.integer), _integer)
 NUMBER = Kind("a number", lambda value: _single(value, int, float, np.number), _number)
 FLAG = Kind("True or False", lambda value: isinstance(value, (bool, np.bool_)), bool)
 PATH = Kind("a path of a file or folder", lambda value: isinstance(value, (str, os.PathLike)), _path)
@@ -105,6 +111,7 @@ class Instance:
     def __call__(self, name: str, value: Any, call: Call) -> Any:
         if not self.wants(value):
             raise TypeError(f"`{name}` must be {self}; got {told(value)}{remedy(self.kind, value)}")
+        call.check_held(name, value)
         return value
 
 
@@ -127,10 +134,11 @@ class Program:
 
 @dataclass(frozen=True)
 class Several:
-    """A sequence, each of its items checked, and ``count`` of them unless that is None."""
+    """A sequence, each of its items checked, ``count`` of them unless that is None, made a tuple if it must."""
 
     item: Any
     count: int | None = None
+    into: type | None = None
 
     def __str__(self) -> str:
         number = "" if self.count is None else f" of {self.count}"
@@ -149,7 +157,9 @@ class Several:
             value = value.tolist()
         items = [self.item(f"{name}[{i}]", item, call) for i, item in enumerate(value)]
         same = all(new is old for new, old in zip(items, value, strict=True))
-        return value if same else items if isinstance(value, list) else tuple(items)
+        if same and (self.into is None or isinstance(value, self.into)):
+            return value
+        return items if isinstance(value, list) and self.into is None else tuple(items)
 
 
 @dataclass(frozen=True)

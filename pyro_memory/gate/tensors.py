@@ -52,7 +52,43 @@ class Call:
         if isinstance(self.owner, nn.Module):
             held = chain(self.owner.parameters(), self.owner.buffers())
             return next((t for t in held if t.is_floating_point()), None)
-        return next((t for t in getattr(self.owner, "__dict__", {}).values() if isinstance(t, Tensor)), None)
+        return held_by(self.owner)
+
+    def check_held(self, name: str, value: Any) -> None:
+        """Checks device and dtype of what a memory or a state holds, as those of a tensor."""
+        held = None if isinstance(value, nn.Module) else held_by(value)
+        if held is not None:
+            self.check_place(name, held, type(value).__name__)
+
+    def check_place(self, name: str, value: Tensor, what: str = "") -> None:
+        """Raises a ValueError unless a tensor, or what holds it, is where its owner and the other arguments are."""
+        like, said = self.like, f"a {what}, on {value.device}" if what else told(value)
+        whose, device = (self.first or (name, value.device)) if like is None else ("", like.device)
+        self.first = self.first or (name, value.device)
+        if device != value.device:
+            owner = f"`{whose}`" if whose else f"the {type(self.owner).__name__}"
+            raise ValueError(
+                f'`{name}` must be on the device of {owner}, {device}; got {said}. Move it: {name}.to("{device}")'
+            )
+        module = isinstance(self.owner, nn.Module) and like is not None and value.is_floating_point()
+        if what and value.dtype.itemsize < 4:
+            return  # a memory's half-precision contents are brought to the module's dtype where they are read
+        if module and value.dtype != like.dtype and not torch.is_autocast_enabled(device.type):
+            dtypes = (str(d).removeprefix("torch.") for d in (like.dtype, value.dtype))
+            mine, given = dtypes
+            raise ValueError(
+                f"`{name}` must have the dtype of the {type(self.owner).__name__}, {mine}; got {given}. Convert one of "
+                f"them: {name}.to(torch.{mine}), or .to(torch.{given}) of the module"
+            )
+
+
+def held_by(value: Any, depth: int = 2) -> Tensor | None:
+    """The first tensor that an object, or one that it holds, has as an attribute."""
+    for item in getattr(value, "__dict__", {}).values():
+        found = item if isinstance(item, Tensor) else held_by(item, depth - 1) if depth > 1 else None
+        if found is not None:
+            return found
+    return None
 
 
 def kind_of(dtype: torch.dtype) -> str:
@@ -83,15 +119,18 @@ class TensorCheck:
         if not isinstance(value, Tensor):
             value = self._converted(name, value, like)
         self._check_kind(name, value)
+        if self.kind == "int" and value.dtype != torch.long:
+            value = value.long()  # shorter ones cannot index: bytes would be a mask
         if self.dims is not None:
             self._check_shape(name, value, call)
-        self._check_place(name, value, like, call)
+        call.check_place(name, value)
         self._check_values(name, value, call)
         return value
 
     def _converted(self, name: str, value: Any, like: Tensor | None) -> Tensor:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (self.wants(value) or (number and (self.dims is None or all(d[0] == "*" for d in self.dims)))):
+        scalar = self.dims is None or (len(self.dims) == 1 and self.dims[0][0] == "*")
+        number = scalar and isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (self.wants(value) or number):
             raise TypeError(
                 f"`{name}` must be {self}; got {told(value)}. Give a tensor, a numpy array or a list of numbers"
             )
@@ -133,24 +172,6 @@ class TensorCheck:
                 shown = list(wanted) if isinstance(wanted, tuple) else wanted
                 raise ValueError(f"`{name}` must be {self} with {dim} = {shown}{whose}; got {told(value)}")
 
-    def _check_place(self, name: str, value: Tensor, like: Tensor | None, call: Call) -> None:
-        whose, device = (call.first or (name, value.device)) if like is None else ("", like.device)
-        call.first = call.first or (name, value.device)
-        if device != value.device:
-            owner = f"`{whose}`" if whose else f"the {type(call.owner).__name__}"
-            raise ValueError(
-                f"`{name}` must be on the device of {owner}, {device}; got {told(value)}. Move it: "
-                f'{name}.to("{device}")'
-            )
-        module = isinstance(call.owner, nn.Module) and like is not None and value.is_floating_point()
-        if module and value.dtype != like.dtype and not torch.is_autocast_enabled(device.type):
-            dtypes = (str(d).removeprefix("torch.") for d in (like.dtype, value.dtype))
-            mine, given = dtypes
-            raise ValueError(
-                f"`{name}` must have the dtype of the {type(call.owner).__name__}, {mine}; got {given}. Convert one of "
-                f"them: {name}.to(torch.{mine}), or .to(torch.{given}) of the module"
-            )
-
     def _check_values(self, name: str, value: Tensor, call: Call) -> None:
         """On a CPU only: elsewhere every call would wait for the device."""
         looks = self.kind == "float" and self.dims is not None and value.is_cpu and not call.padded
@@ -163,14 +184,6 @@ class TensorCheck:
             raise ValueError(
                 f"`{name}` must be finite; got {value[tuple(place)].item()} at {place}. Clean the data before"
             )
-
-
-def check_places(name: str, a: Tensor, count: int, what: str) -> None:
-    """Raises a ValueError unless all addresses lie in 0 to ``count - 1``; looks on a CPU only."""
-    if a.is_cpu and type(a) is Tensor and a.numel():
-        low, high = (end.item() for end in a.aminmax())
-        if low < 0 or high >= count:
-            raise ValueError(f"`{name}` must be from 0 to {count - 1}, {what}; got {low if low < 0 else high}")
 
 
 def _numbers(value: Any) -> bool:
