@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_memory.gate import checked
-from pyro_memory.nets.layers import Features, flat, from_blocks, halvings, mlp, scale_for_relu
+from pyro_memory.gate import check_image_shape, check_least, checked
+from pyro_memory.nets.layers import Features, check_channels, flat, from_blocks, halvings, mlp, scale_for_relu
 
 
 @checked
@@ -28,6 +28,9 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, shape: Sequence[int], latent_dim: int, channels: Sequence[int] = (48, 48, 64)) -> None:
         super().__init__()
+        check_image_shape(shape)
+        check_least(1, latent_dim=latent_dim)
+        check_channels(channels)
         self.shape = tuple(shape)
         self.sizes = halvings(shape, len(channels))
         self.start_shape = (channels[-1], *self.sizes[-1])
@@ -37,6 +40,10 @@ class ConvDecoder(nn.Module):
         scale_for_relu(self)
 
     def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> Float[Tensor, "*lead c h w"]:
+        if content and len(content) != len(self.sizes):
+            raise ValueError(
+                f"`content` must have features at {len(self.sizes)} resolutions, or none; got {len(content)}"
+            )
         lead = torch.broadcast_shapes(z.shape[:-1], *(c.shape[:-3] for c in content))
         hidden = self.start(z).reshape(z.shape[:-1] + self.start_shape).expand(lead + self.start_shape)
         hidden = torch.relu(self._add(flat(hidden), content, len(self.up), lead))
@@ -66,6 +73,8 @@ class MLPDecoder(nn.Module):
         hidden: Sequence[int] = (128, 256),
     ) -> None:
         super().__init__()
+        check_image_shape(shape)
+        check_least(1, latent_dim=latent_dim, hidden=hidden)
         self.shape = tuple(shape)
         self.net = mlp([latent_dim + sum(s[0] for s in content_shapes), *hidden, shape[0] * shape[1] * shape[2]])
         scale_for_relu(self)

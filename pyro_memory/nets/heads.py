@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_memory.gate import checked
+from pyro_memory.gate import check_least, checked
 from pyro_memory.nets.layers import Features, coarsest, scale_for_relu
 
 
@@ -21,6 +21,7 @@ class GaussianHead(nn.Module):
 
     def __init__(self, in_features: int, latent_dim: int) -> None:
         super().__init__()
+        check_least(1, in_features=in_features, latent_dim=latent_dim)
         self.project = nn.Linear(in_features, 2 * latent_dim)
 
     def forward(self, features: Float[Tensor, "*batch feature"]) -> dist.Independent:
@@ -34,6 +35,7 @@ class GaussianMLP(nn.Module):
 
     def __init__(self, in_features: int, hidden: int, latent_dim: int) -> None:
         super().__init__()
+        check_least(1, in_features=in_features, hidden=hidden, latent_dim=latent_dim)
         self.hidden = nn.Linear(in_features, hidden)
         scale_for_relu(self.hidden)
         self.head = GaussianHead(hidden, latent_dim)
@@ -48,10 +50,13 @@ class ContentPrior(nn.Module):
 
     def __init__(self, shape: Sequence[int], latent_dim: int) -> None:
         super().__init__()
+        check_least(1, shape=shape, latent_dim=latent_dim)
         self.event_dim = len(shape)
         self.head = GaussianHead(math.prod(shape), latent_dim)
 
     def forward(self, content: Features) -> dist.Independent:
+        if not content:
+            raise ValueError("`content` must hold the features of what was read; got none")
         return self.head(content[-1].flatten(-self.event_dim))
 
 
@@ -67,7 +72,11 @@ class PairEncoder(nn.Module):
         self.features = features
         self.head = GaussianHead(features.out_features, latent_dim)
 
-    def forward(self, x: Tensor, m: Tensor | None = None) -> dist.Independent:
+    def forward(
+        self,
+        x: Float[Tensor, "*batch channel height width"],
+        m: Float[Tensor, "*lead channels height width"] | None = None,
+    ) -> dist.Independent:
         if m is not None:
             lead = torch.broadcast_shapes(x.shape[:-3], m.shape[:-3])
             x = torch.cat([x.expand(lead + x.shape[-3:]), m.expand(lead + m.shape[-3:])], -3)
@@ -84,7 +93,7 @@ class BernoulliImage(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, z: Tensor, content: Features = ()) -> dist.Independent:
+    def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> dist.Independent:
         # Grey levels in [0, 1] are allowed, as is usual for MNIST: their "log-probability" is a cross-entropy.
         return dist.Bernoulli(logits=self.decoder(z, content), validate_args=False).to_event(3)
 
@@ -97,8 +106,10 @@ class GaussianImage(nn.Module):
 
     def __init__(self, decoder: nn.Module, scale: float = 0.3) -> None:
         super().__init__()
+        if not scale > 0:
+            raise ValueError(f"`scale` must be positive, the deviation of a pixel; got {scale}")
         self.decoder = decoder
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
 
-    def forward(self, z: Tensor, content: Features = ()) -> dist.Independent:
+    def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> dist.Independent:
         return dist.Normal(self.decoder(z, content), self.log_scale.exp()).to_event(3)

@@ -7,16 +7,24 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from pyro_memory.gate import checked
+from pyro_memory.gate import check_least, checked
 
-Features = tuple[Tensor, ...]
+Features = tuple[Float[Tensor, "..."], ...]
 
 
 @checked
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Chains linear layers with ReLU between them."""
+    """Chains linear layers with ReLU between them.
+
+    Raises:
+        ValueError: for fewer than two sizes, or one below 1.
+    """
+    if len(sizes) < 2:
+        raise ValueError(f"`sizes` must be two or more, of what comes in, in between and out; got {list(sizes)}")
+    check_least(1, sizes=sizes)
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU()]
@@ -49,6 +57,13 @@ def on_images(f: Callable[[Tensor], Features], x: Tensor) -> Features:
     """Runs ``f`` with one batch dimension, whatever number ``x`` has."""
     lead = x.shape[:-3]
     return tuple(t.reshape(lead + t.shape[1:]) for t in f(x.reshape((-1,) + x.shape[-3:])))
+
+
+def check_channels(channels: Sequence[int]) -> None:
+    """Raises a ValueError unless there are channels at one resolution at least."""
+    if not channels:
+        raise ValueError("`channels` must hold a number for each resolution, the finest first; got none")
+    check_least(1, channels=channels)
 
 
 def coarsest(features: Features, batch_dims: int) -> Tensor:

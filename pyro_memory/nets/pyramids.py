@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_memory.gate import checked
+from pyro_memory.gate import check_ends, check_image_shape, check_least, checked
 from pyro_memory.nets.layers import (
     Features,
     channels_last,
+    check_channels,
     coarsest,
     halvings,
     mlp,
@@ -42,6 +43,9 @@ class ImagePyramid(nn.Module):
 
     def __init__(self, shape: Sequence[int], channels: Sequence[int] = (48, 48, 64)) -> None:
         super().__init__()
+        check_image_shape(shape)
+        check_channels(channels)
+        self.shape = tuple(shape)
         self.padding = (0, shape[2] % 2, 0, shape[1] % 2)
         self.shapes = [(n, *size) for n, size in zip(channels, halvings(shape, len(channels)), strict=True)]
         self.stem = nn.Conv2d(4 * shape[0], channels[0], 3, padding=1)
@@ -51,6 +55,7 @@ class ImagePyramid(nn.Module):
         scale_for_relu(self)
 
     def forward(self, images: Float[Tensor, "*batch channel height width"]) -> Features:
+        check_ends("images", images, self.shape)
         return on_images(self._levels, images)
 
     def _levels(self, images: Tensor) -> Features:
@@ -89,12 +94,18 @@ class ImageMLP(nn.Module):
 
     def __init__(self, shape: Sequence[int], hidden: Sequence[int] = (256, 128)) -> None:
         super().__init__()
+        check_image_shape(shape)
+        if not hidden:
+            raise ValueError("`hidden` must hold the size of a layer at least; got none")
+        check_least(1, hidden=hidden)
+        self.shape = tuple(shape)
         self.net = mlp([shape[0] * shape[1] * shape[2], *hidden])
         self.shapes = [(hidden[-1],)]
         self.out_features = hidden[-1]
         scale_for_relu(self)
 
     def forward(self, images: Float[Tensor, "*batch channel height width"]) -> Features:
+        check_ends("images", images, self.shape)
         return (torch.relu(self.net(images.flatten(-3))),)
 
 
@@ -104,6 +115,7 @@ class Embedding(nn.Module):
 
     def __init__(self, features: nn.Module, dim: int = 128) -> None:
         super().__init__()
+        check_least(1, dim=dim)
         self.features = features
         self.project = nn.Linear(features.out_features, dim)
 
