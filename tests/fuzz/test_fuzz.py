@@ -27,9 +27,7 @@ def elsewhere(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("PYRO_MEMORY_DATA", str(folder / "data"))
-        patch.setattr(
-            "pyro_memory.data.images.letters._letters", lambda: {c: [np.ones((96, 96), "u1")] for c in "aαβ"}
-        )
+        patch.setattr("pyro_memory.data.images.letters._letters", lambda: {c: [np.ones((96, 96), "u1")] for c in "aαβ"})
         torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
         yield
         torch.distributed.destroy_process_group()
