@@ -13,6 +13,7 @@ from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.variations import check_shares, turn
 from pyro_memory.data.seeds import generator_for
 from pyro_memory.gate import checked
+from pyro_memory.data.seeds import below, generator_for, order, uniform
 from pyro_memory.stores import SlotMemory
 
 Task = tuple[Float[Tensor, "target 1 height width"], SlotMemory]
@@ -116,7 +117,7 @@ class FewShotTasks:
 
     def _task(self, index: int, wrong: bool) -> Task:
         sizes = generator_for(self.seed, 11, index)
-        classes, shots = (int(torch.randint(fewest, most + 1, (), generator=sizes)) for fewest, most in self._ranges)
+        classes, shots = (fewest + int(below(most + 1 - fewest, sizes)) for fewest, most in self._ranges)
         if self.per_target:
             targets = self._targets(index)
             slots = [
@@ -126,10 +127,10 @@ class FewShotTasks:
             x, values = self._show(index, targets, torch.stack(slots))
             return x, SlotMemory(values, batch_dim=-1)
         generator = generator_for(self.seed, 0, index)
-        chosen = torch.randperm(self.data.classes, generator=generator)[:classes]
+        chosen = order(self.data.classes, generator)[:classes]
         shared = self._slots(chosen, shots, None, generator)
         taken = shared if self.protocol == "vma" else None
-        labels = chosen[torch.arange(self.targets) % classes]
+        labels = chosen[torch.arange(self.targets, device="cpu") % classes]
         drawn = torch.stack([self._member(int(c), generator, taken) for c in labels])
         if wrong:
             shared = self._slots(self._other_classes(chosen, classes, generator), shots, None, generator)
@@ -140,9 +141,9 @@ class FewShotTasks:
         """The images of targets and slots: varied each by itself, turned all alike."""
         images = torch.cat([group.flatten() for group in groups])
         redraw, turning = generator_for(self.seed, 9, index), generator_for(self.seed, 4, index)
-        varied = torch.rand((), generator=redraw) < self.varied
+        varied = uniform(redraw) < self.varied
         x = self.data.varied(images, redraw) if varied else self.data[images]
-        if torch.rand((), generator=turning) < self.turned:
+        if uniform(turning) < self.turned:
             x = turn(x, turning)
         parts = x.split([group.numel() for group in groups])
         return [part.reshape(*group.shape, *x.shape[1:]) for group, part in zip(groups, parts, strict=True)]
@@ -153,7 +154,7 @@ class FewShotTasks:
                 raise IndexError(f"`index` must be below {len(self)}; got {index}")
             return self.target_indices[index * self.targets : (index + 1) * self.targets]
         generator = generator_for(self.seed, 2, index)
-        labels = torch.randint(self.data.classes, (self.targets,), generator=generator)
+        labels = below(self.data.classes, generator, self.targets)
         return torch.stack([self._member(int(c), generator) for c in labels])
 
     def _slots_for(
@@ -166,24 +167,24 @@ class FewShotTasks:
         chosen = torch.cat([label, self._other_classes(label, classes - 1, generator)])
         if wrong:
             chosen = self._other_classes(chosen, classes, generator)
-        slots = self._slots(chosen, shots, torch.tensor([target]), generator)
-        return slots[torch.randperm(len(slots), generator=generator)]
+        slots = self._slots(chosen, shots, torch.tensor([target], device="cpu"), generator)
+        return slots[order(len(slots), generator)]
 
     def _slots(
         self, classes: Tensor, shots: int, target: Tensor | None, generator: torch.Generator
     ) -> Int[Tensor, " slot"]:
         if self.protocol == "gmn":
-            labels = classes[torch.randint(len(classes), (len(classes) * shots,), generator=generator)]
+            labels = classes[below(len(classes), generator, len(classes) * shots)]
             return torch.stack([self._member(int(c), generator) for c in labels])
         slots = []
         for label in classes.tolist():
             free = self._free(label, target)
-            slots.append(free[torch.randperm(len(free), generator=generator)[:shots]])
+            slots.append(free[order(len(free), generator)[:shots]])
         return torch.cat(slots)
 
     def _member(self, label: int, generator: torch.Generator, taken: Tensor | None = None) -> Tensor:
         free = self._free(label, taken)
-        return free[torch.randint(len(free), (), generator=generator)]
+        return free[below(len(free), generator)]
 
     def _free(self, label: int, taken: Tensor | None) -> Int[Tensor, " image"]:
         """A class's images but for these."""
@@ -191,8 +192,8 @@ class FewShotTasks:
         return members if taken is None else members[~torch.isin(members, taken)]
 
     def _other_classes(self, taken: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        order = torch.randperm(self.data.classes, generator=generator)
-        others = order[~torch.isin(order, taken)][:count]
+        every = order(self.data.classes, generator)
+        others = every[~torch.isin(every, taken)][:count]
         if len(others) < count:
             raise ValueError(f"`classes` must leave other classes to draw; the data have {self.data.classes} in all")
         return others

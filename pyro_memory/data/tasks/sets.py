@@ -12,6 +12,7 @@ from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.variations import check_shares, turn
 from pyro_memory.data.seeds import generator_for
 from pyro_memory.gate import checked
+from pyro_memory.data.seeds import below, generator_for, order, uniform
 from pyro_memory.stores import SlotMemory
 
 
@@ -53,7 +54,7 @@ class SetTasks:
         varied: float = 0.0,
         targets: Int[Tensor, " target"] | None = None,
     ) -> None:
-        self.shots = torch.tensor([shots] if isinstance(shots, int) else list(shots))
+        self.shots = torch.tensor([shots] if isinstance(shots, int) else list(shots), device="cpu")
         if tasks < 1 or queries < 1 or not len(self.shots) or int(self.shots.min()) < 0:
             raise ValueError(
                 f"`tasks` and `queries` must be at least 1 and `shots` not negative; got {tasks}, {queries}, {shots}"
@@ -62,10 +63,10 @@ class SetTasks:
         self.items = most if items is None else items
         if self.items < most:
             raise ValueError(f"`items` must be at least the most shots, {most}; got {items}")
-        sizes = torch.tensor([len(m) for m in data.members])
-        if most + queries > int(sizes.min()):
+        smallest = min(len(m) for m in data.members)
+        if most + queries > smallest:
             raise ValueError(
-                f"`shots` and `queries` together must be at most the {int(sizes.min())} images of the smallest class; "
+                f"`shots` and `queries` together must be at most the {smallest} images of the smallest class; "
                 f"got {most} and {queries}"
             )
         if targets is None and tasks > data.classes:
@@ -90,25 +91,24 @@ class SetTasks:
         if self.targets is not None:
             return self._fixed(index, other=False)
         generator = generator_for(self.seed, 4, index)
-        labels = torch.randperm(self.data.classes, generator=generator)[: self.tasks]
+        labels = order(self.data.classes, generator)[: self.tasks]
         wanted = self.queries + self.items
         drawn = torch.stack([self._draw(int(label), wanted, generator) for label in labels])
-        counts = self.shots[torch.randint(len(self.shots), (self.tasks,), generator=generator)]
+        counts = self.shots[below(len(self.shots), generator, self.tasks)]
         images, redraw = self.data[drawn], generator_for(self.seed, 9, index)
-        for task in (torch.rand(self.tasks, generator=redraw) < self.varied).nonzero().flatten().tolist():
+        for task in (uniform(redraw, self.tasks) < self.varied).nonzero().flatten().tolist():
             images[task] = self.data.varied(drawn[task], redraw)
-        for task in (torch.rand(self.tasks, generator=generator) < self.turned).nonzero().flatten().tolist():
+        for task in (uniform(generator, self.tasks) < self.turned).nonzero().flatten().tolist():
             images[task] = turn(images[task], generator)
         return images[:, : self.queries], self._support(images[:, self.queries :], counts)
 
     def _draw(self, label: int, wanted: int, generator: torch.Generator) -> Int[Tensor, " item"]:
         members = self.data.members[label]
-        order = torch.randperm(len(members), generator=generator)[:wanted]
-        chosen = members[order]  # padding repeats an image; it is masked
+        chosen = members[order(len(members), generator)[:wanted]]  # padding repeats an image; it is masked
         return torch.cat([chosen, chosen[-1:].expand(wanted - len(chosen))])
 
     def _support(self, images: Float[Tensor, "task item 1 height width"], counts: Int[Tensor, " task"]) -> SlotMemory:
-        mask = torch.arange(self.items) < counts.unsqueeze(-1)
+        mask = torch.arange(self.items, device="cpu") < counts.unsqueeze(-1)
         return SlotMemory(images * mask.reshape(*mask.shape, 1, 1, 1), mask=mask, batch_dim=-2)
 
     def wrong_classes(self, index: int) -> SlotMemory:
@@ -134,19 +134,19 @@ class SetTasks:
         generator = generator_for(self.seed, 5, target)
         label = int(self.data.labels[target])
         if other:
-            label = (label + 1 + int(torch.randint(self.data.classes - 1, (), generator=generator))) % self.data.classes
+            label = (label + 1 + int(below(self.data.classes - 1, generator))) % self.data.classes
         members = self.data.members[label]
         members = members[members != target]
-        order = members[torch.randperm(len(members), generator=generator)]
-        order = order[~torch.isin(order, asked)][: self.items]
+        others = members[order(len(members), generator)]
+        others = others[~torch.isin(others, asked)][: self.items]
         most = int(self.shots.max())
-        if len(order) < most:
+        if len(others) < most:
             raise ValueError(
                 f"`tasks` ({self.tasks}) must leave {most} images of class {self.data.class_names[label]} that are not "
-                f"asked for beside it; {len(order)} are left. Ask for fewer an index, or fewer shots"
+                f"asked for beside it; {len(others)} are left. Ask for fewer an index, or fewer shots"
             )
-        return torch.cat([order, order[-1:].expand(self.items - len(order))])
+        return torch.cat([others, others[-1:].expand(self.items - len(others))])
 
     def _count(self, target: int) -> Tensor:
         generator = generator_for(self.seed, 6, target)
-        return self.shots[torch.randint(len(self.shots), (), generator=generator)]
+        return self.shots[below(len(self.shots), generator)]

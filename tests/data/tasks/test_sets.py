@@ -11,11 +11,11 @@ def data(classes=6, each=8):
     labels = torch.arange(classes).repeat_interleave(each)
     images = torch.zeros(classes * each, 1, 2, 2, dtype=torch.uint8)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = labels, torch.arange(each).repeat(classes)
-    return LabelledImages(images, labels, tuple(map(str, range(classes))))
+    return LabelledImages(images, labels, levels=10)
 
 
 def names(images):
-    return [(int(i[0, 0, 0]), int(i[0, 0, 1])) for i in images]
+    return [(round(10 * float(i[0, 0, 0])), round(10 * float(i[0, 0, 1]))) for i in images]
 
 
 def test_queries_and_support_are_different_images_of_one_class():
