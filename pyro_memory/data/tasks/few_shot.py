@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pyro_memory.data.given import Numbers, integers
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.variations import check_shares, turn
 from pyro_memory.data.seeds import generator_for
@@ -62,7 +63,7 @@ class FewShotTasks:
         protocol: str = "vma",
         per_target: bool = False,
         seed: int = 0,
-        target_indices: Int[Tensor, " target"] | None = None,
+        target_indices: Numbers | None = None,
         turned: float = 0.0,
         varied: float = 0.0,
     ) -> None:
@@ -75,10 +76,12 @@ class FewShotTasks:
         if most_classes > data.classes:
             raise ValueError(f"`classes` must be at most the data's {data.classes}; got {classes}")
         fewest = min(len(m) for m in data.members)
-        if protocol == "vma" and most_shots + 1 > fewest:
+        if (most_shots if protocol == "vma" else 0) + 1 > fewest:
             raise ValueError(
                 f"`shots` must leave an image of each class for the target; got {shots} where a class has {fewest}"
             )
+        if target_indices is not None:
+            target_indices = integers("target_indices", target_indices, low=0, high=len(data) - 1, item="target")
         check_shares(data.shape, turned=turned, varied=varied, fixed=target_indices is not None)
         if target_indices is not None and not len(target_indices):
             raise ValueError("`target_indices` must name at least one target; got none")
@@ -112,7 +115,16 @@ class FewShotTasks:
         return self._task(index, wrong=False)
 
     def wrong_classes(self, index: int) -> SlotMemory:
-        """Gives a memory of the same size with none of its task's classes in it: a control."""
+        """Gives a memory of the same size with none of its task's classes in it: a control.
+
+        Raises:
+            ValueError: if the data may have too few other classes for that, whatever the index.
+        """
+        most = self._ranges[0][1]
+        if 2 * most > self.data.classes:
+            raise ValueError(
+                f"`classes` must leave other classes to draw, {2 * most} in all; the data have {self.data.classes}"
+            )
         return self._task(index, wrong=True)[1]
 
     def _task(self, index: int, wrong: bool) -> Task:
@@ -193,10 +205,7 @@ class FewShotTasks:
 
     def _other_classes(self, taken: Tensor, count: int, generator: torch.Generator) -> Tensor:
         every = order(self.data.classes, generator)
-        others = every[~torch.isin(every, taken)][:count]
-        if len(others) < count:
-            raise ValueError(f"`classes` must leave other classes to draw; the data have {self.data.classes} in all")
-        return others
+        return every[~torch.isin(every, taken)][:count]
 
 
 def _range(name: str, value: int | tuple[int, int]) -> tuple[int, int]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pyro_memory.data.given import Numbers, integers
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.variations import check_shares, turn
 from pyro_memory.data.seeds import generator_for
@@ -47,17 +46,18 @@ class SetTasks:
         *,
         tasks: int,
         queries: int = 1,
-        shots: int | Sequence[int] = 5,
+        shots: Numbers = 5,
         items: int | None = None,
         seed: int = 0,
         turned: float = 0.0,
         varied: float = 0.0,
-        targets: Int[Tensor, " target"] | None = None,
+        targets: Numbers | None = None,
     ) -> None:
-        self.shots = torch.tensor([shots] if isinstance(shots, int) else list(shots), device="cpu")
-        if tasks < 1 or queries < 1 or not len(self.shots) or int(self.shots.min()) < 0:
+        self.shots = integers("shots", shots, low=0, high=len(data), item="entry").flatten()
+        if tasks < 1 or queries < 1 or not len(self.shots):
             raise ValueError(
-                f"`tasks` and `queries` must be at least 1 and `shots` not negative; got {tasks}, {queries}, {shots}"
+                f"`tasks` and `queries` must be at least 1 and `shots` a number or several; got {tasks}, {queries}, "
+                f"{shots}"
             )
         most = int(self.shots.max())
         self.items = most if items is None else items
@@ -76,6 +76,9 @@ class SetTasks:
         if targets is not None and queries != 1:
             raise ValueError(f"`queries` must be 1 with fixed `targets`, each a task of its own; got {queries}")
         check_shares(data.shape, turned=turned, varied=varied, fixed=targets is not None)
+        if targets is not None:
+            targets = integers("targets", targets, low=0, high=len(data) - 1, item="target")
+            _check_left(data, targets, tasks, most)
         self.data, self.tasks, self.queries, self.seed, self.targets = data, tasks, queries, seed, targets
         self.turned, self.varied = turned, varied
 
@@ -115,8 +118,10 @@ class SetTasks:
         """Gives supports of the same sizes, each of another class than its target's: a control.
 
         Raises:
-            ValueError: without fixed ``targets``.
+            ValueError: without fixed ``targets``, or where the data have one class.
         """
+        if self.data.classes == 1:
+            raise ValueError("`data` must have a second class, for supports that are wrong; it has one")
         if self.targets is None:
             raise ValueError("`targets` must be given, so that supports of other classes have targets to be wrong for")
         return self._fixed(index, other=True)[1]
@@ -139,14 +144,22 @@ class SetTasks:
         members = members[members != target]
         others = members[order(len(members), generator)]
         others = others[~torch.isin(others, asked)][: self.items]
-        most = int(self.shots.max())
-        if len(others) < most:
-            raise ValueError(
-                f"`tasks` ({self.tasks}) must leave {most} images of class {self.data.class_names[label]} that are not "
-                f"asked for beside it; {len(others)} are left. Ask for fewer an index, or fewer shots"
-            )
-        return torch.cat([others, others[-1:].expand(self.items - len(others))])
+        return torch.cat([others, others.new_full((self.items - len(others),), target)])  # padding is masked
 
     def _count(self, target: int) -> Tensor:
         generator = generator_for(self.seed, 6, target)
         return self.shots[below(len(self.shots), generator)]
+
+
+def _check_left(data: LabelledImages, targets: Int[Tensor, " target"], tasks: int, most: int) -> None:
+    """Raises a ValueError if the targets of some index leave a class fewer images than a support holds."""
+    sizes = [len(members) for members in data.members]
+    for index, asked in enumerate(targets.split(tasks)):
+        labels, counts = data.labels[asked.unique()].unique(return_counts=True)
+        for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
+            if sizes[label] - count < most:
+                raise ValueError(
+                    f"`tasks` ({tasks}) must leave {most} images of class {data.class_names[label]} that are not asked "
+                    f"for beside it; {sizes[label] - count} are left at index {index}. Ask for fewer an index, or "
+                    "fewer shots"
+                )

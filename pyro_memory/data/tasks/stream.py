@@ -35,7 +35,7 @@ class ClassStream:
         if not 2 <= stages <= data.classes:
             raise ValueError(f"`stages` must be from 2 to the data's {data.classes} classes; got {stages}")
         fewest = min(len(m) for m in data.members)
-        if not 1 <= round(held_out * fewest) < fewest:
+        if not (0 < held_out < 1 and 1 <= round(held_out * fewest) < fewest):
             raise ValueError(
                 f"`held_out` must leave images on both sides of each class, the smallest of {fewest}; got {held_out}"
             )
