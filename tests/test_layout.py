@@ -25,7 +25,7 @@ FLOORS = [
     ["diagnostics"],
     ["recall", "training"],
     ["models", "guides"],
-    ["zoo"],
+    ["cards", "zoo"],
     ["testing"],
 ]
 ROOMS = [part for floor in FLOORS for part in floor]
