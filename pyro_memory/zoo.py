@@ -17,8 +17,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pyro_memory import addressing, distributions, guides, models, nets, recall, stores
-from pyro_memory.gate import checked
 from pyro_memory.cards import FACTS, ROLES, Card, checksum, fewest_bits, holds, opened, read_card
+from pyro_memory.gate import checked
 from pyro_memory.guides import AddressedGuide, DiffusionBaseGuide, EmptyGuide, VAEGuide, VMAGuide, VSMGuide
 from pyro_memory.models import VAE, VMA, VSM, Addressed, DiffusionBase, SequenceModel
 from pyro_memory.stores import StructuredMemory, replace_file
@@ -26,37 +26,6 @@ from pyro_memory.stores import StructuredMemory, replace_file
 FOLDER = Path(__file__).parent / "shipped"
 HOMES: tuple[ModuleType, ...] = (models, guides, addressing, stores, recall, distributions, nets)
 MEMORY = "memory."
-FACTS = ("about", "data", "licence", "protocol", "numbers", "training", "commit")
-
-
-@checked
-@dataclass(frozen=True, repr=False)
-class Card:
-    """What is known of a pair of trained modules.
-
-    Attributes:
-        name: what ``load_pretrained`` takes.
-        facts: about, data, licence, protocol, numbers (with their units and standard errors), training, commit; others
-            where a model needs them, as the vocabulary of a language model.
-        build: for "model" and "guide" the constructor, such as ``"VMA.convolutional"``, and its arguments. An argument
-            ``{"build": [constructor, arguments]}`` is built first; ``{"shared": name}`` is the part of that name under
-            "shared", built once for both; ``{"partial": [constructor, arguments]}`` is one that the model calls itself,
-            as a ``SequenceModel`` its mixer.
-        sha256: of the safetensors file.
-    """
-
-    name: str
-    facts: dict[str, Any]
-    build: dict[str, Any]
-    sha256: str
-
-    def __repr__(self) -> str:
-        lines = [f"{self.name}: {self.facts['about']}"]
-        for key in FACTS[1:]:
-            value = self.facts[key]
-            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
-            lines.append(f"  {key:<9} {shown}")
-        return "\n".join(lines)
 
 
 @checked

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from pyro_memory.data.images.labelled import LabelledImages
-from pyro_memory.data.sources import find_file
-from pyro_memory.gate import checked
 from pyro_memory.data.sources import check_content, find_file
+from pyro_memory.gate import checked
 
 CHECKSUMS = {
     "train-images-idx3-ubyte.gz": "0b367032e93c5d0cea0925647cfdb18614af8ee15f83e6f2fc2ad904a6835971",

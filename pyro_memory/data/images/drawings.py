@@ -17,9 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from pyro_memory.data.images.labelled import LabelledImages
-from pyro_memory.data.sources import cache_dir, find_file
-from pyro_memory.gate import checked
 from pyro_memory.data.sources import cache_dir, check_content, find_file
+from pyro_memory.gate import checked
 from pyro_memory.stores import replace_file
 
 CHECKSUMS = {

@@ -16,7 +16,6 @@ from pyro_memory.gate import checked
 
 
 @checked
-@dataclass(frozen=True, eq=False)
 @dataclass(frozen=True, eq=False, init=False)
 class LabelledImages:
     """Images with classes, kept as bytes in the memory of the CPU.

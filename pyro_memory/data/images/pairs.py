@@ -8,9 +8,8 @@ import torch
 
 from pyro_memory.data.images.digits import mnist
 from pyro_memory.data.images.labelled import LabelledImages
-from pyro_memory.data.seeds import generator_for
-from pyro_memory.gate import checked
 from pyro_memory.data.seeds import below, generator_for, order
+from pyro_memory.gate import checked
 
 SPLITS = {"background": (0, 64), "validation": (64, 80), "evaluation": (80, 100)}
 

@@ -32,7 +32,6 @@ SPLITS = ("train", "valid", "test")
 
 
 @checked
-@dataclass(frozen=True, eq=False)
 @dataclass(frozen=True, eq=False, init=False)
 class Series:
     """Several series over the same time, normalised by the mean and deviation of their training part.

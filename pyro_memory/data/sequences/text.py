@@ -12,16 +12,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pyro_memory.data.seeds import generator_for
-from pyro_memory.gate import checked
 from pyro_memory.data.given import Numbers, integers
 from pyro_memory.data.seeds import below, generator_for
+from pyro_memory.gate import checked
 
 SPLITS = ("train", "valid", "test")
 
 
 @checked
-def load_text(data_dir: str | Path | None = None) -> str:
 def load_text(data_dir: str | Path | None = None, *, encoding: str = "utf-8") -> str:
     """Reads a text: one file, or all of a folder in the order of their names; plain, or compressed with gzip.
 

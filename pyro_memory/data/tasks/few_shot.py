@@ -12,9 +12,8 @@ from torch import Tensor
 from pyro_memory.data.given import Numbers, integers
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.variations import check_shares, turn
-from pyro_memory.data.seeds import generator_for
-from pyro_memory.gate import checked
 from pyro_memory.data.seeds import below, generator_for, order, uniform
+from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory
 
 Task = tuple[Float[Tensor, "target 1 height width"], SlotMemory]

@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from pyro_memory.data.seeds import generator_for
-from pyro_memory.gate import checked
 from pyro_memory.data.seeds import below, generator_for, uniform
+from pyro_memory.gate import checked
 
 
 @checked
