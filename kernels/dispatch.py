@@ -1,7 +1,10 @@
 """What a choice between PyTorch and Triton asks for: nothing here imports triton."""
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +30,23 @@ def float_precision(dtype: torch.dtype) -> str:
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
     """Triton launches on the current device, which need not be that of its arguments."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def own_precision(tensor: Tensor) -> AbstractContextManager:
+    """Computes in the dtypes given, whatever autocast the caller is in."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def backward_in_own_precision(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Of an ``autograd.Function``: its backward pass runs in the autocast of who calls ``backward()``, and would meet
+    products of another dtype than the tensors that it kept."""
+
+    @wraps(backward)
+    def run(ctx: Any, *grads: Any) -> Any:
+        with own_precision(grads[0]):
+            return backward(ctx, *grads)
+
+    return run
 
 
 def check_backend(backend: str) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyro_memory.kernels.address.definition import AddressRead
 from pyro_memory.kernels.address.torch_form import StreamedAddress, best_slots
+from pyro_memory.kernels.dispatch import own_precision
 
 WIDEST, MOST_SAMPLES = 128, 128  # columns that a block of the Triton kernels holds, and draws of a query
 MOST_ROWS = 2**30  # queries, and slots: the Triton kernels count them in 32 bits
@@ -29,7 +30,8 @@ def fused_address(
 
     With scores :math:`s_a = \langle q, k_a \rangle` and :math:`p_a = e^{s_a} / \sum_b e^{s_b}` it gives the
     log-sum-exp, the entropy of p, its KL to a prior, the soft read, exact samples and the slots of highest score. The
-    gradient flows to queries, keys, values and the log prior; each chunk's scores are computed again for it.
+    gradient flows to queries, keys, values and the log prior; each chunk's scores are computed again for it. Autocast
+    changes nothing: sums are taken in float32 at least.
 
     Samples are Gumbel-max: the maximum of ``s_a + noise`` over a chunk is ``logsumexp(chunk) + noise`` and independent
     of where it lies, so noise is drawn once a chunk, and a slot only where a chunk beats those before it.
@@ -74,11 +76,14 @@ def fused_address(
             )
         from pyro_memory.kernels.address.triton_form import TritonAddress
 
-        parts = TritonAddress.apply(query, key, value, log_prior, mask, filled, samples, generator)
-    else:
-        parts = StreamedAddress.apply(query, key, value, log_prior, mask, filled, samples, chunk_size, generator)
+    arguments = (query, key, value, log_prior, mask, filled, samples)
+    with own_precision(query):
+        if backend == "triton":
+            parts = TritonAddress.apply(*arguments, generator)
+        else:
+            parts = StreamedAddress.apply(*arguments, chunk_size, generator)
+        best = best_slots(query, key, nearest, mask, chunk_size) if nearest else (None, None)
     lse, entropy, kl, read, drawn, maxima = parts
-    best = best_slots(query, key, nearest, mask, chunk_size) if nearest else (None, None)
     return AddressRead(lse, entropy, kl, read, drawn, maxima, *best)
 
 
@@ -90,7 +95,8 @@ def nearest_slots(
     Arguments, errors and costs are those of ``fused_address``; the gradient of the scores reaches queries and keys.
     """
     _check(query, key, None, None, mask, 0, nearest, chunk_size)
-    return best_slots(query, key, nearest, mask, chunk_size)
+    with own_precision(query):
+        return best_slots(query, key, nearest, mask, chunk_size)
 
 
 def _check(query, key, value, log_prior, mask, samples, nearest, chunk_size) -> int:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import check_backend
+from pyro_memory.kernels.dispatch import check_backend, own_precision
 from pyro_memory.kernels.memory.arguments import cast, checked
 from pyro_memory.kernels.memory.definition import Layers, token_rule
 from pyro_memory.kernels.memory.limits import choose_backend
@@ -73,8 +72,9 @@ def neural_memory(
         ``(y, weights, momentum_state)``: y ``[batch, head, time, out]``, and the state after the last token. A sequence
         cut on a chunk boundary and resumed from that state gives the same result as the whole.
 
-    float16 and bfloat16 are computed in float32: y has the dtype of ``q``, the state is float32. With "triton" products
-    of bfloat16 tokens are bfloat16 ones, and those of float16 tokens tf32, summed in float32.
+    float16 and bfloat16 are computed in float32: y has the dtype of ``q``, the state is float32. Autocast changes
+    nothing, but for the way back through "reference", which is autograd's own. With "triton" products of bfloat16
+    tokens are bfloat16 ones, and those of float16 tokens tf32, summed in float32.
 
     Cost: O(time (depth in out + chunk_size (in + out))) operations a head. Weights exist once a chunk, never a token.
 
@@ -102,7 +102,7 @@ def neural_memory(
         options["return_state"] = return_state
     if backend != "triton":
         tokens = cast(tokens, states[0][0].dtype)
-    with torch.autocast(q.device.type, enabled=False):
+    with own_precision(q):
         y, weights, momentum_state = _form(backend)(*tokens, *states, *gates, **options)
     return (y.to(q.dtype), weights, momentum_state) if return_state else (y.to(q.dtype), None, None)
 
@@ -126,7 +126,7 @@ def memory_surprise(
     """
     tokens, states, gates, options = checked((k, v), weights, momentum_state, (lr, momentum, decay), **options)
     k, v = cast(tokens, states[0][0].dtype)
-    with torch.autocast(k.device.type, enabled=False):
+    with own_precision(k):
         return chunk_surprise(k, v, *states, *gates, **options)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import check_backend, interpreting
+from pyro_memory.kernels.dispatch import check_backend, interpreting, own_precision
 from pyro_memory.kernels.scan.definition import recurrence
 from pyro_memory.kernels.scan.torch_form import DoublingScan
 
@@ -21,7 +21,8 @@ def decay_scan(x: Tensor, decay: Tensor, initial: Tensor | None = None, *, backe
             (a loop over time). All are differentiable in x, a and ``initial``.
 
     Returns:
-        h, ``[..., time, dim]``, in the dtype of x. float16 and bfloat16 are computed in float32.
+        h, ``[..., time, dim]``, in the dtype of x. float16 and bfloat16 are computed in float32, and autocast changes
+        nothing.
 
     Cost: O(time dim), "torch" a factor log time more. The backward pass is a scan of its own and keeps a and h.
 
@@ -55,12 +56,13 @@ def decay_scan(x: Tensor, decay: Tensor, initial: Tensor | None = None, *, backe
     flat = x.reshape(-1, *x.shape[-2:]).to(dtype)
     a = decay.expand(x.shape).reshape(flat.shape).to(dtype)
     initial = initial.expand(state).reshape(-1, x.shape[-1]).to(dtype)
-    if backend == "reference":
-        h = recurrence(flat, a, initial)
-    elif backend == "torch":
-        h = DoublingScan.apply(flat, a, initial)
-    else:
-        from pyro_memory.kernels.scan.triton_form import scan  # only here: without a GPU nobody loads triton
+    with own_precision(x):
+        if backend == "reference":
+            h = recurrence(flat, a, initial)
+        elif backend == "torch":
+            h = DoublingScan.apply(flat, a, initial)
+        else:
+            from pyro_memory.kernels.scan.triton_form import scan  # only here: without a GPU nobody loads triton
 
-        h = scan(flat.contiguous(), a.contiguous(), initial.contiguous())
+            h = scan(flat.contiguous(), a.contiguous(), initial.contiguous())
     return h.view(x.shape).to(x.dtype)

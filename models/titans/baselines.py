@@ -17,6 +17,7 @@ from pyro_memory.gate import checked
 from pyro_memory.models.titans.attention import WindowAttention, WindowState
 from pyro_memory.models.titans.state import State, resolve
 from pyro_memory.naming import unique_name
+from pyro_memory.nets import out_of_autocast
 
 
 @checked
@@ -83,13 +84,13 @@ class LSTMMixer(nn.Module):
         start = (state.output.unsqueeze(0), state.cell.unsqueeze(0))
         if lengths is None:
             y, end = self.cells(x, start)
-            return self.to_out(y), LSTMState(*(t.squeeze(0) for t in end))
+            return self.to_out(y), _after(end, state)
         # Packing knows no empty sequence: give it one token, and take its state back.
         packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
         y, end = self.cells(packed, start)
         y = pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0]
         y = y.masked_fill((lengths == 0)[:, None, None], 0)
-        return self.to_out(y), LSTMState(*(t.squeeze(0) for t in end)).where(lengths > 0, state)
+        return self.to_out(y), _after(end, state).where(lengths > 0, state)
 
     def step(
         self, token: Float[Tensor, "batch dim"], state: LSTMState | None = None
@@ -100,6 +101,11 @@ class LSTMMixer(nn.Module):
 
 
 @checked
+def _after(end: tuple[Tensor, Tensor], state: LSTMState) -> LSTMState:
+    """In the dtype of the state before, whatever autocast made of it: torch's LSTM takes no other."""
+    return LSTMState(*(t.squeeze(0).to(state.output) for t in end))
+
+
 class DLinear(PyroModule):
     r"""Forecasts by two linear maps, of a window's moving average and of what that leaves.
 
@@ -130,7 +136,8 @@ class DLinear(PyroModule):
         side = self.kernel // 2
         padded = functional.pad(past.unsqueeze(1), (side, side), mode="replicate")
         trend = functional.avg_pool1d(padded, self.kernel, stride=1).squeeze(1)
-        return dist.Normal(self.trend(trend) + self.rest(past - trend), self.log_scale.exp()).to_event(1)
+        loc = out_of_autocast(self.trend(trend) + self.rest(past - trend))
+        return dist.Normal(loc, self.log_scale.exp()).to_event(1)
 
     def forward(self, x: Tensor, mask: None = None, targets: Tensor | None = None) -> None:
         if mask is not None or targets is None:

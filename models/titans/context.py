@@ -119,7 +119,7 @@ class TitansMAC(Mixer):
         position = state.counts[:, None] + index
         recalled = self.memory.retrieve(self.to_recall(x), state.before)
         new = [
-            torch.stack(pair, 1)
+            torch.stack(pair, 1).to(state.keys)  # whatever autocast made of them
             for pair in zip(*(self.heads.keys_values(t, position) for t in (recalled, x)), strict=True)
         ]
         if not any(counts) and even and width == self.segment:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_memory.gate import checked
+from pyro_memory.nets import out_of_autocast
 
 
 class Readout(PyroModule):
@@ -34,7 +35,7 @@ class Readout(PyroModule):
     def affine(self, hidden: Float[Tensor, "*batch time dim"]) -> Float[Tensor, "*lead time size"]:
         """``hidden @ weight.T + bias``."""
         bias = self.bias
-        return hidden @ self.weight.mT + (bias if bias.dim() == 1 else bias.unsqueeze(-2))
+        return out_of_autocast(hidden @ self.weight.mT) + (bias if bias.dim() == 1 else bias.unsqueeze(-2))
 
 
 @checked

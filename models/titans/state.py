@@ -18,7 +18,8 @@ class State:
 
     A state is a value: a call returns a new one. For learning that goes on across restarts, save ``to_tensors()`` with
     safetensors and rebuild with ``from_tensors``; ``detach()`` between calls ends the graph (truncated
-    backpropagation); a state of None starts afresh, and ``where`` does so for some sequences only.
+    backpropagation); a state of None starts afresh, and ``where`` does so for some sequences only. One made under
+    autocast goes on outside of it, and the other way round.
     """
 
     def map(self: Kind, f: Callable[[Tensor], Tensor]) -> Kind:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from pyro_memory.addressing.similarity import NormalizedKey
 from pyro_memory.distributions import STREAM_ABOVE, StreamedCategorical
 from pyro_memory.gate import checked
+from pyro_memory.nets import out_of_autocast
 from pyro_memory.stores import SlotMemory, readable
 
 BLOCK = 4096  # slots embedded at a time
@@ -63,12 +64,13 @@ class ContentAddress(nn.Module):
         stream = memory.slots > STREAM_ABOVE if self.stream is None else self.stream
         if memory.divided or (stream and not own):
             return memory.streamed(query, key)
-        logits = (memory.align(key) @ query.unsqueeze(-1)).squeeze(-1) if own else query @ key.mT
+        with torch.autocast(query.device.type, enabled=False):  # scores are summed as a ``StreamedCategorical`` does
+            logits = (memory.align(key) @ query.unsqueeze(-1)).squeeze(-1) if own else query @ key.mT
         return dist.Categorical(logits=memory.masked(logits))
 
     def query_for(self, x: Float[Tensor, "*batch *event"]) -> Float[Tensor, "*batch dim"]:
         """Gives what the score multiplies with a key of ``keys_for``."""
-        query = self.query(x)
+        query = out_of_autocast(self.query(x))
         return self.similarity(query, query.new_zeros(1, query.shape[-1]))[0]
 
     def keys_for(self, memory: SlotMemory, slots: Int[Tensor, "*batch"] | None = None) -> Float[Tensor, "*slot dim"]:
@@ -93,7 +95,7 @@ class ContentAddress(nn.Module):
     def _block(
         self, network: Callable[[Tensor], Tensor], contents: Float[Tensor, "*slot *event"]
     ) -> Float[Tensor, "*slot dim"]:
-        key = network(readable(contents))
+        key = out_of_autocast(network(readable(contents)))
         return self.similarity(key[:0], key)[1]
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import nn
 
 from pyro_memory.distributions import STREAM_ABOVE, StreamedCategorical
 from pyro_memory.gate import checked
+from pyro_memory.nets import out_of_autocast
 from pyro_memory.stores import SlotMemory, readable
 
 
@@ -37,7 +38,8 @@ class LearnedPrior(nn.Module):
     def forward(self, memory: SlotMemory) -> dist.Categorical | StreamedCategorical:
         memory.check_filled()
         contents = memory.values if memory.keys is None else memory.keys
-        key = memory.embedder(self.key)(readable(contents))
+        key = out_of_autocast(memory.embedder(self.key)(readable(contents)))
         if memory.divided or (memory.batch_dim is None and memory.slots > STREAM_ABOVE):
             return memory.streamed(self.query, key)
-        return dist.Categorical(logits=memory.masked(memory.align(key @ self.query)))
+        with torch.autocast(key.device.type, enabled=False):
+            return dist.Categorical(logits=memory.masked(memory.align(key @ self.query)))

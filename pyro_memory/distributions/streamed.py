@@ -143,13 +143,15 @@ class StreamedCategorical(TorchDistribution):
 
     def _log_row(self) -> Float[Tensor, " slot"]:
         """The log-probabilities of the one distribution that it is for all data."""
-        logits = self.query.flatten() @ self.key.to(self.query.dtype).mT
+        with torch.autocast(self.query.device.type, enabled=False):
+            logits = self.query.flatten() @ self.key.to(self.query.dtype).mT
         logits = logits if self.mask is None else logits.masked_fill(~self.mask, -torch.inf)
         return logits - self._statistic("logsumexp").flatten()[0]
 
     def dense(self) -> dist.Categorical:
         """Gives the same distribution with all its logits, ``[*batch, slot]``."""
-        logits = (self.query @ self.key.to(self.query.dtype).mT).expand(self.batch_shape + (self.slots,))
+        with torch.autocast(self.query.device.type, enabled=False):  # as its passes are computed
+            logits = (self.query @ self.key.to(self.query.dtype).mT).expand(self.batch_shape + (self.slots,))
         return dist.Categorical(logits=logits if self.mask is None else logits.masked_fill(~self.mask, -torch.inf))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:

@@ -22,7 +22,8 @@ def expected_log_prob(
     t = predictive.base_dist
     z = (loc.unsqueeze(-1) + variance.sqrt().unsqueeze(-1) * nodes - t.loc.unsqueeze(-1)) / t.scale.unsqueeze(-1)
     # Only this part of the density depends on e: the normaliser is computed once for each concept.
-    tail = torch.log1p(z.square() / t.df.unsqueeze(-1)) @ weights
+    with torch.autocast(z.device.type, enabled=False):
+        tail = torch.log1p(z.square() / t.df.unsqueeze(-1)) @ weights
     constant = t.log_prob(t.loc)
     return (constant - 0.5 * (t.df + 1) * tail).sum(-1)
 

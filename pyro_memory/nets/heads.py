@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from pyro_memory.gate import check_least, checked
 from pyro_memory.nets.layers import Features, coarsest, scale_for_relu
+from pyro_memory.nets.layers import Features, coarsest, out_of_autocast, scale_for_relu
 
 
 @checked
@@ -25,7 +26,7 @@ class GaussianHead(nn.Module):
         self.project = nn.Linear(in_features, 2 * latent_dim)
 
     def forward(self, features: Float[Tensor, "*batch feature"]) -> dist.Independent:
-        loc, scale = self.project(features).chunk(2, -1)
+        loc, scale = out_of_autocast(self.project(features)).chunk(2, -1)
         return dist.Normal(loc, functional.softplus(scale) + 1e-4).to_event(1)
 
 
@@ -95,7 +96,7 @@ class BernoulliImage(nn.Module):
 
     def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> dist.Independent:
         # Grey levels in [0, 1] are allowed, as is usual for MNIST: their "log-probability" is a cross-entropy.
-        return dist.Bernoulli(logits=self.decoder(z, content), validate_args=False).to_event(3)
+        return dist.Bernoulli(logits=out_of_autocast(self.decoder(z, content)), validate_args=False).to_event(3)
 
 
 @checked
@@ -113,3 +114,5 @@ class GaussianImage(nn.Module):
 
     def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> dist.Independent:
         return dist.Normal(self.decoder(z, content), self.log_scale.exp()).to_event(3)
+    def forward(self, z: Tensor, content: Features = ()) -> dist.Independent:
+        return dist.Normal(out_of_autocast(self.decoder(z, content)), self.log_scale.exp()).to_event(3)

@@ -64,6 +64,10 @@ def check_channels(channels: Sequence[int]) -> None:
     if not channels:
         raise ValueError("`channels` must hold a number for each resolution, the finest first; got none")
     check_least(1, channels=channels)
+def out_of_autocast(t: Tensor) -> Tensor:
+    """What autocast made half precision, in single: distributions are made of it, and nats are not counted in half."""
+    half = t.dtype in (torch.float16, torch.bfloat16)
+    return t.float() if half and torch.is_autocast_enabled(t.device.type) else t
 
 
 def coarsest(features: Features, batch_dims: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 from pyro_memory.addressing import NormalizedKey
 from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
-from pyro_memory.nets import ImagePyramid, mlp, scale_for_relu
+from pyro_memory.nets import ImagePyramid, mlp, out_of_autocast, scale_for_relu
 from pyro_memory.stores import SlotMemory, StructuredMemory
 
 
@@ -134,13 +134,13 @@ class Recall(PyroModule):
     def look(self, images: Float[Tensor, "*batch channel height width"]) -> Float[Tensor, "*batch hidden"]:
         """Computes the features of each image from which its evidence, its query and its key are read."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.fixed):
-            return torch.relu(self.hidden(self.features(images)[-1].flatten(-3)))
+            return torch.relu(out_of_autocast(self.hidden(self.features(images)[-1].flatten(-3))))
 
     def evidence(self, seen: Float[Tensor, "*batch hidden"]) -> tuple[Evidence, Evidence, Evidence]:
         """Gives each image's evidence on addresses, content and context, from what ``look`` gave."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.fixed):
-            address, aim = self.address(seen).chunk(2, -1)
-        content, code, code_aim = self.told(seen).split([self.dim, self.code_dim, self.code_dim], -1)
+            address, aim = out_of_autocast(self.address(seen)).chunk(2, -1)
+        content, code, code_aim = out_of_autocast(self.told(seen)).split([self.dim, self.code_dim, self.code_dim], -1)
 
         def of(logits: Tensor, aim: Tensor) -> Evidence:
             precision = softplus(logits)
@@ -219,7 +219,8 @@ class Recall(PyroModule):
         """r(c | s, e_j, S), the episode as ``episode`` gives it."""
         lead = torch.broadcast_shapes(s.shape[:-1], episode.shape[:-1])
         inputs = [s, episode]
-        prior_loc, raw = self.context(torch.cat([t.expand(lead + t.shape[-1:]) for t in inputs], -1)).chunk(2, -1)
+        raw = self.context(torch.cat([t.expand(lead + t.shape[-1:]) for t in inputs], -1))
+        prior_loc, raw = out_of_autocast(raw).chunk(2, -1)
         # It starts narrow, 0.13: what s and the episode say should reach the decoder before c has a use of its own.
         loc, variance = evidence.update(prior_loc, (softplus(raw - 2.0) + 1e-3).square())
         return dist.Normal(loc, variance.sqrt()).to_event(1)
@@ -237,8 +238,8 @@ class Recall(PyroModule):
         there[:, -1] = False
         images = episodes.items[slots.clamp(max=episodes.slots - 1)][there[:, :-1]]
         keys = seen.new_zeros(*there.shape, self.key.out_features)
-        keys = keys.masked_scatter(there.unsqueeze(-1), self.key(self.look(images)))
-        query, unit = self.similarity(self.key(seen), keys)
+        keys = keys.masked_scatter(there.unsqueeze(-1), out_of_autocast(self.key(self.look(images))))
+        query, unit = self.similarity(out_of_autocast(self.key(seen)), keys)
         scores = (unit[place] * query.unsqueeze(-2)).sum(-1) + episodes.which(j).logits
         return dist.Categorical(logits=scores), lambda i: keys[place, i]
 
