@@ -68,7 +68,7 @@ class SoftAttentionVAE(PyroModule):
     ) -> SoftAttentionVAE:  # fmt: skip
         """Builds it with convolutional pyramids, skip connections from the blend to the decoder."""
         key = Embedding(ImagePyramid(shape, channels), matching_dim)
-        attention = ContentAddress(mlp([latent_dim, matching_dim, matching_dim]), key)
+        attention = ContentAddress(mlp([latent_dim, matching_dim, matching_dim], takes="z"), key)
         content = SkipPyramid(shape, channels)
         decoder = ConvDecoder(shape, latent_dim, channels)
         return cls(attention, content, likelihood(decoder), latent_dim, name=name)

@@ -35,7 +35,7 @@ class VSM(PyroModule):
     is on ``log p(Q | S)``, and the KL of each of the first four sites says what the queries had to add to the support.
 
     Args:
-        base: the base generative model, built with ``code_dim``; any ``BaseModel``.
+        base: the base generative model, built with the ``code_dim`` of ``recall``; any ``BaseModel``.
         recall: a ``Recall``; the guide takes the same instance.
 
     ``forward(x, support, memory)``: x ``[task, query, channel, height, width]``; support a ``SlotMemory`` of one set a
@@ -49,6 +49,11 @@ class VSM(PyroModule):
 
     def __init__(self, base: BaseModel, recall: Recall, *, name: str | None = None) -> None:
         super().__init__(name or unique_name(self))
+        if base.code_dim and base.code_dim != recall.code_dim:
+            raise ValueError(
+                f"`base` must be told a code of {recall.code_dim} dimensions, as `recall` gives; got one built with "
+                f"code_dim={base.code_dim}. Build both with one `code_dim`"
+            )
         self.base = base
         self.recall = recall
 

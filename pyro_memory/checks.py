@@ -20,6 +20,12 @@ def check_images(x: Tensor, likelihood: nn.Module | None = None) -> None:
     low, high = (bound.item() for bound in x.aminmax()) if x.numel() else (0.0, 0.0)
     if not (math.isfinite(low) and math.isfinite(high)):  # a NaN anywhere is the minimum
         raise ValueError("`x` must be finite; got NaN or infinity")
+    shape = getattr(likelihood, "shape", None)
+    if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+        raise ValueError(
+            f"`x` must hold images of {list(shape)}, as the model was built for; got {list(x.shape[1:])}. Resize them, "
+            f"or build model and guide with shape={tuple(x.shape[1:])}"
+        )
     support = getattr(likelihood, "support", None)
     if support is not None and (low < support[0] or high > support[1]):
         raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_memory.gate import checked
 from pyro_memory.guides.bases.base import BaseGuide
-from pyro_memory.nets import Context, GaussianHead, ImagePyramid, with_code
+from pyro_memory.nets import Context, GaussianHead, ImagePyramid, Linear, with_code
 
 
 @checked
@@ -36,7 +36,7 @@ class HierarchicalBaseGuide(BaseGuide):
         self.layers = len(latent_dims)
         self.features = ImagePyramid(shape, channels)
         seen, above = self.features.out_features, [*latent_dims[1:], 0]
-        self.hidden = nn.ModuleList(nn.Linear(seen + up + code_dim, hidden) for up in above)
+        self.hidden = nn.ModuleList(Linear(seen + up + code_dim, hidden, takes="context") for up in above)
         self.heads = nn.ModuleList(GaussianHead(hidden + seen, dim) for dim in latent_dims)
 
     def z_dist(self, layer: int, features: Tensor, above: Tensor | None, context: Context) -> dist.Distribution:

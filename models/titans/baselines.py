@@ -133,6 +133,11 @@ class DLinear(PyroModule):
     def next_dist(self, x: Float[Tensor, "batch time feature"]) -> dist.Independent:
         """p(future | past)."""
         past = x.flatten(1)
+        if past.shape[1] != self.trend.in_features:
+            raise ValueError(
+                f"`x` must hold {self.trend.in_features} values a sequence, the `past` the model was built for; got "
+                f"shape {list(x.shape)}"
+            )
         side = self.kernel // 2
         padded = functional.pad(past.unsqueeze(1), (side, side), mode="replicate")
         trend = functional.avg_pool1d(padded, self.kernel, stride=1).squeeze(1)

@@ -95,6 +95,11 @@ class SequenceModel(PyroModule):
         super().__init__(name or unique_name(self))
         if blocks < 1:
             raise ValueError(f"`blocks` must be at least 1; got {blocks}")
+        if isinstance(mixer, nn.Module):
+            raise TypeError(
+                f"`mixer` must make one a block from `dim`; got a {type(mixer).__name__} that is built already. Give "
+                "the class, or partial(TitansLMM, heads=2)"
+            )
         self.embedding = embedding
         self.start = nn.Parameter(torch.randn(dim))
         self.norm = nn.RMSNorm(dim)
@@ -261,6 +266,10 @@ class SequenceModel(PyroModule):
             raise ValueError(
                 f"`x` must be finite floating point, [batch, time, feature]; got {x.dtype} of shape {list(x.shape)}, "
                 f"{'finite' if x.isfinite().all() else 'not finite'}"
+            )
+        elif isinstance(self.embedding, nn.Linear) and x.shape[2] != self.embedding.in_features:
+            raise ValueError(
+                f"`x` must have {self.embedding.in_features} features, as the model was built for; got {x.shape[2]}"
             )
 
     def _check_data(self, x: Tensor, data: Tensor, mask: Tensor | None) -> None:

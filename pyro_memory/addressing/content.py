@@ -37,7 +37,7 @@ class ContentAddress(nn.Module):
     Cost: O(slots) embeddings and O(batch x slots x dim) for the scores.
 
     Raises:
-        ValueError: if some memory holds nothing.
+        ValueError: if some memory holds nothing, or query and key have other dimensions.
 
     References: Variational Memory Addressing in Generative Models (Bornschein et al., 2017),
     https://arxiv.org/abs/1709.07116
@@ -60,6 +60,10 @@ class ContentAddress(nn.Module):
     def forward(self, x: Float[Tensor, "*batch *event"], memory: SlotMemory) -> dist.Categorical | StreamedCategorical:
         memory.check_filled()
         query, key = self.query_for(x), self.keys_for(memory)
+        if query.shape[-1] != key.shape[-1]:
+            raise ValueError(
+                f"`query` and `key` must embed to one number of dimensions; got {query.shape[-1]} and {key.shape[-1]}"
+            )
         own = memory.batch_dim is not None
         stream = memory.slots > STREAM_ABOVE if self.stream is None else self.stream
         if memory.divided or (stream and not own):

@@ -39,6 +39,8 @@ class LearnedPrior(nn.Module):
         memory.check_filled()
         contents = memory.values if memory.keys is None else memory.keys
         key = out_of_autocast(memory.embedder(self.key)(readable(contents)))
+        if key.shape[-1] != len(self.query):
+            raise ValueError(f"`key` must embed slots to the `dim` given, {len(self.query)}; got {key.shape[-1]}")
         if memory.divided or (memory.batch_dim is None and memory.slots > STREAM_ABOVE):
             return memory.streamed(self.query, key)
         with torch.autocast(key.device.type, enabled=False):

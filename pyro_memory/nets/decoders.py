@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_memory.gate import check_image_shape, check_least, checked
 from pyro_memory.nets.layers import Features, check_channels, flat, from_blocks, halvings, mlp, scale_for_relu
+from pyro_memory.nets.layers import Features, Linear, flat, from_blocks, halvings, mlp, scale_for_relu
 
 
 @checked
@@ -34,7 +35,7 @@ class ConvDecoder(nn.Module):
         self.shape = tuple(shape)
         self.sizes = halvings(shape, len(channels))
         self.start_shape = (channels[-1], *self.sizes[-1])
-        self.start = nn.Linear(latent_dim, math.prod(self.start_shape))
+        self.start = Linear(latent_dim, math.prod(self.start_shape), takes="z")
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 3, stride=2, padding=1) for a, b in pairwise(channels))
         self.out = nn.Conv2d(channels[0], 4 * shape[0], 3, padding=1)
         scale_for_relu(self)
@@ -58,6 +59,11 @@ class ConvDecoder(nn.Module):
         if not content:
             return hidden
         own = content[level]
+        if own.shape[-3:] != hidden.shape[-3:]:
+            raise ValueError(
+                f"`content` must add {list(hidden.shape[-3:])} at resolution {level}; got {list(own.shape[-3:])}. "
+                "Build its network with the decoder's `shape` and `channels`"
+            )
         return hidden + flat(own.expand(lead + own.shape[-3:]))
 
 
@@ -76,7 +82,8 @@ class MLPDecoder(nn.Module):
         check_image_shape(shape)
         check_least(1, latent_dim=latent_dim, hidden=hidden)
         self.shape = tuple(shape)
-        self.net = mlp([latent_dim + sum(s[0] for s in content_shapes), *hidden, shape[0] * shape[1] * shape[2]])
+        widths = [latent_dim + sum(s[0] for s in content_shapes), *hidden, shape[0] * shape[1] * shape[2]]
+        self.net = mlp(widths, takes="z")
         scale_for_relu(self)
 
     def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> Float[Tensor, "*lead c h w"]:

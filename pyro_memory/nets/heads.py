@@ -14,6 +14,7 @@ from torch.nn import functional
 from pyro_memory.gate import check_least, checked
 from pyro_memory.nets.layers import Features, coarsest, scale_for_relu
 from pyro_memory.nets.layers import Features, coarsest, out_of_autocast, scale_for_relu
+from pyro_memory.nets.layers import Features, Linear, coarsest, out_of_autocast, scale_for_relu
 
 
 @checked
@@ -24,6 +25,7 @@ class GaussianHead(nn.Module):
         super().__init__()
         check_least(1, in_features=in_features, latent_dim=latent_dim)
         self.project = nn.Linear(in_features, 2 * latent_dim)
+        self.project = Linear(in_features, 2 * latent_dim, takes="features")
 
     def forward(self, features: Float[Tensor, "*batch feature"]) -> dist.Independent:
         loc, scale = out_of_autocast(self.project(features)).chunk(2, -1)
@@ -38,6 +40,7 @@ class GaussianMLP(nn.Module):
         super().__init__()
         check_least(1, in_features=in_features, hidden=hidden, latent_dim=latent_dim)
         self.hidden = nn.Linear(in_features, hidden)
+        self.hidden = Linear(in_features, hidden, takes="features")
         scale_for_relu(self.hidden)
         self.head = GaussianHead(hidden, latent_dim)
 
@@ -93,6 +96,7 @@ class BernoulliImage(nn.Module):
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
+        self.shape = getattr(decoder, "shape", None)
 
     def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> dist.Independent:
         # Grey levels in [0, 1] are allowed, as is usual for MNIST: their "log-probability" is a cross-entropy.
@@ -110,6 +114,7 @@ class GaussianImage(nn.Module):
         if not scale > 0:
             raise ValueError(f"`scale` must be positive, the deviation of a pixel; got {scale}")
         self.decoder = decoder
+        self.shape = getattr(decoder, "shape", None)
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
 
     def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> dist.Independent:

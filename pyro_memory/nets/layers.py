@@ -25,9 +25,43 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
     if len(sizes) < 2:
         raise ValueError(f"`sizes` must be two or more, of what comes in, in between and out; got {list(sizes)}")
     check_least(1, sizes=sizes)
+class Linear(nn.Linear):
+    """Is torch's, and says what it was built for where it is given something else.
+
+    Args:
+        takes: what a caller knows its input as.
+
+    Raises:
+        ValueError: for an input of another size.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, takes: str = "x") -> None:
+        super().__init__(in_features, out_features)
+        self.takes = takes
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"`{self.takes}` must have {self.in_features} dimensions, as the network was built for; got "
+                f"{x.shape[-1]}. Build model and guide with the same `shape`, `latent_dim`, `code_dim` and `channels`"
+            )
+        return super().forward(x)
+
+
+def check_images_of(shape: Sequence[int], images: Tensor) -> None:
+    """Raises a ValueError unless images are of the shape that a network was built for."""
+    if tuple(images.shape[-3:]) != tuple(shape):
+        raise ValueError(
+            f"`images` must be {list(shape)}, channels, height and width, as the network was built for; got "
+            f"{list(images.shape[-3:])}. Resize them, or build model and guide with shape={tuple(images.shape[-3:])}"
+        )
+
+
+def mlp(sizes: Sequence[int], *, takes: str = "x") -> nn.Sequential:
+    """Chains linear layers with ReLU between them; ``takes`` is what errors call the first one's input."""
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [Linear(before, after, takes=takes), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 

@@ -16,6 +16,7 @@ from pyro_memory.nets.layers import (
     Features,
     channels_last,
     check_channels,
+    check_images_of,
     coarsest,
     halvings,
     mlp,
@@ -56,6 +57,7 @@ class ImagePyramid(nn.Module):
 
     def forward(self, images: Float[Tensor, "*batch channel height width"]) -> Features:
         check_ends("images", images, self.shape)
+        check_images_of(self.shape, images)
         return on_images(self._levels, images)
 
     def _levels(self, images: Tensor) -> Features:
@@ -106,6 +108,7 @@ class ImageMLP(nn.Module):
 
     def forward(self, images: Float[Tensor, "*batch channel height width"]) -> Features:
         check_ends("images", images, self.shape)
+        check_images_of(self.shape, images)
         return (torch.relu(self.net(images.flatten(-3))),)
 
 
