@@ -28,16 +28,17 @@ class Mistakes(dict):
         """Makes a mistake once: an error of the right kind, that this package raised, with the text."""
         make, text, kinds = self[name]
         self.outcomes[name] = False
+        error = made = None
         try:
             made = make()
-        except Exception as error:  # of any kind: it is what is looked at
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            assert isinstance(error, kinds), repr(error)
-            assert last.filename.startswith(HOMES), f"another package says it: {error!r}"
-            assert last.line.startswith("raise"), f"nobody says it: {error!r}"
-            assert re.search(text, str(error), re.DOTALL), f"the text does not hold {text!r}: {error!r}"
-        else:
-            raise AssertionError(f"nothing was said, it gave {type(made).__name__}")
+        except Exception as caught:  # of any kind: it is what is looked at
+            error = caught
+        assert error is not None, f"nothing was said, it gave {type(made).__name__}"
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        assert isinstance(error, kinds), repr(error)
+        assert last.filename.startswith(HOMES), f"another package says it: {error!r}"
+        assert last.line.startswith("raise"), f"nobody says it: {error!r}"
+        assert re.search(text, str(error), re.DOTALL), f"the text does not hold {text!r}: {error!r}"
         self.outcomes[name] = True
 
     def summary(self):
