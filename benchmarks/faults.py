@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
 import torch
 from faults_cases import PLAIN, RUN_KINDS
-from faults_files import FILE_KINDS, drawings, pictures
+from faults_files import FILE_KINDS, drawings, pictures, small_archive_for_omniglot
 from faults_runs import train
 from tqdm import tqdm
 
@@ -86,6 +86,7 @@ def campaign(out, *, quick=False, seed=0, part=None, fresh=False):
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
         train(PLAIN, folder, steps=1)  # what is imported late is imported here once, where every user may read it
+        small_archive_for_omniglot(Path(folder))
         pictures(drawings(Path(folder) / "data"), Path(folder) / "cache")
     listed = list(cases(quick, seed, part))
     rows = {}

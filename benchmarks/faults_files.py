@@ -1,8 +1,10 @@
 """What is done to files: damage at places spread over them, writers cut off, caches that cannot be used."""
 
+import hashlib
 import io
 import itertools
 import os
+import sys
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -292,6 +294,17 @@ def pictures(root, cached):
     return checksum(data.images, data.labels, {"names": list(data.class_names)})
 
 
+def small_archive_for_omniglot(folder):
+    """Has the small archive taken for the published one, whose content is known by its checksum."""
+    home = sys.modules[omniglot.__module__]
+    if not hasattr(home, "check_content"):
+        return
+    real, seen = home.check_content, []
+    home.check_content = lambda path, content, *_: seen.append(hashlib.sha256(content).hexdigest())
+    pictures(drawings(folder / "data"), folder / "cache")
+    home.check_content, home.CONTENTS["background"] = real, seen[0]
+
+
 def caches(quick, random):
     seed = random.random()
 
@@ -340,7 +353,7 @@ def caches(quick, random):
 
     def damaged(folder):
         child(lambda: pictures(drawings(folder / "data"), folder / "cache"))
-        (path,) = [p for p in (folder / "cache").rglob("*") if p.is_file()]
+        (path,) = (p for p in (folder / "cache").rglob("*") if p.is_file())
         whole, lost = path.read_bytes(), []
         for name, content in damages(whole, Random(seed), quick):
             path.write_bytes(content)
