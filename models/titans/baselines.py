@@ -106,6 +106,7 @@ def _after(end: tuple[Tensor, Tensor], state: LSTMState) -> LSTMState:
     return LSTMState(*(t.squeeze(0).to(state.output) for t in end))
 
 
+@checked
 class DLinear(PyroModule):
     r"""Forecasts by two linear maps, of a window's moving average and of what that leaves.
 

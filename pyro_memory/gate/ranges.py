@@ -18,12 +18,6 @@ def check_least(least: float, **values: Any) -> None:
             raise ValueError(f"`{name}` must be {each}at least {least}; got {value}")
 
 
-def check_ends(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
-    """Raises a ValueError unless a tensor's last dimensions are of ``shape``."""
-    if tensor.shape[-len(shape) :] != tuple(shape):
-        raise ValueError(f"`{name}` must be [*batch, {', '.join(map(str, shape))}]; got shape {list(tensor.shape)}")
-
-
 def check_image_shape(shape: Sequence[int]) -> None:
     """Raises a ValueError unless ``shape`` is that of an image."""
     if len(shape) != 3 or min(shape) < 1:

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_memory.gate import check_image_shape, check_least, checked
-from pyro_memory.nets.layers import Features, check_channels, flat, from_blocks, halvings, mlp, scale_for_relu
-from pyro_memory.nets.layers import Features, Linear, flat, from_blocks, halvings, mlp, scale_for_relu
+from pyro_memory.nets.layers import Features, Linear, check_channels, flat, from_blocks, halvings, mlp, scale_for_relu
 
 
 @checked
@@ -80,7 +79,8 @@ class MLPDecoder(nn.Module):
     ) -> None:
         super().__init__()
         check_image_shape(shape)
-        check_least(1, latent_dim=latent_dim, hidden=hidden)
+        check_least(0, latent_dim=latent_dim)
+        check_least(1, hidden=hidden)
         self.shape = tuple(shape)
         widths = [latent_dim + sum(s[0] for s in content_shapes), *hidden, shape[0] * shape[1] * shape[2]]
         self.net = mlp(widths, takes="z")

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_memory.gate import check_least, checked
-from pyro_memory.nets.layers import Features, coarsest, scale_for_relu
-from pyro_memory.nets.layers import Features, coarsest, out_of_autocast, scale_for_relu
 from pyro_memory.nets.layers import Features, Linear, coarsest, out_of_autocast, scale_for_relu
 
 
@@ -118,6 +116,4 @@ class GaussianImage(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
 
     def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> dist.Independent:
-        return dist.Normal(self.decoder(z, content), self.log_scale.exp()).to_event(3)
-    def forward(self, z: Tensor, content: Features = ()) -> dist.Independent:
         return dist.Normal(out_of_autocast(self.decoder(z, content)), self.log_scale.exp()).to_event(3)

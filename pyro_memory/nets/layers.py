@@ -16,15 +16,6 @@ Features = tuple[Float[Tensor, "..."], ...]
 
 
 @checked
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Chains linear layers with ReLU between them.
-
-    Raises:
-        ValueError: for fewer than two sizes, or one below 1.
-    """
-    if len(sizes) < 2:
-        raise ValueError(f"`sizes` must be two or more, of what comes in, in between and out; got {list(sizes)}")
-    check_least(1, sizes=sizes)
 class Linear(nn.Linear):
     """Is torch's, and says what it was built for where it is given something else.
 
@@ -57,8 +48,16 @@ def check_images_of(shape: Sequence[int], images: Tensor) -> None:
         )
 
 
+@checked
 def mlp(sizes: Sequence[int], *, takes: str = "x") -> nn.Sequential:
-    """Chains linear layers with ReLU between them; ``takes`` is what errors call the first one's input."""
+    """Chains linear layers with ReLU between them; ``takes`` is what errors call the first one's input.
+
+    Raises:
+        ValueError: for fewer than two sizes, or one below 1.
+    """
+    if len(sizes) < 2:
+        raise ValueError(f"`sizes` must be two or more, of what comes in, in between and out; got {list(sizes)}")
+    check_least(1, sizes=sizes)
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
         layers += [Linear(before, after, takes=takes), nn.ReLU()]
@@ -98,6 +97,9 @@ def check_channels(channels: Sequence[int]) -> None:
     if not channels:
         raise ValueError("`channels` must hold a number for each resolution, the finest first; got none")
     check_least(1, channels=channels)
+
+
+@checked
 def out_of_autocast(t: Tensor) -> Tensor:
     """What autocast made half precision, in single: distributions are made of it, and nats are not counted in half."""
     half = t.dtype in (torch.float16, torch.bfloat16)

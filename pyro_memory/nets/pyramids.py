@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_memory.gate import check_ends, check_image_shape, check_least, checked
+from pyro_memory.gate import check_image_shape, check_least, checked
 from pyro_memory.nets.layers import (
     Features,
     channels_last,
@@ -56,7 +56,6 @@ class ImagePyramid(nn.Module):
         scale_for_relu(self)
 
     def forward(self, images: Float[Tensor, "*batch channel height width"]) -> Features:
-        check_ends("images", images, self.shape)
         check_images_of(self.shape, images)
         return on_images(self._levels, images)
 
@@ -107,7 +106,6 @@ class ImageMLP(nn.Module):
         scale_for_relu(self)
 
     def forward(self, images: Float[Tensor, "*batch channel height width"]) -> Features:
-        check_ends("images", images, self.shape)
         check_images_of(self.shape, images)
         return (torch.relu(self.net(images.flatten(-3))),)
 
