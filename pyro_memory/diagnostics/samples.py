@@ -110,7 +110,7 @@ class FrechetDistance:
 
 @checked
 @torch.no_grad()
-def frechet_distance(one: Float[Tensor, "image dim"], other: Float[Tensor, "image dim"]) -> FrechetDistance:
+def frechet_distance(one: Float[Tensor, "image dim"], other: Float[Tensor, "other dim"]) -> FrechetDistance:
     r"""Computes ``|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^{1/2})`` of two sets of features.
 
     Compare distances of equal numbers of images only: the estimate is biased, and the bias depends on them.

@@ -62,8 +62,9 @@ def check_of(annotation: Any) -> Any:
     if origin is type:
         return subclass(inner[0] if inner and isinstance(inner[0], type) else object)
     if origin is tuple:
-        same = inner[1:] == (Ellipsis,)
-        return Several(check_of(inner[0]) if same else ANYTHING, len(inner) if inner and not same else None, tuple)
+        kinds = set(inner) - {Ellipsis}
+        count = None if Ellipsis in inner else len(inner)
+        return Several(check_of(inner[0]) if len(kinds) == 1 else ANYTHING, count or None, tuple)
     if origin in (abc.Sequence, abc.Iterable, list):
         return Several(check_of(inner[0]) if inner else ANYTHING)
     if origin in (abc.Mapping, dict):

@@ -203,9 +203,11 @@ class Either:
             return real[0](name, value, call)
         if not fitting:
             raise TypeError(f"`{name}` must be {self}; got {told(value)}")
-        for kind in fitting[:-1]:
+        if len(fitting) == 1:
+            return fitting[0](name, value, call)
+        for kind in fitting:
             try:
                 return kind(name, value, call.copy())
             except (TypeError, ValueError):
                 continue
-        return fitting[-1](name, value, call)
+        raise ValueError(f"`{name}` must be {self}; got {told(value)}")

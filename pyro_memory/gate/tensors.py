@@ -50,8 +50,7 @@ class Call:
     def like(self) -> Tensor | None:
         """A tensor of the owner, whose device, and in a module whose dtype, arguments have."""
         if isinstance(self.owner, nn.Module):
-            held = chain(self.owner.parameters(), self.owner.buffers())
-            return next((t for t in held if t.is_floating_point()), None)
+            return next((t for t in self.owner.parameters() if t.is_floating_point()), None)
         return held_by(self.owner)
 
     def check_held(self, name: str, value: Any) -> None:

@@ -372,7 +372,7 @@ def test_bad_input_is_refused_with_the_remedy():
     model, guide = pair()
     x, support, memory = ink(2, 2, *SHAPE), sets([1, 2]), stores()
     cases = [
-        ((x[0], support, memory), r"`x` must be \[task, query, channel, height, width\]"),
+        ((x[0], support, memory), r"`x` must be a floating-point tensor \[task, query, channel, height, width\]"),
         ((x * math.nan, support, memory), "`x` must be finite"),
         ((x, SlotMemory(ink(2, *SHAPE)), memory), "`support` must be a SlotMemory of one set for each of the 2 tasks"),
         ((x[:1], support, memory), "one set for each of the 1 tasks"),

@@ -77,7 +77,7 @@ FIXED = {"classes": 1, "shots": 1, "targets": 2, "per_target": True}
         (lambda: SetTasks(DATA, tasks=1, shots=1, targets=[3, -1]), "`targets` must be .* 0 to 11; target 1 has -1"),
         (lambda: SetTasks(ONE, tasks=1, shots=1, targets=[0]).wrong_classes(0), "`data` must have a second class"),
         (lambda: SetTasks(EMPTY, tasks=1, shots=0), "at most the 0 images of the smallest class"),
-        (lambda: ClassStream(DATA, stages=2, held_out=float("nan")), "`held_out` must leave images on both sides"),
+        (lambda: ClassStream(DATA, stages=2, held_out=1.0), "`held_out` must leave images on both sides"),
         (lambda: RecallTasks(pairs=4, length=15, vocabulary=16), "`length` must be at least"),
         (lambda: NeedleTasks(TEXT, length=NEEDLE - 1), "`length` must lie in"),
         (lambda: SERIES.windows("valid", past=7, horizon=1, batch=2), "`past` . `horizon` must fit"),
