@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -111,7 +110,9 @@ class TensorCheck:
         return f"a{' ' + KINDS[self.kind] if self.kind else ''} tensor{shape}".replace("a integer", "an integer")
 
     def wants(self, value: Any) -> bool:
-        return isinstance(value, (Tensor, np.ndarray)) or (isinstance(value, (list, tuple)) and _numbers(value))
+        if isinstance(value, Tensor):
+            return not self.kind or kind_of(value.dtype) == self.kind
+        return isinstance(value, np.ndarray) or (isinstance(value, (list, tuple)) and _numbers(value))
 
     def __call__(self, name: str, value: Any, call: Call) -> Tensor:
         like = call.like

@@ -388,6 +388,6 @@ def test_bad_input_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match="`memory` must hold embeddings of 3 dimensions, as `recall`; got 5"):
         guide(x, support, other)
     with pytest.raises(ValueError, match="`consolidate_every` must be at least 1"):
-        Lifetime(None, None, None, consolidate_every=0)
+        Lifetime([], model.recall, memory, consolidate_every=0)
     with pytest.raises(ValueError, match="`state` must hold stores and step"):
         life()[2].load_state_dict({})
