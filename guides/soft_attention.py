@@ -53,7 +53,9 @@ class SoftAttentionVAEGuide(PyroModule):
         encoder = PairEncoder(ImagePyramid((2 * shape[0], *shape[1:]), channels), latent_dim)
         return cls(ContentAddress(query), encoder, name=name)
 
-    def z_dist(self, x: Float[Tensor, "*batch channel height width"], blend: Tensor) -> dist.Distribution:
+    def z_dist(
+        self, x: Float[Tensor, "*batch channel height width"], blend: Float[Tensor, "*lead channel height width"]
+    ) -> dist.Distribution:
         """q(z | x, blend)."""
         return self.encoder(x, blend)
 

@@ -81,7 +81,9 @@ class VMAGuide(PyroModule):
         """q(a | M, x)."""
         return self.address(x, memory)
 
-    def z_dist(self, x: Float[Tensor, "*batch channel height width"], m: Tensor) -> dist.Distribution:
+    def z_dist(
+        self, x: Float[Tensor, "*batch channel height width"], m: Float[Tensor, "*lead channel height width"]
+    ) -> dist.Distribution:
         """q(z | m, x)."""
         return self.encoder(x, m)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_memory.gate import check_places
 from pyro_memory.stores import SlotMemory
 
 
@@ -17,6 +18,8 @@ def check_images(x: Tensor, likelihood: nn.Module | None = None) -> None:
         raise ValueError(
             f"`x` must be floating point, [batch, channel, height, width]; got {x.dtype} of shape {list(x.shape)}"
         )
+    if not len(x):
+        raise ValueError("`x` must hold at least one image; got none")
     low, high = (bound.item() for bound in x.aminmax()) if x.numel() else (0.0, 0.0)
     if not (math.isfinite(low) and math.isfinite(high)):  # a NaN anywhere is the minimum
         raise ValueError("`x` must be finite; got NaN or infinity")
@@ -57,6 +60,8 @@ def choose_slots(
     if a is not None and len(shape):
         raise ValueError("`shape` must be left out where the slots at `a` are read: it is that of `a`")
     memory = chosen_memory(model, memory)
+    if a is not None:
+        check_places("a", a, memory.slots, "the slots")
     return memory, model.a_dist(memory).sample(torch.Size(shape)) if a is None else a
 
 

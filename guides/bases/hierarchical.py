@@ -39,8 +39,16 @@ class HierarchicalBaseGuide(BaseGuide):
         self.hidden = nn.ModuleList(Linear(seen + up + code_dim, hidden, takes="context") for up in above)
         self.heads = nn.ModuleList(GaussianHead(hidden + seen, dim) for dim in latent_dims)
 
-    def z_dist(self, layer: int, features: Tensor, above: Tensor | None, context: Context) -> dist.Distribution:
+    def z_dist(
+        self,
+        layer: int,
+        features: Float[Tensor, "*image feature"],
+        above: Float[Tensor, "*batch latent"] | None,
+        context: Context,
+    ) -> dist.Distribution:
         """q(z_layer | x, z_(layer+1), c), from the coarsest features of x."""
+        if not 1 <= layer <= self.layers:
+            raise ValueError(f"`layer` must be from 1 to {self.layers}; got {layer}")
         met = with_code(features if above is None else with_code(features, Context(above)), context)
         hidden = torch.relu(self.hidden[layer - 1](met))
         return self.heads[layer - 1](with_code(hidden, Context(features)))

@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pyro_memory.distributions.streamed import StreamedCategorical
-from pyro_memory.gate import checked
+from pyro_memory.gate import check_least, checked
 from pyro_memory.kernels import AddressRead, fused_address, nearest_slots
 
-Group = Any
+Group = (torch.distributed.ProcessGroup if torch.distributed.is_available() else object) | None
 
 
 @checked
@@ -34,6 +34,14 @@ class Division:
     slots: int
     total: int
     total_filled: int
+
+    def __post_init__(self) -> None:
+        check_least(0, first=self.first, slots=self.slots, total=self.total, total_filled=self.total_filled)
+        if self.first + self.slots > self.total or self.total_filled > self.total:
+            raise ValueError(
+                f"`total` must be at least `first` + `slots` and `total_filled`; got {self.total}, with {self.first} + "
+                f"{self.slots} and {self.total_filled}"
+            )
 
     def own(self, a: Int[Tensor, "*address"]) -> tuple[Int[Tensor, "*address"], Bool[Tensor, "*address"]]:
         """Gives addresses within this process's slots, and which of them it holds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -64,7 +65,7 @@ class StreamedCategorical(TorchDistribution):
         """The addresses 0 to slots - 1."""
         return constraints.integer_interval(0, self.slots - 1)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> StreamedCategorical:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> StreamedCategorical:
         """Repeats it over more batch dimensions; those to the left share its passes."""
         batch_shape, own = torch.Size(batch_shape), self.query.shape[:-1]
         new = self._get_checked_instance(type(self), _instance)
@@ -101,7 +102,7 @@ class StreamedCategorical(TorchDistribution):
     def _laid_out(self, rows: Float[Tensor, " row"]) -> Float[Tensor, "*batch"]:
         return rows.reshape(self.query.shape[:-1]).expand(self.batch_shape)
 
-    def sample(self, sample_shape: Any = ()) -> Int[Tensor, "*sample *batch"]:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Int[Tensor, "*sample *batch"]:
         """Draws exact addresses, all of them in one pass."""
         own = self.query.shape[:-1]
         lead = torch.Size(sample_shape) + self.batch_shape[: len(self.batch_shape) - len(own)]

@@ -53,7 +53,7 @@ def _integer(value: Any) -> int:
 def _number(value: Any) -> float:
     if math.isnan(value):
         raise ValueError
-    return value if isinstance(value, int) else float(value)
+    return _integer(value) if isinstance(value, int) else float(value)
 
 
 def _path(value: Any) -> Any:
@@ -177,9 +177,8 @@ class Mapped:
     def __call__(self, name: str, value: Any, call: Call) -> Any:
         if not self.wants(value):
             raise TypeError(f"`{name}` must be {self}; got {told(value)}")
-        for key, item in value.items():
-            self.item(f'{name}["{key}"]', item, Call())
-        return value
+        items = {key: self.item(f'{name}["{key}"]', item, Call()) for key, item in value.items()}
+        return value if all(items[key] is value[key] for key in items) else items
 
 
 @dataclass(frozen=True)

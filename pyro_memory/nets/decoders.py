@@ -80,6 +80,7 @@ class MLPDecoder(nn.Module):
         super().__init__()
         check_image_shape(shape)
         check_least(0, latent_dim=latent_dim)
+        check_least(0, latent_dim=latent_dim)  # 0: it draws what it reads
         check_least(1, hidden=hidden)
         self.shape = tuple(shape)
         widths = [latent_dim + sum(s[0] for s in content_shapes), *hidden, shape[0] * shape[1] * shape[2]]

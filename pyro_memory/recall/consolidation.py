@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_memory.diagnostics import Axes, axes_or_new
 from pyro_memory.distributions import expected_log_prob
-from pyro_memory.gate import checked
+from pyro_memory.gate import check_least, checked
 from pyro_memory.stores import ConceptMemory, EpisodicMemory
 
 BREADTH = 1.1  # how much wider than an empty concept's predictive the base measure of kept episodes is
@@ -230,8 +230,9 @@ def replay(
         items: images an episode; a slot's width by default.
 
     Raises:
-        ValueError: if no concept holds anything yet, or ``count`` is more than the free slots.
+        ValueError: if no concept holds anything yet, ``count`` is more than the free slots, or ``items`` is below 1.
     """
+    check_least(1, items=items)
     free = int((~episodes.filled).sum())
     count = free if count is None else count
     if not 0 <= count <= free:

@@ -156,6 +156,11 @@ class Recall(PyroModule):
 
         Cost: one pass of the encoder over the images that are there; padding costs nothing.
         """
+        if support.batch_dim != -2 or not len(support.values):
+            raise ValueError(
+                "`support` must be a SlotMemory of one set for each of one task or more, [task, item, *event] with "
+                f"batch_dim=-2; got {support}"
+            )
         given, self.given = self.given, None
         state = support, torch.is_grad_enabled(), self.told.weight._version
         if given is not None and given[0][0] is support and given[0][1:] == state[1:]:

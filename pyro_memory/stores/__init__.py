@@ -12,9 +12,10 @@ from pyro_memory.stores.episodes import EpisodicMemory
 from pyro_memory.stores.files import replace_file
 from pyro_memory.stores.mapped import MappedMemory
 from pyro_memory.stores.sharded import ShardedMemory
-from pyro_memory.stores.slots import SlotMemory, readable
+from pyro_memory.stores.slots import SlotMemory
 from pyro_memory.stores.structured import StructuredMemory
 from pyro_memory.stores.templates import TemplateMemory
+from pyro_memory.stores.tensors import readable
 
 __all__ = [
     "ConceptMemory",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyro_memory.distributions import expected_log_prob
-from pyro_memory.gate import checked
+from pyro_memory.gate import check_places, checked
+from pyro_memory.stores.tensors import named
 
 RULES = ("projected", "fractional", "hard")
 _PRIOR = ("prior_loc", "prior_kappa", "prior_alpha", "prior_beta")
@@ -80,8 +82,9 @@ class ConceptMemory:
 
     @classmethod
     def reserve(
-        cls, concepts: int, dim: int, *, dtype: Any = None, device: Any = None, **prior: float
-    ) -> ConceptMemory:
+        cls, concepts: int, dim: int, *, dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None, **prior: float,
+    ) -> ConceptMemory:  # fmt: skip
         """Makes a store of empty concepts; ``prior`` are the weak prior's scalars and the concentration."""
         if concepts < 1 or dim < 1:
             raise ValueError(f"`concepts` and `dim` must be at least 1; got {concepts} and {dim}")
@@ -122,6 +125,8 @@ class ConceptMemory:
 
     def predictive(self, k: Int[Tensor, "*batch"] | None = None) -> dist.Independent:
         """p(e | concept k), of all concepts or of those at addresses ``k``, any shape."""
+        if k is not None:
+            check_places("k", k, len(self.loc), "the concepts")
         loc, kappa, alpha, beta = (t if k is None else t[k] for t in (self.loc, self.kappa, self.alpha, self.beta))
         return dist.StudentT(2 * alpha, loc, (beta * (kappa + 1) / (alpha * kappa)).sqrt()).to_event(1)
 
@@ -278,9 +283,9 @@ class ConceptMemory:
         return self._tensors() | {"scalars": torch.tensor(scalars, dtype=torch.float64)}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> ConceptMemory:
-        """Rebuilds a store from ``to_tensors``."""
-        tensors = dict(tensors)
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ConceptMemory:
+        """Rebuilds a store from ``to_tensors``; raises a ValueError if one is missing."""
+        tensors = named(tensors, "loc", "kappa", "alpha", "beta", "counts", "scalars")
         scalars = tensors.pop("scalars").tolist()
         return cls(**tensors, **dict(zip(("concentration", *_PRIOR), scalars, strict=True)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from pyro_memory.gate import checked
+from pyro_memory.gate import check_places, checked
 from pyro_memory.stores.slots import SlotMemory
+from pyro_memory.stores.tensors import named
 
 NONE_OF_THEM = 0.05  # against 1 for each image: enough to learn what to do without one, too little to be tempting
 
@@ -104,6 +105,7 @@ class EpisodicMemory:
         """The distribution over the images of each episode j, all alike, and "none of them", the last address, which
         has the weight of a twentieth of an image. The episode "none", j = slots, has no images.
         """
+        check_places("j", j, self.slots + 1, "the episodes and none")
         counts = torch.cat([self.counts, self.counts.new_zeros(1)])[j].unsqueeze(-1)
         width = self.items.shape[1]
         place = torch.arange(width + 1, device=j.device)
@@ -117,6 +119,8 @@ class EpisodicMemory:
         ``f`` works image by image and returns a tensor or a tuple of tensors.
         """
         width = self.items.shape[1]
+        check_places("j", j, self.slots + 1, "the episodes and none")
+        check_places("i", i, width + 1, "the images and none")
         nothing = self.slots * width
         read, place = torch.where((j < self.slots) & (i < width), j * width + i, nothing).unique(return_inverse=True)
         shown = self.items.flatten(0, 1)[read.clamp(max=nothing - 1)]
@@ -202,8 +206,8 @@ class EpisodicMemory:
         return self.store.to_tensors() | {"dim": torch.tensor(self.dim)}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> EpisodicMemory:
-        """Rebuilds a store from ``to_tensors``."""
-        tensors = dict(tensors)
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> EpisodicMemory:
+        """Rebuilds a store from ``to_tensors``; raises a ValueError if one is missing."""
+        tensors = named(tensors, "values", "keys", "ages", "seen", "batch_dim", "dim", mask=None)
         dim = int(tensors.pop("dim"))
         return cls(SlotMemory.from_tensors(tensors), dim)

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyro_memory.gate import checked
+from pyro_memory.gate import check_places, checked, told
 from pyro_memory.stores.files import replace_file
-from pyro_memory.stores.slots import SlotMemory, readable
+from pyro_memory.stores.slots import SlotMemory
+from pyro_memory.stores.tensors import readable
 
 MANIFEST = "memory.json"
 DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
@@ -148,6 +149,8 @@ class MappedMemory(SlotMemory):
 
         Cost: O(slots) embeddings, a block at a time; earlier keys are replaced when all are written.
         """
+        if not hasattr(address, "keys_for"):
+            raise TypeError(f"`address` must be a ContentAddress, which gives keys; got {told(address)}")
         number = 0 if self.keys is None else int(self._manifest["keys"]["file"].split("-")[1].split(".")[0]) + 1
         plain = self._manifest | {"keys": None}
         entry = None
@@ -175,6 +178,7 @@ class MappedMemory(SlotMemory):
 
     def gather(self, tensor: Tensor, a: Int[Tensor, "*address"]) -> Tensor:
         """Takes entries at addresses ``a``, in a floating dtype."""
+        check_places("a", a, self.slots, "the slots")
         return readable(tensor[a])
 
     def read(self, a: Int[Tensor, "*address"], f: Callable[[Tensor], Any]) -> Any:

@@ -15,7 +15,8 @@ from torch.func import functional_call
 
 from pyro_memory.distributions import Copied, Division, Group, ShardedCategorical, Summed, all_of
 from pyro_memory.gate import checked
-from pyro_memory.stores.slots import SlotMemory, readable
+from pyro_memory.stores.slots import SlotMemory
+from pyro_memory.stores.tensors import readable
 
 
 @checked

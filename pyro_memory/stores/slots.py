@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from pyro_memory.distributions import StreamedCategorical
-from pyro_memory.gate import checked
+from pyro_memory.gate import check_places, checked
+from pyro_memory.stores.tensors import named, readable
 from pyro_memory.stores.writing import overwrite, place
 
 
@@ -137,6 +138,7 @@ class SlotMemory:
 
     def gather(self, tensor: Tensor, a: Int[Tensor, "*address"]) -> Tensor:
         """Takes entries at addresses ``a`` from a tensor laid out like the values, any shape of ``a``."""
+        check_places("a", a, self.slots, "the slots")
         if self.batch_dim is None:
             return tensor[a]
         owner = torch.arange(tensor.shape[0], device=tensor.device)
@@ -258,6 +260,7 @@ class SlotMemory:
         """Takes the memories of some data (per-datum memories only); a permutation shuffles them."""
         if self.batch_dim is None:
             raise ValueError("`select` needs one memory per datum; this memory is shared by all data (batch_dim=None)")
+        check_places("indices", indices, len(self.values), "the data")
         return self._map(lambda t: t[indices])
 
     def to(self, *args: Any, **kwargs: Any) -> SlotMemory:
@@ -279,9 +282,9 @@ class SlotMemory:
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> SlotMemory:
-        """Rebuilds a memory from ``to_tensors``."""
-        tensors = dict(tensors)
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> SlotMemory:
+        """Rebuilds a memory from ``to_tensors``; raises a ValueError if one is missing."""
+        tensors = named(tensors, "values", "ages", "seen", "batch_dim", keys=None, mask=None)
         batch_dim = int(tensors.pop("batch_dim"))
         return cls(**tensors, batch_dim=batch_dim or None)
 
@@ -292,9 +295,3 @@ class SlotMemory:
             None if self.mask is None else f(self.mask),
             ages=f(self.ages), seen=f(self.seen) if self.seen.dim() else self.seen, batch_dim=self.batch_dim,
         )  # fmt: skip
-
-
-@checked
-def readable(contents: Tensor) -> Tensor:
-    """Brings contents kept as integers or in half precision to the default dtype, in which networks read them."""
-    return contents if contents.dtype in (torch.float32, torch.float64) else contents.to(torch.get_default_dtype())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,7 +63,7 @@ class StructuredMemory:
         return {f"concepts.{k}": v for k, v in concepts.items()} | {f"episodes.{k}": v for k, v in episodes.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> StructuredMemory:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> StructuredMemory:
         """Rebuilds the stores from ``to_tensors``."""
 
         def part(name: str) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Wrong arguments, made from right ones."""
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -151,7 +152,7 @@ SURE = [
     Wrong("NaN inside", of_floats(lambda t, at: filled(t, at, math.nan)), "refused"),
     Wrong("meta device", of(Tensor, lambda t, at: t.to("meta")), "refused"),
     Wrong("complex", cast(torch.complex64), "refused"),
-    Wrong("the class", lambda value, call, at: type(value), "refused"),
+    Wrong("the class", lambda value, call, at: NOT_HERE if inspect.isroutine(value) else type(value), "refused"),
 ]
 SAME = [
     Wrong("numpy", of(Tensor, lambda t, at: t.detach().numpy()), "same"),
