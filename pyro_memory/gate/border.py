@@ -77,15 +77,16 @@ def _inside(frame: Any) -> bool:
 
 
 def _checks(function: Any) -> tuple[list[tuple[str, Any]], dict[str, Any], bool]:
-    """The checks of positional arguments in turn, those of all by name, and whether the first is the instance."""
+    """The checks of positional arguments in turn, those of all by name ("" for further ones), and whether the first is the
+    instance."""
     bare = inspect.unwrap(function)
     places, named = [], {}
     for parameter in inspect.signature(bare).parameters.values():
         check = _check_of(parameter, bare)
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             places.append((parameter.name, check))
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            named[parameter.name] = check
+        if parameter.kind != parameter.VAR_POSITIONAL:
+            named["" if parameter.kind == parameter.VAR_KEYWORD else parameter.name] = check
     method = bool(places) and places[0][0] == "self"
     return places, named, method
 
@@ -111,6 +112,7 @@ def _admitted(checks: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
         if i or not method:
             admitted[i] = check(name, args[i], call)
     for name, value in kwargs.items():
-        if name in named:
-            kwargs[name] = named[name](name, value, call)
+        check = named.get(name) or named.get("")
+        if check is not None:
+            kwargs[name] = check(name, value, call)
     return admitted
