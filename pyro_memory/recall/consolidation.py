@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_memory.diagnostics import Axes, axes_or_new
 from pyro_memory.distributions import expected_log_prob
-from pyro_memory.gate import check_least, checked
+from pyro_memory.gate import check_least, checked, told
 from pyro_memory.stores import ConceptMemory, EpisodicMemory
 
 BREADTH = 1.1  # how much wider than an empty concept's predictive the base measure of kept episodes is
@@ -165,6 +165,8 @@ def consolidate(
     before = concepts
     concepts = concepts.forget(forgetting)
     converted = torch.zeros_like(considered)
+    if guide is not None and not hasattr(guide, "probabilities"):
+        raise TypeError(f"`guide` must have probabilities(concepts, loc, variance, ages); got {told(guide)}")
     rows = concepts.loc.new_zeros(episodes.slots, concepts.concepts + 2)
     kl, entropy, opened = [], [], 0
     order = [i for i in episodes.ages.argsort(descending=True).tolist() if considered[i]]
