@@ -77,7 +77,7 @@ def _inside(frame: Any) -> bool:
 
 
 def _checks(function: Any) -> tuple[list[tuple[str, Any]], dict[str, Any], bool]:
-    """The checks of positional arguments in turn, those of all by name ("" for further ones), and whether the first is the
+    """The checks of positional arguments in turn, those of all by name, "" for others, and whether the first is the
     instance."""
     bare = inspect.unwrap(function)
     places, named = [], {}

@@ -149,6 +149,8 @@ class MappedMemory(SlotMemory):
 
         Cost: O(slots) embeddings, a block at a time; earlier keys are replaced when all are written.
         """
+        if not self.slots:
+            raise ValueError("`with_keys` needs items to embed; got an empty memory. Append some first")
         if not hasattr(address, "keys_for"):
             raise TypeError(f"`address` must be a ContentAddress, which gives keys; got {told(address)}")
         number = 0 if self.keys is None else int(self._manifest["keys"]["file"].split("-")[1].split(".")[0]) + 1
@@ -159,8 +161,6 @@ class MappedMemory(SlotMemory):
             block = address.keys_for(MappedMemory(self.folder, plain), slots)
             entry = entry or _entry(f"keys-{number}.bin", dtype, block.shape[1:])
             _write(self.folder, entry, start, block.to(dtype))
-        if entry is None:
-            raise ValueError("`with_keys` needs items to embed; got an empty memory. Append some first")
         _publish(self.folder, plain | {"keys": entry})
         if self.keys is not None:
             (self.folder / self._manifest["keys"]["file"]).unlink()  # a mapping of it stays readable

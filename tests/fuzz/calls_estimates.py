@@ -1,5 +1,7 @@
 """A small call of each public callable of objectives and kernels."""
 
+from functools import wraps
+
 import torch
 from fuzz.parts import SHAPE, images, longs, positional, slots, vma, vma_guide
 from pyro.infer.enum import get_importance_trace
@@ -55,6 +57,7 @@ def lone(elbo, method):
 
 
 def every(function):
+    @wraps(function)
     def call(**kwargs):
         return [str(type(item)) for item in function(**kwargs)]
 
