@@ -106,6 +106,8 @@ class StreamedCategorical(TorchDistribution):
         """Draws exact addresses, all of them in one pass."""
         own = self.query.shape[:-1]
         lead = torch.Size(sample_shape) + self.batch_shape[: len(self.batch_shape) - len(own)]
+        if not lead.numel():
+            return torch.empty(lead + own, dtype=torch.long, device=self.query.device)
         return self._pass(samples=lead.numel()).samples.reshape(lead + own)
 
     def log_prob(self, value: Int[Tensor, "*address"]) -> Float[Tensor, "*lead"]:

@@ -82,12 +82,15 @@ def test_a_wrong_argument_is_answered_or_named(room, record_property):
         nonlocal tried
         row = data.draw(st.sampled_from(sorted(rows)), "row")
         argument = data.draw(st.sampled_from(sorted(rows[row]()[1].keys() - UNTRIED.get(row, ()))), "argument")
-        wrong = WRONGS[data.draw(st.sampled_from(list(WRONGS)), "wrong")]
+        start = data.draw(st.integers(0, len(WRONGS) - 1), "wrong")
         at = data.draw(st.integers(0, 5), "at")
-        found = failure(rows[row], argument, wrong, at)
-        tried += found is not False
+        for name in [*WRONGS, *WRONGS][start:]:  # the first from there that can be made of this argument
+            found = failure(rows[row], argument, WRONGS[name], at)
+            if found is not False:
+                break
+        tried += 1
         plt.close("all")
-        assert not found, f"{row}({argument}: {wrong.name}, {at}): {found}"
+        assert not found, f"{row}({argument}: {name}, {at}): {found}"
 
     fuzz()
     record_property("tried", tried)

@@ -174,7 +174,7 @@ EITHER = [
     Wrong("inf", plain(math.inf)),
     Wrong("[]", plain(list)),
     Wrong("{}", plain(dict)),
-    Wrong("a layer", plain(lambda: nn.Linear(2, 3))),
+    Wrong("a layer", lambda value, call, at: NOT_HERE if inspect.isroutine(value) else nn.Linear(2, 3)),
     Wrong("another memory", plain(lambda: SlotMemory(torch.ones(2, 3)))),
     Wrong("an empty memory", plain(lambda: SlotMemory.empty((3,)))),
     Wrong("another argument", other),
