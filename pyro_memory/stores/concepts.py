@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_memory.distributions import expected_log_prob
 from pyro_memory.gate import check_places, checked
 from pyro_memory.stores.tensors import named
+from pyro_memory.stores.saved import check_finite, saved
 
 RULES = ("projected", "fractional", "hard")
 _PRIOR = ("prior_loc", "prior_kappa", "prior_alpha", "prior_beta")
@@ -57,6 +58,8 @@ class ConceptMemory:
     prior_beta: float = 0.09
 
     def __post_init__(self) -> None:
+        for name, tensor in self._tensors().items():
+            check_finite(name, tensor, "concept", "A concept is a posterior: start from ConceptMemory.reserve")
         for name in ("kappa", "alpha", "beta"):
             tensor = getattr(self, name)
             if tensor.shape != self.loc.shape or self.loc.dim() != 2:
@@ -71,8 +74,6 @@ class ConceptMemory:
                 f"`counts` must be one number for each of the {len(self.loc)} concepts, not negative; got shape "
                 f"{list(self.counts.shape)}"
             )
-        if not all(bool(torch.isfinite(t).all()) for t in self._tensors().values()):
-            raise ValueError("the parameters of concepts must be finite; got NaN or infinity")
         if not (self.concentration > 0 and self.prior_kappa > 0 and self.prior_alpha > 1 and self.prior_beta > 0):
             raise ValueError(
                 "`concentration`, `prior_kappa` and `prior_beta` must be positive and `prior_alpha` above 1, so that "
@@ -280,12 +281,15 @@ class ConceptMemory:
     def to_tensors(self) -> dict[str, Tensor]:
         """Gives the tensors that rebuild the store, for saving."""
         scalars = [getattr(self, name) for name in ("concentration", *_PRIOR)]
-        return self._tensors() | {"scalars": torch.tensor(scalars, dtype=torch.float64)}
+        return self._tensors() | {"scalars": torch.tensor(scalars, dtype=torch.float64, device="cpu")}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ConceptMemory:
         """Rebuilds a store from ``to_tensors``; raises a ValueError if one is missing."""
         tensors = named(tensors, "loc", "kappa", "alpha", "beta", "counts", "scalars")
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> ConceptMemory:
+        """Rebuilds a store from ``to_tensors``."""
+        tensors = saved(tensors, "loc", "kappa", "alpha", "beta", "counts", "scalars")
         scalars = tensors.pop("scalars").tolist()
         return cls(**tensors, **dict(zip(("concentration", *_PRIOR), scalars, strict=True)))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from pyro_memory.gate import check_places, checked
+from pyro_memory.stores.saved import saved
 from pyro_memory.stores.slots import SlotMemory
 from pyro_memory.stores.tensors import named
 
@@ -39,6 +40,22 @@ class EpisodicMemory:
 
     store: SlotMemory
     dim: int
+
+    def __post_init__(self) -> None:
+        keys, values = self.store.keys, self.store.values
+        if self.dim < 1 or keys is None or keys.dim() != 2 or keys.shape[1] < 2 * self.dim + 3 or values.dim() < 2:
+            got = [list(values.shape), None if keys is None else list(keys.shape)]
+            raise ValueError(
+                f"`store` must hold images [slot, item, *event] with keys [slot, 2 dim + concepts + 2] for dim "
+                f"{self.dim}; got {got}. Start from EpisodicMemory.reserve"
+            )
+        wrong = self.filled & ((self.counts < 0) | (self.counts > values.shape[1]) | (self.variance < 0).any(-1))
+        if bool(wrong.any()):
+            at = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"an episode must have from 0 to {values.shape[1]} images and variances that are not negative; slot "
+                f"{at} has {int(self.counts[at])} and {self.variance[at].min().item():g}"
+            )
 
     @classmethod
     def reserve(
@@ -188,7 +205,8 @@ class EpisodicMemory:
     def shuffle_items(self, seed: int = 0) -> EpisodicMemory:
         """Returns a store in which every filled slot shows another filled slot's images, its address unchanged."""
         filled = self.filled.nonzero().squeeze(-1)
-        order = torch.randperm(len(filled), generator=torch.Generator().manual_seed(seed)).to(filled.device)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        order = torch.randperm(len(filled), generator=generator, device="cpu").to(filled.device)
         source = torch.arange(self.slots, device=filled.device)
         source[filled[order]] = filled[order.roll(1)]
         keys = torch.cat([self.store.keys[:, :-2], self.store.keys[source, -2:]], -1)
@@ -203,11 +221,15 @@ class EpisodicMemory:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Gives the tensors that rebuild the store, for saving."""
-        return self.store.to_tensors() | {"dim": torch.tensor(self.dim)}
+        return self.store.to_tensors() | {"dim": torch.tensor(self.dim, device="cpu")}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> EpisodicMemory:
         """Rebuilds a store from ``to_tensors``; raises a ValueError if one is missing."""
         tensors = named(tensors, "values", "keys", "ages", "seen", "batch_dim", "dim", mask=None)
         dim = int(tensors.pop("dim"))
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> EpisodicMemory:
+        """Rebuilds a store from ``to_tensors``."""
+        tensors = dict(tensors)
+        dim = int(saved({"dim": tensors.pop("dim")} if "dim" in tensors else {}, "dim")["dim"])
         return cls(SlotMemory.from_tensors(tensors), dim)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from pyro_memory.distributions import StreamedCategorical
 from pyro_memory.gate import check_places, checked
 from pyro_memory.stores.tensors import named, readable
+from pyro_memory.stores.saved import check_finite, saved
 from pyro_memory.stores.writing import overwrite, place
 
 
@@ -35,7 +36,7 @@ class SlotMemory:
         batch_dim: the plate dimension (-1, -2, ...) that owns the memories, or None for a shared memory.
 
     Raises:
-        ValueError: if shapes do not fit one another, or ``values`` are not finite.
+        ValueError: if shapes do not fit one another, or values or keys are not finite.
 
     Example::
 
@@ -75,8 +76,9 @@ class SlotMemory:
             raise ValueError(
                 f"`mask` must be boolean, True where a slot is filled; got {mask.dtype}: use `mask.bool()`"
             )
-        if not torch.isfinite(values.detach()).all():
-            raise ValueError("`values` must be finite; got NaN or infinity. Clean the items before writing them")
+        for name, tensor in (("values", values), ("keys", keys)):
+            if tensor is not None:
+                check_finite(name, tensor, "slot" if lead == 1 else "memory", "Clean the items before writing them")
         self.values = values
         self.keys = keys
         self.mask = mask
@@ -265,10 +267,9 @@ class SlotMemory:
 
     def to(self, *args: Any, **kwargs: Any) -> SlotMemory:
         """Moves to a device, or casts values and keys to a floating dtype."""
+        like = self.values.new_empty(0, dtype=torch.float32)
         return self._map(
-            lambda t: (
-                t.to(*args, **kwargs) if t.is_floating_point() else t.to(torch.empty(0).to(*args, **kwargs).device)
-            )
+            lambda t: t.to(*args, **kwargs) if t.is_floating_point() else t.to(like.to(*args, **kwargs).device)
         )
 
     def detach(self) -> SlotMemory:
@@ -278,13 +279,16 @@ class SlotMemory:
     def to_tensors(self) -> dict[str, Tensor]:
         """Gives the tensors that rebuild the memory, for saving."""
         tensors = {n: getattr(self, n) for n in ("values", "keys", "mask", "ages", "seen")}
-        tensors["batch_dim"] = torch.tensor(0 if self.batch_dim is None else self.batch_dim)
+        tensors["batch_dim"] = torch.tensor(self.batch_dim or 0, device="cpu")
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> SlotMemory:
         """Rebuilds a memory from ``to_tensors``; raises a ValueError if one is missing."""
         tensors = named(tensors, "values", "ages", "seen", "batch_dim", keys=None, mask=None)
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> SlotMemory:
+        """Rebuilds a memory from ``to_tensors``."""
+        tensors = saved(tensors, "values", "ages", "seen", "batch_dim", also=("keys", "mask"))
         batch_dim = int(tensors.pop("batch_dim"))
         return cls(**tensors, batch_dim=batch_dim or None)
 
