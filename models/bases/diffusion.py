@@ -184,7 +184,7 @@ class DiffusionBase(BaseModel):
             raise ValueError(f"`ddim_steps` must be from 1 to {self.schedule.steps - 1}, T - 1; got {ddim_steps}")
         if not 0 <= eta <= 1:
             raise ValueError(f"`eta` must lie in [0, 1], from no noise to the posterior's; got {eta}")
-        times = torch.linspace(1, self.schedule.steps, ddim_steps + 1).round().long().flip(0).tolist()
+        times = torch.linspace(1, self.schedule.steps, ddim_steps + 1, device="cpu").round().long().flip(0).tolist()
         kept = self.schedule.kept
         x = torch.randn(path.batch_shape + self.shape, device=kept.device, dtype=kept.dtype)
         for t, after in pairwise(times):
@@ -213,7 +213,7 @@ def _batch_shape(context: Context, shape: Sequence[int]) -> torch.Size:
 
 
 def _time_embedding(t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
-    rates = torch.exp(torch.linspace(0, math.log(200.0), TIME_DIM // 2).to(t))
+    rates = torch.exp(torch.linspace(0, math.log(200.0), TIME_DIM // 2, device=t.device).to(t))
     angles = t.unsqueeze(-1) * rates
     return torch.cat([angles.sin(), angles.cos()], -1)
 

@@ -95,8 +95,9 @@ class SlotIndex:
             index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dim), dim, cells, half, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:  # forty keys a cell are what faiss wants
             sample = max(BLOCK, 40 * int(2 * math.sqrt(count)))
-            index.train(self._block(torch.randperm(count, generator=torch.Generator().manual_seed(0))[:sample]))
-        for part in torch.arange(count).split(BLOCK):
+            draw = torch.Generator("cpu").manual_seed(0)
+            index.train(self._block(torch.randperm(count, generator=draw, device="cpu")[:sample]))
+        for part in torch.arange(count, device="cpu").split(BLOCK):
             index.add(self._block(part))
         return index
 
@@ -163,8 +164,9 @@ class SlotIndex:
             return
         if not learning:
             self._calls = 0  # measured once after training
-        filled = torch.arange(len(self.keys)) if self._slots is None else self._slots.cpu()
-        slots = filled[torch.linspace(0, len(filled) - 1, min(probes, len(filled))).long()].to(self.keys.device)
+        filled = torch.arange(len(self.keys), device="cpu") if self._slots is None else self._slots.cpu()
+        places = torch.linspace(0, len(filled) - 1, min(probes, len(filled)), device="cpu").long()
+        slots = filled[places].to(self.keys.device)
         self.last_staleness = self.staleness(address.keys_for(memory, slots), slots)
         if self.last_staleness > self.max_staleness:
             self.build(address.embed(memory), memory.mask)

@@ -105,7 +105,7 @@ def memory_contribution(
 
 def _derangement(n: int, seed: int) -> Tensor:
     """A permutation that leaves nothing in place: neighbours on a random circle change places."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     out = torch.empty_like(order)
     out[order] = order.roll(1)
     return out

@@ -59,10 +59,10 @@ def train_classifier(
     """
     if data.classes < 2 or min(len(m) for m in data.members) < 2:
         raise ValueError(f"`data` must have two or more classes of two or more images; got {data}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     train, test = [], []
     for members in data.members:
-        order = members[torch.randperm(len(members), generator=generator)]
+        order = members[torch.randperm(len(members), generator=generator, device="cpu")]
         cut = max(1, len(members) // 10)
         test.append(order[:cut])
         train.append(order[cut:])
@@ -74,8 +74,8 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     bar = tqdm(range(steps), desc="classifier", disable=not progress, unit="step")
     for _ in bar:
-        chosen = learned[torch.randint(len(learned), (batch,), generator=generator)]
-        shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
+        chosen = learned[torch.randint(len(learned), (batch,), generator=generator, device="cpu")]
+        shift = torch.randint(-2, 3, (2,), generator=generator, device="cpu").tolist()
         loss = cross_entropy(model(data[chosen].roll(shift, (-2, -1))), data.labels[chosen], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
@@ -138,7 +138,7 @@ def frechet_distance(one: Float[Tensor, "image dim"], other: Float[Tensor, "othe
 
 
 def _without(count: int, block: int, blocks: int) -> Tensor:
-    return torch.arange(count) % blocks != block
+    return torch.arange(count, device="cpu") % blocks != block
 
 
 def _frechet(one: Tensor, other: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ def class_agreement(
     shares = []
     for features in (generated, real):
         nearest = (normalize(features, dim=-1) @ centres.T).argmax(-1)
-        right = (nearest == torch.arange(len(centres)).unsqueeze(-1)).double().mean(-1)
+        right = (nearest == torch.arange(len(centres), device=nearest.device).unsqueeze(-1)).double().mean(-1)
         shares.append((right.mean().item(), (right.std() / math.sqrt(len(right))).item()))
     return ClassAgreement(*shares[0], *shares[1], 1 / len(centres))
 
@@ -208,11 +208,11 @@ def prototype_sets(
     data: LabelledImages, classes: Int[Tensor, " class"], *, support: int, seed: int = 0
 ) -> tuple[Int[Tensor, "class support"], Int[Tensor, "class image"], Int[Tensor, "class example"]]:
     """Divides the images of some classes into a support, images to compare with, and prototypes; all different."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     parts = []
     for label in classes.tolist():
         members = data.members[label]
-        order = members[torch.randperm(len(members), generator=generator)]
+        order = members[torch.randperm(len(members), generator=generator, device="cpu")]
         half = (len(order) - support) // 2
         if half < 1:
             raise ValueError(f"`support` must leave two images of each class; got {support} of {len(order)}")

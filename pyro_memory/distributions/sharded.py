@@ -144,7 +144,7 @@ def all_of(tensor: Tensor, group: Group) -> Tensor:
 def _own_stream(group: Group, device: torch.device) -> torch.Generator:
     """A random stream of this process's own, from one seed for all: equal streams would draw equal noise for all
     shards."""
-    common = int(all_of(torch.randint(2**62, ()), group)[0])
+    common = int(all_of(torch.randint(2**62, (), device="cpu"), group)[0])
     return torch.Generator(device).manual_seed(common + torch.distributed.get_rank(group))
 
 

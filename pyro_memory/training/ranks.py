@@ -51,7 +51,7 @@ class Ranks:
     def scatter_streams(self) -> None:
         """Gives the other processes random streams of their own, made from the one that all have."""
         if self.rank and not self.divided:
-            pyro.set_rng_seed(int(torch.randint(2**31, ())) + self.rank)
+            pyro.set_rng_seed(int(torch.randint(2**31, (), device="cpu")) + self.rank)
 
     def mean(self, value: float) -> float:
         """Averages over processes."""
