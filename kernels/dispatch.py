@@ -49,6 +49,20 @@ def backward_in_own_precision(backward: Callable[..., Any]) -> Callable[..., Any
     return run
 
 
+def refuse_transforms(name: str) -> None:
+    """Raises where ``torch.func`` transforms the call, which passes by hand-written gradients do not take.
+
+    Raises:
+        NotImplementedError: inside of grad, vmap, jvp and the like.
+    """
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            f"`{name}` does not run inside of torch.func's grad, vmap, jvp, jacrev and hessian, as its gradient is "
+            "written by hand. Use torch.autograd.grad in place of grad, and the batch in place of vmap; functional_call"
+            " does run"
+        )
+
+
 def check_backend(backend: str) -> None:
     if backend not in CHOICES:
         names = ", ".join(f'"{name}"' for name in CHOICES)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_memory.kernels.address.definition import AddressRead
 from pyro_memory.kernels.address.torch_form import StreamedAddress, best_slots
-from pyro_memory.kernels.dispatch import own_precision
+from pyro_memory.kernels.dispatch import own_precision, refuse_transforms
 
 WIDEST, MOST_SAMPLES = 128, 128  # columns that a block of the Triton kernels holds, and draws of a query
 MOST_ROWS = 2**30  # queries, and slots: the Triton kernels count them in 32 bits
@@ -52,6 +52,7 @@ def fused_address(
 
     Raises:
         ValueError: if shapes do not fit one another, nothing is left to read, or ``nearest`` exceeds the filled slots.
+        NotImplementedError: inside of ``torch.func``'s grad, vmap and the like.
 
     Cost: O(B x slots x dim) time; O(B x chunk) memory beside inputs and results; the backward pass the same again. With
     a mask the call waits for the GPU to count the filled slots, and in each chunk of "torch" and of ``nearest``.
@@ -59,6 +60,7 @@ def fused_address(
     References: Online normalizer calculation for softmax (Milakov & Gimelshein, 2018),
     https://arxiv.org/abs/1805.02867; A* Sampling (Maddison et al., 2014), https://arxiv.org/abs/1411.0030
     """
+    refuse_transforms("fused_address")
     filled = _check(query, key, value, log_prior, mask, samples, nearest, chunk_size)
     if backend not in ("auto", "torch", "triton"):
         raise ValueError(f'`backend` must be "auto", "torch" or "triton"; got {backend!r}')

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import check_backend, own_precision
+from pyro_memory.kernels.dispatch import check_backend, own_precision, refuse_transforms
 from pyro_memory.kernels.memory.arguments import cast, checked
 from pyro_memory.kernels.memory.definition import Layers, token_rule
 from pyro_memory.kernels.memory.limits import choose_backend
@@ -80,11 +80,13 @@ def neural_memory(
 
     Raises:
         ValueError: for shapes that do not fit, gates outside their range, no tokens, an unknown option.
+        NotImplementedError: inside of ``torch.func``'s grad, vmap and the like.
 
     References: Titans: Learning to Memorize at Test Time (Behrouz et al., 2025), https://arxiv.org/abs/2501.00663; the
     chunk form follows Learning to (Learn at Test Time) (Sun et al., 2024), https://arxiv.org/abs/2407.04620, extended
     to momentum and decay.
     """
+    refuse_transforms("neural_memory")
     check_backend(backend)
     if checkpoint_chunks is not None and checkpoint_chunks < 1:
         raise ValueError(f"`checkpoint_chunks` must be at least 1, or None to keep all; got {checkpoint_chunks}")
@@ -124,6 +126,7 @@ def memory_surprise(
     ``||M(k) - v||^2`` at the weights before the token's chunk and the norm of its gradient over all layers, then the
     state as ``neural_memory`` does. Nothing is differentiable. Cost: that of the writes.
     """
+    refuse_transforms("memory_surprise")
     tokens, states, gates, options = checked((k, v), weights, momentum_state, (lr, momentum, decay), **options)
     k, v = cast(tokens, states[0][0].dtype)
     with own_precision(k):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import check_backend, interpreting, own_precision
+from pyro_memory.kernels.dispatch import check_backend, interpreting, own_precision, refuse_transforms
 from pyro_memory.kernels.scan.definition import recurrence
 from pyro_memory.kernels.scan.torch_form import DoublingScan
 
@@ -28,11 +28,14 @@ def decay_scan(x: Tensor, decay: Tensor, initial: Tensor | None = None, *, backe
 
     Raises:
         ValueError: for shapes that do not fit, no tokens, an unknown backend.
+        NotImplementedError: inside of ``torch.func``'s grad, vmap and the like, which "reference" takes.
 
     References: Parallelizing Linear Recurrent Neural Nets Over Sequence Length (Martin & Cundy, 2018),
     https://arxiv.org/abs/1709.04057
     """
     check_backend(backend)
+    if backend != "reference":
+        refuse_transforms("decay_scan")
     if x.dim() < 2 or not x.is_floating_point():
         raise ValueError(f"`x` must be floating point, [..., time, dim]; got {x.dtype} of shape {list(x.shape)}")
     if not x.shape[-2]:

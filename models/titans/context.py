@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_memory.gate import checked
+from pyro_memory.kernels import refuse_transforms
 from pyro_memory.models.titans.attention import Heads
 from pyro_memory.models.titans.neural_memory import MemoryState
 from pyro_memory.models.titans.state import State, resolve
@@ -84,6 +85,7 @@ class TitansMAC(Mixer):
     def forward(
         self, x: Float[Tensor, "batch time dim"], state: ContextState | None = None, lengths: Lengths = None
     ) -> tuple[Float[Tensor, "batch time dim"], ContextState]:
+        refuse_transforms("TitansMAC")
         x, state = resolve(self, x, state, lengths)
         batch, time = x.shape[:2]
         counts = state.counts.tolist()
