@@ -225,8 +225,8 @@ class NeuralMemory(PyroModule):
         if time > most:
             raise ValueError(
                 f"`x` must have at most {most} tokens a call at depth {self.depth} where gradients are kept, since "
-                f"beyond they grow by orders of magnitude; got {time}. Cut it and go on from state.detach(), call it under "
-                "torch.no_grad(), or build the memory with depth=2 or residual_norm=False"
+                f"beyond they grow by orders of magnitude; got {time}. Cut it and go on from state.detach(), call it "
+                "under torch.no_grad(), or build the memory with depth=2 or residual_norm=False"
             )
 
     def _qkv(self, projected: Tensor) -> tuple[Tensor, ...]:
