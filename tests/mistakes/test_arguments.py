@@ -177,9 +177,9 @@ def no_images():
     bound(None, pair=vae)
 
 
-@mistakes.told(r"`labels`.*(integer|long)")
-def labels_that_are_floats():
-    LabelledImages((255 * ink(4, *SHAPE)).byte(), torch.tensor([0.0, 0, 1, 1]), ("a", "b"), levels=255)
+@mistakes.told(r"`labels`")
+def labels_that_are_fractions():
+    LabelledImages((255 * ink(4, *SHAPE)).byte(), torch.tensor([0.5, 0, 1, 1]), ("a", "b"), levels=255)
 
 
 @mistakes.told(r"`images`.*(\[0, 1\]|`levels`|byte|integer)")
@@ -194,9 +194,9 @@ def tasks(**options):
     return FewShotTasks(glyphs("evaluation"), **options)
 
 
-@mistakes.told(r"`targets`")
-def more_targets_than_images():
-    tasks(classes=5, shots=4, targets=10**4)
+@mistakes.told(r"`shots`")
+def more_shots_than_images():
+    tasks(classes=5, shots=10**4, targets=2)
 
 
 @mistakes.told(r"`seed`")
