@@ -110,6 +110,12 @@ def _check_layers(weights: tuple[Tensor, ...], key_dim: int, value_dim: int) -> 
 def _per_layer(
     name: str, gate: Tensor | Sequence[Tensor], k: Tensor, weights: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
+    if not isinstance(gate, (Tensor, Sequence)):
+        shape = list(k.shape[:3])
+        raise TypeError(
+            f"`{name}` must be a tensor [batch, head, time] = {shape}, or a tuple with one for each layer; got {gate!r}"
+            f". For one number everywhere give torch.full({shape}, number)"
+        )
     gates = (gate,) * len(weights) if isinstance(gate, Tensor) else tuple(gate)
     if len(gates) != len(weights):
         raise ValueError(f"`{name}` must be one tensor, or one for each of the {len(weights)} layers; got {len(gates)}")

@@ -43,6 +43,8 @@ def decay_scan(x: Tensor, decay: Tensor, initial: Tensor | None = None, *, backe
     state = x.shape[:-2] + x.shape[-1:]
     initial = x.new_zeros(state) if initial is None else initial
     for name, tensor, wanted in (("decay", decay, x.shape), ("initial", initial, state)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"`{name}` must be a tensor that broadcasts to {list(wanted)}; got {tensor!r}")
         sizes = zip(reversed(tensor.shape), reversed(wanted), strict=False)
         if tensor.dim() > len(wanted) or any(n not in (1, w) for n, w in sizes):
             raise ValueError(f"`{name}` must broadcast to {list(wanted)}, as `x` asks; got shape {list(tensor.shape)}")
