@@ -72,6 +72,15 @@ def attempt(case):
             return [f"the campaign itself: {traceback.format_exc(limit=-2)}"]
 
 
+def warm_up():
+    """Imports here, where every user may, what is imported late; knows the small archive."""
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as folder:
+        train(PLAIN, folder, steps=1)
+        small_archive_for_omniglot(Path(folder))
+        pictures(drawings(Path(folder) / "data"), Path(folder) / "cache")
+
+
 def campaign(out, *, quick=False, seed=0, part=None, fresh=False):
     """Runs what was not yet run; gives the rows of the table."""
     place = out / f"{'quick' if quick else 'whole'}-{seed}-{source()}.jsonl"
@@ -83,11 +92,7 @@ def campaign(out, *, quick=False, seed=0, part=None, fresh=False):
         for line in place.read_text().splitlines():
             entry = json.loads(line)
             done[entry["kind"], entry["case"]] = entry
-    torch.set_num_threads(1)
-    with TemporaryDirectory() as folder:
-        train(PLAIN, folder, steps=1)  # what is imported late is imported here once, where every user may read it
-        small_archive_for_omniglot(Path(folder))
-        pictures(drawings(Path(folder) / "data"), Path(folder) / "cache")
+    warm_up()
     listed = list(cases(quick, seed, part))
     rows = {}
     with place.open("a") as file, tqdm(listed, unit="case") as bar:

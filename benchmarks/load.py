@@ -89,6 +89,7 @@ def measure(setting, neighbours, seconds):
         for process in (run, *busy):
             process.kill()
             process.wait()
+        run.stdout.close()
     marks = marks[WARM:]
     return [1000 * (b - a) for a, b in pairwise(marks)]
 
