@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pyro_memory.addressing.builds import evaluating
 from pyro_memory.addressing.similarity import NormalizedKey
 from pyro_memory.distributions import STREAM_ABOVE, StreamedCategorical
 from pyro_memory.gate import checked
@@ -104,7 +105,13 @@ class ContentAddress(nn.Module):
 
     @torch.no_grad()
     def embed(self, memory: SlotMemory, *, dtype: torch.dtype | None = None) -> Float[Tensor, "slot dim"]:
-        """Embeds a shared memory for a ``FrozenAddress`` or a ``SlotIndex``; ``dtype`` float16 halves the room."""
+        """Embeds a shared memory in evaluation mode, for keys that are kept; ``dtype`` float16 halves the room."""
         contents = memory.values if memory.keys is None else memory.keys
-        blocks = (self._block(self.key, part) for part in contents.split(BLOCK))
-        return torch.cat([block if dtype is None else block.to(dtype) for block in blocks])
+        with evaluating(self):  # keys that are kept have no noise of training in them
+            blocks = (self._block(self.key, part) for part in contents.split(BLOCK))
+            return torch.cat([block if dtype is None else block.to(dtype) for block in blocks])
+
+    def key_tensors(self) -> dict[str, Tensor]:
+        """Gives all parameters and buffers that keys depend on, by name."""
+        named = [*self.named_parameters(remove_duplicate=False), *self.named_buffers(remove_duplicate=False)]
+        return {name: tensor for name, tensor in named if name.startswith(("key.", "similarity."))}

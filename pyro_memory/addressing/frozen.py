@@ -53,6 +53,10 @@ class FrozenAddress(nn.Module):
         """Gives the keys of some slots."""
         return readable(self.embed(memory)[slots])
 
+    def key_tensors(self) -> dict[str, Tensor]:
+        """Gives what keys depend on beside the memory: nothing."""
+        return {}
+
     def embed(self, memory: SlotMemory) -> Float[Tensor, "slot dim"]:
         """Gives the keys that the memory carries."""
         if memory.keys is None or memory.keys.dim() != 2 or memory.batch_dim is not None:

@@ -89,7 +89,7 @@ def train_classifier(
 
 
 @checked
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FrechetDistance:
     """How far apart two sets of images lie: the squared Frechet distance of normals fitted to their features.
 
@@ -102,6 +102,10 @@ class FrechetDistance:
     distance: float
     se: float
     counts: tuple[int, int]
+
+    def __repr__(self) -> str:
+        one, other = self.counts
+        return f"FrechetDistance {self.distance:.4g}, se {self.se:.2g}, in squared features; {one} and {other} images"
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the record as plain numbers."""
@@ -150,7 +154,7 @@ def _frechet(one: Tensor, other: Tensor) -> Tensor:
 
 
 @checked
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ClassAgreement:
     """How often generated images look like the class that they were generated for.
 
@@ -165,6 +169,12 @@ class ClassAgreement:
     real: float
     real_se: float
     chance: float
+
+    def __repr__(self) -> str:
+        return (
+            f"ClassAgreement, images of the right class: {self.agreement:.1%} of those generated (se {self.se:.1%}), "
+            f"{self.real:.1%} of real ones (se {self.real_se:.1%}), {self.chance:.1%} by chance; se over classes"
+        )
 
     def to_dict(self) -> dict[str, float]:
         """Gives the record as plain numbers."""

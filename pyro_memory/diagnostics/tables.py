@@ -30,3 +30,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join(["  " + first.ljust(widths[0]), *cells]))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def counted(count: int, unit: str) -> str:
+    """Says how many of a unit there are."""
+    return f"{count} {unit}" + ("s" if count != 1 else "") if unit != "datum" else f"{count} data"

@@ -52,7 +52,7 @@ class StreamedCategorical(TorchDistribution):
     ) -> None:
         self.query, self.key = query, key
         self.mask = mask  # type: ignore[assignment]  # Pyro's distributions have a method of that name
-        self._known: dict[str, Tensor] = {}  # results of passes, shared with expanded copies
+        self._known: dict[str, Any] = {}  # results of passes, shared with expanded copies
         super().__init__(query.shape[:-1], validate_args=validate_args)
 
     @property
@@ -89,10 +89,17 @@ class StreamedCategorical(TorchDistribution):
 
     def _pass(self, **options: Any) -> AddressRead:
         result = self._address(self.query.reshape(-1, self.query.shape[-1]), **options)
-        self._known |= {"logsumexp": result.logsumexp, "entropy": result.entropy}
+        self._known |= {"logsumexp": result.logsumexp, "entropy": result.entropy, "written": self._written()}
         return result
 
+    def _written(self) -> list[int]:
+        """How often query, keys and mask were written on; nobody counts for those made in inference mode."""
+        tensors = [t for t in (self.query, self.key, self.mask) if isinstance(t, Tensor) and not t.is_inference()]
+        return [t._version for t in tensors]
+
     def _statistic(self, name: str) -> Float[Tensor, "*batch"]:
+        if self._known.get("written") != self._written():
+            self._known.clear()  # someone wrote on what it was computed from
         known = self._known.get(name)
         needs_grad = torch.is_grad_enabled() and (self.query.requires_grad or self.key.requires_grad)
         if known is None or (needs_grad and not known.requires_grad):
@@ -119,7 +126,7 @@ class StreamedCategorical(TorchDistribution):
 
     def entropy(self) -> Float[Tensor, "*batch"]:
         """Gives the entropy in nats."""
-        return self._statistic("entropy")
+        return self._statistic("entropy").clone()
 
     def kl_to(self, prior: torch.distributions.Distribution) -> Float[Tensor, "*batch"]:
         """Gives KL(self || prior) in nats; ``prior`` is a Categorical over the same slots, one for all data.

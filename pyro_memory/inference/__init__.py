@@ -3,15 +3,18 @@
 Where is the thing that ... trains a pair with discrete addresses (``VIMCO``, ``LeaveOneOutELBO``,
 ``RaoBlackwellELBO``); makes an objective of a differentiable loss (``Objective``); gives each datum its importance
 weights (``weigh``); runs model and guide for all particles at once (``Particles``); keeps frozen parameters frozen
-(``KeepFrozen``); fills in what a datum lacks (``complete``)? Imports: ``distributions``.
+(``KeepFrozen``), and the passes of a program at the same data (``SameData``); fills in what a datum lacks
+(``complete``)? Imports: ``distributions``.
 """
 
 from pyro_memory.inference.completion import complete
 from pyro_memory.inference.leave_one_out import LeaveOneOutELBO
 from pyro_memory.inference.objective import Objective
+from pyro_memory.inference.pairing import PARTICLES, check_sites, stochastic_sites
+from pyro_memory.inference.particles import KeepFrozen, Particles, SameData
 from pyro_memory.inference.rao_blackwell import RaoBlackwellELBO
 from pyro_memory.inference.vimco import VIMCO, leave_one_out_bound
-from pyro_memory.inference.weights import PARTICLES, KeepFrozen, Particles, Weights, stochastic_sites, weigh
+from pyro_memory.inference.weights import Weights, weigh
 
 __all__ = [
     "PARTICLES",
@@ -21,7 +24,9 @@ __all__ = [
     "Objective",
     "Particles",
     "RaoBlackwellELBO",
+    "SameData",
     "Weights",
+    "check_sites",
     "complete",
     "leave_one_out_bound",
     "stochastic_sites",

@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_memory.gate import checked
-from pyro_memory.inference.weights import KeepFrozen
+from pyro_memory.inference.particles import KeepFrozen
 
 
 @checked

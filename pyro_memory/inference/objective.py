@@ -12,7 +12,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_memory.gate import checked
-from pyro_memory.inference.weights import Particles
+from pyro_memory.inference.particles import Particles
 
 
 @checked

@@ -14,7 +14,8 @@ from torch import Tensor
 from pyro_memory.distributions import NearestCategorical
 from pyro_memory.gate import checked
 from pyro_memory.inference.objective import Objective
-from pyro_memory.inference.weights import stochastic_sites, weigh
+from pyro_memory.inference.pairing import stochastic_sites
+from pyro_memory.inference.weights import weigh
 
 
 @checked

@@ -100,8 +100,9 @@ class Consolidation:
                 f"  KL(q(r) || p(r))   {self.kl.mean():.3f} nats an episode",
                 f"  entropy of q(r)    {self.entropy.mean():.3f} nats an episode",
                 f"  concepts opened    {self.opened}",
-                f"  mean width         {self.widths_before.mean():.3f} before, {self.widths_after.mean():.3f} after",
-                f"  the store moved    {self.moved.sum():.3f} nats",
+                f"  mean width         {self.widths_before.mean():.3f} before, {self.widths_after.mean():.3f} after, "
+                "of the embedding",
+                f"  the store moved    {self.moved.sum():.3f} nats, all concepts together",
             ]
         )
 
