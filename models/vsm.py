@@ -14,7 +14,7 @@ from pyro_memory.gate import checked
 from pyro_memory.models.bases.base import BaseModel
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Context
-from pyro_memory.recall import Recall, check_task
+from pyro_memory.recall import Recall, check_remembered, check_task
 from pyro_memory.stores import SlotMemory, StructuredMemory
 
 
@@ -85,9 +85,23 @@ class VSM(PyroModule):
 
     @torch.no_grad()
     def generate(
-        self, support: SlotMemory, memory: StructuredMemory, images: int
+        self, support: SlotMemory, memory: StructuredMemory, images: int, *, remembered: bool = True
     ) -> Float[Tensor, "task image channel height width"]:
-        """Draws new images of each task's class; each has a recall of its own."""
+        """Draws new images of each task's class; each has a recall of its own.
+
+        Args:
+            support: the images given of each class, which ``remember`` has written to the memory.
+            memory: the stores.
+            images: how many to draw.
+            remembered: False draws for a support that is no episode of the memory, or no longer: from concepts, other
+                episodes and what the support says of the context. Images then are of its class only as far as those
+                know it.
+
+        Raises:
+            ValueError: for a support that was not remembered.
+        """
+        if remembered:
+            check_remembered(support, memory)
         tasks = len(support.filled)
         evidence = self.recall.gather(support)
         with pyro.plate("task", tasks, dim=-2), pyro.plate("item", images, dim=-1):

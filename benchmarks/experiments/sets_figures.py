@@ -15,7 +15,7 @@ def draw_generations(model, life, evaluation, args, path):
     _, support = sets[0]
     support = support.to(args.device)
     memory = view(remember(model.recall, life.memory, support), args.memory)
-    new = model.generate(support, memory, 10)
+    new = model.generate(support, memory, 10, remembered=args.memory not in ("semantic", "support"))
     rows = [torch.cat([s, torch.zeros_like(s[:1]), n]) for s, n in zip(support.values, new, strict=True)]
     fig, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
     plot_images([r.cpu() for r in rows], ax=ax)

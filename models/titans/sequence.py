@@ -11,10 +11,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float, Int
+from pyro import poutine
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from pyro_memory.gate import checked
+from pyro_memory.inference import KeepFrozen, check_given
 from pyro_memory.models.titans.block import Block
 from pyro_memory.models.titans.readouts import NormalReadout, Readout, TokenReadout
 from pyro_memory.naming import unique_name
@@ -205,6 +207,7 @@ class SequenceModel(PyroModule):
         """Reads a prompt, then draws ``steps`` elements one by one; gives them and the state after the last but one.
 
         For a Bayesian model, condition on a draw of the guide: ``pyro.condition(model.generate, guide())(prompt, 10)``.
+        Parameters stay as they are, frozen ones frozen.
 
         Args:
             prompt: as ``x`` of ``read``; ``[batch, 0]`` starts from nothing.
@@ -213,16 +216,21 @@ class SequenceModel(PyroModule):
             lengths: of the prompts.
             temperature: 1 draws from the model; 0 takes the likeliest token, or the location.
             seed: of the draws; None uses torch's random stream.
+
+        Raises:
+            ValueError: if weights of the model are latent and not given.
         """
         if steps < 1 or temperature < 0:
             raise ValueError(
                 f"`steps` must be at least 1 and `temperature` not negative; got {steps} and {temperature}"
             )
         devices = [prompt.device] if prompt.is_cuda else []
-        with nullcontext() if seed is None else torch.random.fork_rng(devices):
+        with nullcontext() if seed is None else torch.random.fork_rng(devices), KeepFrozen():
             if seed is not None:
                 torch.manual_seed(seed)
-            next_dist, state = self.read(prompt, state, lengths)
+            with poutine.trace() as seen:
+                next_dist, state = self.read(prompt, state, lengths)
+            check_given(seen.trace)
             drawn = [self.readout.draw(next_dist, temperature)]
             for _ in range(steps - 1):
                 next_dist, state = self.step(drawn[-1], state)

@@ -101,7 +101,8 @@ def token_surprise(
         ValueError: if there is no such site, it is not observed, or it has no dimension of time; if the model has
             latents that the guide does not draw, or that lie in a plate.
 
-    Cost: ``draws`` passes of the model.
+    The guide draws from torch's global random stream; parameters, gradients and modes stay as they are. Cost: ``draws``
+    passes of the model.
     """
     if draws < 1:
         raise ValueError(f"`draws` must be at least 1; got {draws}")

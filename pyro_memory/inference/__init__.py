@@ -10,7 +10,7 @@ weights (``weigh``); runs model and guide for all particles at once (``Particles
 from pyro_memory.inference.completion import complete
 from pyro_memory.inference.leave_one_out import LeaveOneOutELBO
 from pyro_memory.inference.objective import Objective
-from pyro_memory.inference.pairing import PARTICLES, check_sites, stochastic_sites
+from pyro_memory.inference.pairing import PARTICLES, check_given, check_sites, stochastic_sites
 from pyro_memory.inference.particles import KeepFrozen, Particles, SameData
 from pyro_memory.inference.rao_blackwell import RaoBlackwellELBO
 from pyro_memory.inference.vimco import VIMCO, leave_one_out_bound
@@ -26,6 +26,7 @@ __all__ = [
     "RaoBlackwellELBO",
     "SameData",
     "Weights",
+    "check_given",
     "check_sites",
     "complete",
     "leave_one_out_bound",

@@ -6,7 +6,8 @@ from collections import Counter
 from typing import Any
 
 import pyro.distributions as dist
-from pyro.poutine import Trace
+from pyro.poutine import Trace, runtime
+from pyro.poutine.replay_messenger import ReplayMessenger
 
 from pyro_memory.gate import checked
 
@@ -165,3 +166,16 @@ def check_plates(sites: list[dict[str, Any]]) -> None:
                 f'{free[0]} cells there. Put it in one over the data, with pyro.plate("batch", len(x)), or make it one '
                 "event by .to_event()"
             )
+
+
+@checked
+def check_given(trace: Trace) -> None:
+    """Raises a ValueError if something latent was drawn from its prior, whom no handler outside gave a value."""
+    givers = [h for h in runtime._PYRO_STACK if isinstance(h, ReplayMessenger)]
+    latent = [name for name, site in stochastic_sites(trace).items() if not site["is_observed"]]
+    drawn = [n for n in latent if not any(n in (h.trace or ()) for h in givers)]
+    if drawn:
+        raise ValueError(
+            f"latent weights of the model, {', '.join(drawn)}, must be given; drawn from their prior they have learned "
+            "nothing. Condition on a draw of the guide: pyro.condition(model.generate, guide())(prompt, steps)"
+        )

@@ -118,13 +118,11 @@ class Particles(ELBO):
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
         try:
             with KeepFrozen():
-                traces = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+                return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
         except ValueError as error:
             if "shape" in str(error):  # Pyro names the plate of particles, which the user has not written
                 check_plates(self._trial(model, guide, args, kwargs))
             raise
-        check_plates([site for trace in traces for site in stochastic_sites(trace).values()])
-        return traces
 
     def traces(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict, same: SameData | None = None

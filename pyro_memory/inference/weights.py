@@ -14,7 +14,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_memory.gate import checked
-from pyro_memory.inference.pairing import check_pairing, frames_of, kept_frames, stochastic_sites, unit_of
+from pyro_memory.inference.pairing import check_pairing, check_plates, frames_of, kept_frames, stochastic_sites, unit_of
 
 
 @checked
@@ -84,6 +84,7 @@ def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False) -> Wei
     model_sites, guide_sites = stochastic_sites(model_trace), stochastic_sites(guide_trace)
     check_pairing(model_sites, guide_sites, noisy)
     sites = [*model_sites.values(), *guide_sites.values()]
+    check_plates(sites)
     particles, outer = kept_frames(sites)
     plates_scale = math.prod((f.full_size or f.size) / f.size for f in outer)
     scales = [_divide(site["scale"], plates_scale) for site in sites]

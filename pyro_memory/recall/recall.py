@@ -152,7 +152,7 @@ class Recall(PyroModule):
         """Sums the evidence of each task's support, ``[task, 1, dim]``.
 
         A guide reads the support first, and the model that follows it in the same evaluation takes what the guide
-        found: once, for this very object, and only while no parameter has changed.
+        found: once, for this very object, and only while neither its images nor anything of this module has changed.
 
         Cost: one pass of the encoder over the images that are there; padding costs nothing.
         """
@@ -162,9 +162,8 @@ class Recall(PyroModule):
                 f"batch_dim=-2; got {support}"
             )
         given, self.given = self.given, None
-        state = support, torch.is_grad_enabled(), self.told.weight._version
-        if given is not None and given[0][0] is support and given[0][1:] == state[1:]:
-            return given[1]
+        if given is not None and given[0] is support and given[1] == self._state(support):
+            return given[2]
         tasks, width = support.filled.shape
         owners = torch.arange(tasks, device=support.values.device).unsqueeze(-1).expand(tasks, width)[support.filled]
 
@@ -175,10 +174,19 @@ class Recall(PyroModule):
         address, content, code = (Evidence(summed(e.precision), summed(e.shift)) for e in each)
         return address, content, code
 
+    def _state(self, support: SlotMemory) -> list[Any]:
+        """What evidence depends on beside which support it is of."""
+        held = [support.values, support.mask, *self.parameters(), *self.buffers()]
+        state: list[Any] = [torch.is_grad_enabled(), torch.is_autocast_enabled(support.values.device.type)]
+        state += [self.fixed, self.training]
+        for t in held:  # tensors of inference mode count no versions, and hold still but there
+            state += [] if t is None else [t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version]
+        return state
+
     def gather_all(self, support: SlotMemory, seen: Float[Tensor, "task query hidden"]) -> tuple[Evidence, ...]:
         """Sums the evidence of each task's support and queries, and leaves the support's for the model."""
         found = self.gather(support)
-        self.given = (support, torch.is_grad_enabled(), self.told.weight._version), found
+        self.given = support, self._state(support), found
         asked = (Evidence(e.precision.sum(1, keepdim=True), e.shift.sum(1, keepdim=True)) for e in self.evidence(seen))
         return tuple(one + other for one, other in zip(found, asked, strict=True))
 

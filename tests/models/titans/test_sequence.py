@@ -313,6 +313,36 @@ def test_surprise_under_a_guide_averages_probabilities():
     torch.testing.assert_close(nats, -torch.stack(probs).mean(0).log())
 
 
+def test_weights_that_are_latent_must_be_given():
+    model = SequenceModel.tokens(5, MIXERS["lstm"], dim=4, blocks=1)
+    model.start.requires_grad_(False)
+    x = torch.randint(5, (2, 3))
+    model.generate(x, 2)
+    assert not model.start.requires_grad
+    model.readout.bias = PyroSample(dist.Normal(0.0, 2.0).expand([5]).to_event(1))
+    guide = AutoNormal(model)
+    with pytest.raises(ValueError, match=r"latent weights of the model, .*readout.bias, must be given; .*condition"):
+        model.generate(x, 2)
+    with pytest.raises(ValueError, match=r"`guide` must draw the latents of the model, .*readout.bias: without it"):
+        token_surprise(model, x)
+    assert pyro.condition(model.generate, guide(x))(x, 2)[0].shape == (2, 2)
+    assert poutine.replay(model.generate, trace=poutine.trace(guide).get_trace(x))(x, 2)[0].shape == (2, 2)
+
+
+def test_a_surprise_that_a_guide_of_the_sequence_itself_explains_is_refused():
+    def model(x):
+        with pyro.plate("batch", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.expand(x.shape), 0.1).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("batch", len(x)):
+            pyro.sample("z", dist.Normal(x.mean(-1, keepdim=True), 0.1).to_event(1))
+
+    with pytest.raises(ValueError, match="`model` must have global latents only; z lies in a plate"):
+        token_surprise(model, torch.randn(3, 4), guide=guide)
+
+
 def test_a_short_training_learns_to_recall_what_the_window_holds():
     """Chance is 1 / 8 and the window holds the whole sequence."""
     pyro.set_rng_seed(0)
