@@ -44,8 +44,9 @@ def complete(
     Raises:
         ValueError: if ``known`` does not fit x, ``sweeps`` is below 1, or the model has no such observed site.
 
-    Draws come from torch's global random stream; parameters, gradients and modes stay as they are. Cost: a pass of model
-    and guide a sweep.
+    Draws come from torch's global random stream; parameters, gradients and modes stay as they are.
+
+    Cost: a pass of model and guide a sweep.
 
     References: Stochastic Backpropagation and Approximate Inference in Deep Generative Models (Rezende et al., 2014),
     https://arxiv.org/abs/1401.4082
