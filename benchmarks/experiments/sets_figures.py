@@ -36,7 +36,7 @@ def draw_summary(result, bounds, told, added, gained, path, args):
         plot_levels(added, axes[0, 0]).set_title("What the query added: KL(q || r(. | S)), nats")
     else:
         result.plot(axes[0, 0]).set_title("Training")
-        if later := result.history["bound"][len(result.history["bound"]) // 10 :]:
+        if later := result.bounds[len(result.bounds) // 10 :]:
             axes[0, 0].set_ylim(min(later), max(later) + 0.05 * (max(later) - min(later)))
     shots = list(bounds)
     axes[0, 1].errorbar(

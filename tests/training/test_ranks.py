@@ -138,7 +138,7 @@ def test_a_signal_stops_all_after_one_step_and_one_process_goes_on(tmp_path):
         w -= 0.01 * (w - batch(number)[0]).sum().item()
     load_weights(path, line, silent)
     assert line.w.item() == pytest.approx(w, abs=1e-4)
-    assert json.loads(path.with_suffix(".json").read_text())["step"] == step + 5
+    assert json.loads(path.with_name(f"{path.name}.json").read_text())["step"] == step + 5
 
 
 def test_alone_nothing_changes_and_batches_come_in_turn(monkeypatch):
