@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_memory.gate import checked
-from pyro_memory.kernels import apply_memory, memory_surprise, neural_memory
 from pyro_memory.kernels import apply_memory, memory_surprise, neural_memory, refuse_transforms
 from pyro_memory.models.titans.open_chunk import FastWeights, run_through
 from pyro_memory.models.titans.state import State, last_tokens, resolve

@@ -103,11 +103,8 @@ class SlotIndex:
         if not index.is_trained:  # forty keys a cell are what faiss wants
             sample = max(BLOCK, 40 * int(2 * math.sqrt(count)))
             draw = torch.Generator("cpu").manual_seed(0)
-            index.train(self._block(torch.randperm(count, generator=draw, device="cpu")[:sample]))
+            index.train(build.block(torch.randperm(count, generator=draw, device="cpu")[:sample]))
         for part in torch.arange(count, device="cpu").split(BLOCK):
-            index.add(self._block(part))
-            index.train(build.block(torch.randperm(count, generator=torch.Generator().manual_seed(0))[:sample]))
-        for part in torch.arange(count).split(BLOCK):
             index.add(build.block(part))
         return index
 
@@ -187,14 +184,9 @@ class SlotIndex:
         then.calls += 1
         if int(then.calls) % self.check_every and not then.far_from(tensors, self.max_staleness):
             return
-        if not learning:
-            self._calls = 0  # measured once after training
-        filled = torch.arange(len(self.keys), device="cpu") if self._slots is None else self._slots.cpu()
+        filled = torch.arange(len(build.keys), device="cpu") if build.slots is None else build.slots.cpu()
         places = torch.linspace(0, len(filled) - 1, min(probes, len(filled)), device="cpu").long()
-        slots = filled[places].to(self.keys.device)
-        self.last_staleness = self.staleness(address.keys_for(memory, slots), slots)
-        filled = torch.arange(len(build.keys)) if build.slots is None else build.slots.cpu()
-        slots = filled[torch.linspace(0, len(filled) - 1, min(probes, len(filled))).long()].to(build.keys.device)
+        slots = filled[places].to(build.keys.device)
         with evaluating(address):
             self.last_staleness = self.staleness(address.keys_for(memory, slots), slots)
         if self.last_staleness > self.max_staleness:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from pyro_memory.distributions import expected_log_prob
 from pyro_memory.gate import check_places, checked
-from pyro_memory.stores.tensors import named
-from pyro_memory.stores.saved import check_finite, saved
+from pyro_memory.stores.tensors import check_finite, saved
 
 RULES = ("projected", "fractional", "hard")
 _PRIOR = ("prior_loc", "prior_kappa", "prior_alpha", "prior_beta")
@@ -286,9 +285,6 @@ class ConceptMemory:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ConceptMemory:
         """Rebuilds a store from ``to_tensors``; raises a ValueError if one is missing."""
-        tensors = named(tensors, "loc", "kappa", "alpha", "beta", "counts", "scalars")
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> ConceptMemory:
-        """Rebuilds a store from ``to_tensors``."""
         tensors = saved(tensors, "loc", "kappa", "alpha", "beta", "counts", "scalars")
         scalars = tensors.pop("scalars").tolist()
         return cls(**tensors, **dict(zip(("concentration", *_PRIOR), scalars, strict=True)))

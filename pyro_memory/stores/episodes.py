@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from pyro_memory.gate import check_places, checked
-from pyro_memory.stores.saved import saved
 from pyro_memory.stores.slots import SlotMemory
-from pyro_memory.stores.tensors import named
+from pyro_memory.stores.tensors import saved
 
 NONE_OF_THEM = 0.05  # against 1 for each image: enough to learn what to do without one, too little to be tempting
 
@@ -226,10 +225,6 @@ class EpisodicMemory:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> EpisodicMemory:
         """Rebuilds a store from ``to_tensors``; raises a ValueError if one is missing."""
-        tensors = named(tensors, "values", "keys", "ages", "seen", "batch_dim", "dim", mask=None)
+        tensors = saved(tensors, "values", "keys", "ages", "seen", "batch_dim", "dim", also=("mask",))
         dim = int(tensors.pop("dim"))
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> EpisodicMemory:
-        """Rebuilds a store from ``to_tensors``."""
-        tensors = dict(tensors)
-        dim = int(saved({"dim": tensors.pop("dim")} if "dim" in tensors else {}, "dim")["dim"])
         return cls(SlotMemory.from_tensors(tensors), dim)

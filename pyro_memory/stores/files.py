@@ -33,6 +33,7 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@checked
 def probe_file(path: Path) -> None:
     """Tries to write beside a path as ``replace_file`` would, making its folder where it is missing.
 

@@ -14,9 +14,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyro_memory.gate import check_places, checked, told
-from pyro_memory.stores.files import replace_file
-from pyro_memory.stores.slots import SlotMemory
-from pyro_memory.stores.tensors import readable
 from pyro_memory.stores.folder import (
     DTYPES,
     MANIFEST,
@@ -29,7 +26,8 @@ from pyro_memory.stores.folder import (
     said,
     write_items,
 )  # fmt: skip
-from pyro_memory.stores.slots import SlotMemory, readable
+from pyro_memory.stores.slots import SlotMemory
+from pyro_memory.stores.tensors import readable
 
 BLOCK = 65_536  # slots embedded between two writes
 
@@ -192,9 +190,6 @@ class MappedMemory(SlotMemory):
         for start in range(0, self.slots, BLOCK):
             slots = torch.arange(start, min(start + BLOCK, self.slots), device="cpu")
             block = address.keys_for(MappedMemory(self.folder, plain), slots)
-            entry = entry or _entry(f"keys-{number}.bin", dtype, block.shape[1:])
-            _write(self.folder, entry, start, block.to(dtype))
-        _publish(self.folder, plain | {"keys": entry})
             entry = entry or entry_of(f"keys-{number}.bin", dtype, block.shape[1:])
             write_items(self.folder, entry, start, fitting(block, entry, "dtype"))
         publish(self.folder, plain | {"keys": entry})

@@ -14,8 +14,7 @@ from torch.utils._pytree import tree_map
 
 from pyro_memory.distributions import StreamedCategorical
 from pyro_memory.gate import check_places, checked
-from pyro_memory.stores.tensors import named, readable
-from pyro_memory.stores.saved import check_finite, saved
+from pyro_memory.stores.tensors import check_finite, readable, saved
 from pyro_memory.stores.writing import overwrite, place
 
 
@@ -285,9 +284,6 @@ class SlotMemory:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> SlotMemory:
         """Rebuilds a memory from ``to_tensors``; raises a ValueError if one is missing."""
-        tensors = named(tensors, "values", "ages", "seen", "batch_dim", keys=None, mask=None)
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> SlotMemory:
-        """Rebuilds a memory from ``to_tensors``."""
         tensors = saved(tensors, "values", "ages", "seen", "batch_dim", also=("keys", "mask"))
         batch_dim = int(tensors.pop("batch_dim"))
         return cls(**tensors, batch_dim=batch_dim or None)

@@ -1,8 +1,8 @@
-"""The tensors of a store: by name, as they are saved, and in the dtype in which they are read."""
+"""The tensors of a store: by name, as they are saved; finite; and in the dtype in which they are read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from jaxtyping import Num
@@ -11,18 +11,25 @@ from torch import Tensor
 from pyro_memory.gate import checked
 
 
-def named(tensors: Mapping[str, Tensor], *names: str, **others: None) -> dict[str, Tensor]:
-    """Gives the tensors of a store by name; ``others`` may be missing.
+def saved(tensors: Mapping[str, Tensor], *needed: str, also: Collection[str] = ()) -> dict[str, Tensor]:
+    """Gives a copy of the mapping if it holds what ``to_tensors`` gave.
 
     Raises:
-        ValueError: if another is missing, or one is of another store.
+        ValueError: naming what is missing or too much.
     """
-    wanted, missing = ", ".join(names), [name for name in names if name not in tensors]
-    if missing or set(tensors) - {*names, *others}:
-        raise ValueError(
-            f"`tensors` must be what `to_tensors` of such a store gave, {wanted}; got {', '.join(tensors)}"
-        )
+    missing, strange = sorted(set(needed) - set(tensors)), sorted(set(tensors) - {*needed, *also})
+    if missing or strange:
+        wrong = [f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("strange", strange)) if names]
+        raise ValueError(f"`tensors` must be what `to_tensors` of the same class gave; {'; '.join(wrong)}")
     return dict(tensors)
+
+
+def check_finite(name: str, tensor: Tensor, item: str, remedy: str) -> None:
+    """Raises a ValueError that names the first row with NaN or infinity in it."""
+    finite = torch.isfinite(tensor.detach())
+    if not bool(finite.all()):
+        place = (~finite).nonzero()[0].tolist()
+        raise ValueError(f"`{name}` must be finite; got {tensor[tuple(place)].item()} in {item} {place[0]}. {remedy}")
 
 
 @checked
