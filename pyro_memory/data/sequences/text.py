@@ -27,8 +27,8 @@ def load_text(data_dir: str | Path | None = None, *, encoding: str = "utf-8") ->
         data_dir: a ``.txt`` or ``.txt.gz`` file, or a folder of them. By default the embedded text: the language
             reference of Python that ``pydoc_data.topics`` holds, 460,000 characters, which differ a little from one
             version of Python to the next.
-        encoding: of all files (read those of another one by one), "latin-1" for older books of Project Gutenberg. A byte
-            order mark is left out.
+        encoding: of all files; read those of another one by one, as "latin-1" for older books of Project Gutenberg. A
+            byte order mark is left out.
 
     Raises:
         FileNotFoundError: if there is no such file, or no text in the folder.
