@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyro_memory.addressing import UniformPrior
 from pyro_memory.checks import check_images, choose_slots, resolve_memory
 from pyro_memory.gate import checked
+from pyro_memory.inference import KeepFrozen
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import (
     BernoulliImage,
@@ -131,7 +132,8 @@ class VMA(PyroModule):
         Raises:
             ValueError: as of ``forward``, and for both ``shape`` and ``a``.
         """
-        memory, a = choose_slots(self, memory, shape, a)
+        with KeepFrozen():
+            memory, a = choose_slots(self, memory, shape, a)
         content = memory.read(a, self.content)
         return self.x_dist(self.z_dist(content).sample(), content).mean
 

@@ -44,7 +44,7 @@ from pyro_memory import (
 from pyro_memory.data import LabelledImages
 from pyro_memory.diagnostics import class_agreement, frechet_distance, prototype_sets, train_classifier
 from pyro_memory.guides import EmptyGuide, VMAGuide
-from pyro_memory.models import VMA, LSTMMixer, SequenceModel
+from pyro_memory.models import VMA, Addressed, LSTMMixer, SequenceModel, VAEBase
 
 X = torch.zeros(4, 1, 6, 6)
 X[:, :, 2:4] = 1.0
@@ -72,6 +72,14 @@ def with_templates():
     pair = vma(templates=templates)
     templates.values.requires_grad_(False)
     return pair
+
+
+def addressed():
+    templates = TemplateMemory(3, (1, 9, 7))
+    base = VAEBase((1, 9, 7), latent_dim=2, channels=(4, 4), reads=True)
+    model = mixed(Addressed(base, templates=templates))
+    templates.values.requires_grad_(False)
+    return model, EmptyGuide()
 
 
 def indexed():
@@ -107,6 +115,7 @@ ROWS = {
     "SequenceModel.generate": (sequences, lambda m, g: m.generate(TOKENS, 3), True),
     "SequenceModel.generate with a seed": (sequences, lambda m, g: m.generate(TOKENS, 3, seed=1), False),
     "VMA.generate": (with_templates, lambda m, g: m.generate(shape=(3,)), True),
+    "Addressed.generate": (addressed, lambda m, g: m.generate(shape=(3,)), True),
     "VMAGuide.a_dist": (vma, lambda m, g: g.a_dist(X, MEMORY).probs.detach(), False),
     "VIMCO.loss": (with_templates, lambda m, g: VIMCO(2).loss(m, g, X), True),
     "LeaveOneOutELBO.loss": (with_templates, lambda m, g: LeaveOneOutELBO(2).loss(m, g, X), True),
