@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_memory.gate import checked
+
 CHOICES = ("auto", "torch", "reference", "triton")
 
 
@@ -49,6 +51,7 @@ def backward_in_own_precision(backward: Callable[..., Any]) -> Callable[..., Any
     return run
 
 
+@checked
 def refuse_transforms(name: str) -> None:
     """Raises where ``torch.func`` transforms the call, which passes by hand-written gradients do not take.
 

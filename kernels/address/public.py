@@ -5,6 +5,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.kernels.address.definition import AddressRead
 from pyro_memory.kernels.address.torch_form import StreamedAddress, best_slots
 from pyro_memory.kernels.dispatch import own_precision, refuse_transforms
@@ -13,6 +14,7 @@ WIDEST, MOST_SAMPLES = 128, 128  # columns that a block of the Triton kernels ho
 MOST_ROWS = 2**30  # queries, and slots: the Triton kernels count them in 32 bits
 
 
+@checked
 def fused_address(
     query: Tensor,
     key: Tensor,
@@ -89,6 +91,7 @@ def fused_address(
     return AddressRead(lse, entropy, kl, read, drawn, maxima, *best)
 
 
+@checked
 def nearest_slots(
     query: Tensor, key: Tensor, nearest: int, *, mask: Tensor | None = None, chunk_size: int | None = None
 ) -> tuple[Tensor, Tensor]:

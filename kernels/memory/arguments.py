@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_memory.kernels.memory.definition import ACTIVATIONS, Layers
 
 
-def checked(
+def prepared(
     tokens: tuple[Tensor, ...], weights: Sequence[Tensor], momentum_state: Sequence[Tensor] | None,
     gates: Sequence[Tensor | Sequence[Tensor]], *, chunk_size: int, activation: str = "gelu",
     residual_norm: bool = False, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_memory.gate import checked
 from pyro_memory.kernels.dispatch import own_precision
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}  # gelu is the exact one, x Phi(x), not the tanh approximation
@@ -17,6 +18,7 @@ NORM_EPS = 1e-5
 Layers = tuple[Tensor, ...]
 
 
+@checked
 def apply_memory(
     weights: Sequence[Tensor],
     x: Tensor,

@@ -7,13 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.kernels.dispatch import check_backend, own_precision, refuse_transforms
-from pyro_memory.kernels.memory.arguments import cast, checked
+from pyro_memory.kernels.memory.arguments import cast, prepared
 from pyro_memory.kernels.memory.definition import Layers, token_rule
 from pyro_memory.kernels.memory.limits import choose_backend
 from pyro_memory.kernels.memory.torch_form import chunk_form, chunk_surprise
 
 
+@checked
 def neural_memory(
     q: Tensor,
     k: Tensor,
@@ -92,7 +94,7 @@ def neural_memory(
         raise ValueError(f"`checkpoint_chunks` must be at least 1, or None to keep all; got {checkpoint_chunks}")
     if q.shape != k.shape:
         raise ValueError(f"`q` must have the shape of `k`, {list(k.shape)}; got {list(q.shape)}")
-    tokens, states, gates, options = checked(
+    tokens, states, gates, options = prepared(
         (q, k, v), weights, momentum_state, (lr, momentum, decay), chunk_size=chunk_size, activation=activation,
         residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths,
         check_values=check_values,
@@ -109,6 +111,7 @@ def neural_memory(
     return (y.to(q.dtype), weights, momentum_state) if return_state else (y.to(q.dtype), None, None)
 
 
+@checked
 def memory_surprise(
     k: Tensor,
     v: Tensor,
@@ -127,7 +130,7 @@ def memory_surprise(
     state as ``neural_memory`` does. Nothing is differentiable. Cost: that of the writes.
     """
     refuse_transforms("memory_surprise")
-    tokens, states, gates, options = checked((k, v), weights, momentum_state, (lr, momentum, decay), **options)
+    tokens, states, gates, options = prepared((k, v), weights, momentum_state, (lr, momentum, decay), **options)
     k, v = cast(tokens, states[0][0].dtype)
     with own_precision(k):
         return chunk_surprise(k, v, *states, *gates, **options)

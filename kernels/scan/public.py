@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.kernels.dispatch import check_backend, interpreting, own_precision, refuse_transforms
 from pyro_memory.kernels.scan.definition import recurrence
 from pyro_memory.kernels.scan.torch_form import DoublingScan
 
 
+@checked
 def decay_scan(x: Tensor, decay: Tensor, initial: Tensor | None = None, *, backend: str = "auto") -> Tensor:
     r"""Runs h_t = a_t h_{t-1} + x_t along time, per channel.
 

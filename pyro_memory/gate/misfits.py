@@ -20,10 +20,8 @@ def misfit(
 
     A text of this package names an argument in backticks and says enough already; what a user's own code raises is the
     user's; and that memory ran out is no one's argument.
-    What this package raises itself says enough already; what a user's code raises is the user's; and that memory ran
-    out is no one's argument.
     """
-    while error.__cause__ is not None:  # Pyro adds the shapes of its sites and raises again
+    while "`" not in str(error) and error.__cause__ is not None:  # Pyro adds its sites' shapes and raises again
         error = error.__cause__
     text = " ".join(str(error).split())
     ours = type(error) in (RuntimeError, IndexError, ValueError) and _by_us(error.__traceback__)
