@@ -162,8 +162,8 @@ class Recall(PyroModule):
                 f"batch_dim=-2; got {support}"
             )
         given, self.given = self.given, None
-        if given is not None and given[0] is support and given[1] == self._state(support):
-            return given[2]
+        if given is not None and given[0][0] is support and given[0][1] == self._state(support):
+            return given[1]
         tasks, width = support.filled.shape
         owners = torch.arange(tasks, device=support.values.device).unsqueeze(-1).expand(tasks, width)[support.filled]
 
@@ -186,7 +186,7 @@ class Recall(PyroModule):
     def gather_all(self, support: SlotMemory, seen: Float[Tensor, "task query hidden"]) -> tuple[Evidence, ...]:
         """Sums the evidence of each task's support and queries, and leaves the support's for the model."""
         found = self.gather(support)
-        self.given = support, self._state(support), found
+        self.given = (support, self._state(support)), found
         asked = (Evidence(e.precision.sum(1, keepdim=True), e.shift.sum(1, keepdim=True)) for e in self.evidence(seen))
         return tuple(one + other for one, other in zip(found, asked, strict=True))
 
