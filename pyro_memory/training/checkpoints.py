@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyro_memory.gate import checked
 from pyro_memory.stores import replace_file
 from pyro_memory.training.optimizers import matched_state, optimizer_options, optimizer_state, parameter_names
-from pyro_memory.training.seal import SEAL, load_file, save_file
+from pyro_memory.training.seal import SEAL, Damaged, load_file, save_file
 from pyro_memory.training.summary import HEADER, write_summary
 
 FORMAT = 2
@@ -213,7 +213,7 @@ def _read(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Any], di
         metadata, content = load_file(path, tensors=tensors)
         header = json.loads(metadata[HEADER])
         if header["format"] != 1 and SEAL not in metadata:
-            raise ValueError("its checksums are missing")
+            raise Damaged("its checksums are missing")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"`{path}` is not a whole pyro-memory checkpoint: it is damaged, or another file ({error}). Restore a copy "

@@ -15,6 +15,10 @@ SEAL, BLANK = "seal", "0" * 16
 MARK = b'"seal":"'  # unescaped, as nothing inside a string of JSON is
 
 
+class Damaged(ValueError):
+    """Says what of a file is not as it was written."""
+
+
 def save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Writes the file under this very name: safetensors' own function leaves another one where it is killed."""
     content = save(tensors, metadata | {SEAL: BLANK})
@@ -34,7 +38,7 @@ def load_file(path: str | Path, *, tensors: bool) -> tuple[dict[str, str], dict[
     The file is opened once: one that another process replaces meanwhile is read whole, the old one or the new.
 
     Raises:
-        ValueError: where a checksum differs, or the header is cut or none.
+        Damaged: where a checksum differs, or the header is cut or none.
         SafetensorError: where the tensors are not as the header says.
     """
     with open(path, "rb") as file:
@@ -42,7 +46,7 @@ def load_file(path: str | Path, *, tensors: bool) -> tuple[dict[str, str], dict[
         length = int.from_bytes(size, "little")
         left = os.fstat(file.fileno()).st_size - 8 - length
         if len(size) < 8 or left < 0:
-            raise ValueError("its header is cut")
+            raise Damaged("its header is cut")
         head = bytearray(size + file.read(length))
         data = file.read() if tensors else b""
     at = head.find(MARK) + len(MARK)
@@ -50,13 +54,13 @@ def load_file(path: str | Path, *, tensors: bool) -> tuple[dict[str, str], dict[
         kept, of_tensors = bytes(head[at : at + 8]), bytes(head[at + 8 : at + 16])
         head[at : at + 8] = b"0" * 8
         if kept != _sum(head):
-            raise ValueError("its header is not as it was written")
+            raise Damaged("its header is not as it was written")
         if tensors and of_tensors != _sum(data):
-            raise ValueError("its tensors are not as they were written")
+            raise Damaged("its tensors are not as they were written")
     header: dict[str, Any] = json.loads(bytes(head[8:]))
     metadata = dict(header.pop("__metadata__"))
     if left != max((entry["data_offsets"][1] for entry in header.values()), default=0):
-        raise ValueError("its tensors are cut, or more follows")
+        raise Damaged("its tensors are cut, or more follows")
     return metadata, load(bytes(head) + data) if tensors else {}
 
 
