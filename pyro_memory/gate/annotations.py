@@ -65,7 +65,7 @@ def check_of(annotation: Any) -> Any:
         kinds = set(inner) - {Ellipsis}
         count = None if Ellipsis in inner else len(inner)
         return Several(check_of(inner[0]) if len(kinds) == 1 else ANYTHING, count or None, tuple)
-    if origin in (abc.Sequence, abc.Iterable, list):
+    if origin in (abc.Sequence, list):
         return Several(check_of(inner[0]) if inner else ANYTHING)
     if origin in (abc.Mapping, dict):
         return Mapped(check_of(inner[1]) if inner else ANYTHING)

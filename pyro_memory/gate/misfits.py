@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from types import TracebackType
+import traceback
 from typing import Any
 
 from pyro_memory.gate.texts import told
@@ -21,10 +21,13 @@ def misfit(
     A text of this package names an argument in backticks and says enough already; what a user's own code raises is the
     user's; and that memory ran out is no one's argument.
     """
-    while "`" not in str(error) and error.__cause__ is not None:  # Pyro adds its sites' shapes and raises again
-        error = error.__cause__
+    while error.__cause__ is not None:
+        if _rooms(error)[-1] == OWN:  # this package says it in its own words
+            return None
+        error = error.__cause__  # Pyro adds its sites' shapes and raises again
     text = " ".join(str(error).split())
-    ours = type(error) in (RuntimeError, IndexError, ValueError) and _by_us(error.__traceback__)
+    callers = [room for room in _rooms(error) if room not in LIBRARIES]
+    ours = type(error) in (RuntimeError, IndexError, ValueError) and callers[-1:] == [OWN]
     if not ours or "`" in text or OF_THE_MACHINE.search(text):
         return None
     values = {name: value for (name, _), value in given if name not in ("self", "cls")} | named
@@ -32,11 +35,8 @@ def misfit(
     return ValueError(f"{called.removesuffix('.__init__')} cannot take {said or 'this'}: {text[:300]}")
 
 
-def _by_us(trace: TracebackType | None) -> bool:
-    """Whether the code that called the library is of this package."""
-    room = ""
-    while trace is not None:
-        called = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
-        room = room if called in LIBRARIES else called
-        trace = trace.tb_next
-    return room == OWN
+def _rooms(error: Exception) -> list[str]:
+    """The packages whose frames an error went through, from the first that called to the last."""
+    return [
+        frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]

@@ -56,9 +56,10 @@ class Call:
         """Checks device and dtype of what a memory or a state holds, as those of a tensor."""
         held = None if isinstance(value, nn.Module) else held_by(value)
         if held is not None:
-            self.check_place(name, held, type(value).__name__)
+            kept_apart = getattr(value, "keys", None) is not None  # contents of another dtype may stand behind keys
+            self.check_place(name, held, type(value).__name__, dtype=not kept_apart)
 
-    def check_place(self, name: str, value: Tensor, what: str = "") -> None:
+    def check_place(self, name: str, value: Tensor, what: str = "", *, dtype: bool = True) -> None:
         """Raises a ValueError unless a tensor, or what holds it, is where its owner and the other arguments are."""
         like, said = self.like, f"a {what}, on {value.device}" if what else told(value)
         whose, device = (self.first or (name, value.device)) if like is None else ("", like.device)
@@ -69,7 +70,7 @@ class Call:
                 f'`{name}` must be on the device of {owner}, {device}; got {said}. Move it: {name}.to("{device}")'
             )
         module = isinstance(self.owner, nn.Module) and like is not None and value.is_floating_point()
-        if what and value.dtype.itemsize < 4:
+        if not dtype or (what and value.dtype.itemsize < 4):
             return  # a memory's half-precision contents are brought to the module's dtype where they are read
         if module and value.dtype != like.dtype and not torch.is_autocast_enabled(device.type):
             dtypes = (str(d).removeprefix("torch.") for d in (like.dtype, value.dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class MappedMemory(SlotMemory):
     def create(
         cls,
         folder: str | Path,
-        event_shape: Iterable[int],
+        event_shape: Sequence[int],
         *,
         dtype: torch.dtype = torch.uint8,
         key_dim: int | None = None,
@@ -258,5 +258,5 @@ class MappedMemory(SlotMemory):
         return self
 
 
-def _listed(shape: Iterable[int]) -> str:
+def _listed(shape: Sequence[int]) -> str:
     return ", ".join(map(str, shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -86,12 +86,12 @@ class SlotMemory:
         self.batch_dim = batch_dim
 
     @classmethod
-    def empty(cls, event_shape: Iterable[int], **kwargs: Any) -> SlotMemory:
+    def empty(cls, event_shape: Sequence[int], **kwargs: Any) -> SlotMemory:
         """Makes a shared memory of no slots, for a model with a "none" slot."""
         return cls(torch.zeros(0, *event_shape, **kwargs))
 
     @classmethod
-    def reserve(cls, slots: int, event_shape: Iterable[int], **kwargs: Any) -> SlotMemory:
+    def reserve(cls, slots: int, event_shape: Sequence[int], **kwargs: Any) -> SlotMemory:
         """Makes a shared memory of ``slots`` unfilled slots, to be written."""
         if slots < 1:
             raise ValueError(f"`slots` must be at least 1; got {slots}")

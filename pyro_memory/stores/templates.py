@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,7 @@ class TemplateMemory(PyroModule):
     def __init__(
         self,
         slots: int,
-        event_shape: Iterable[int],
+        event_shape: Sequence[int],
         *,
         init: Float[Tensor, "slot *event"] | None = None,
         scale: float = 0.5,

@@ -103,7 +103,7 @@ def test_letters_that_a_caller_draws_over_are_whole_at_the_next_call():
         (lambda: Series(WAVE, AB, (30, 20, 50)), r"one after the other; got \(30, 20, 50\)"),
         (lambda: Series(WAVE, AB, (1, 20, 50)), r"2 times at least"),
         (lambda: Series(WAVE, AB, (30, 50)), "`ends` must be three times"),
-        (lambda: CharacterText("ab", valid=float("nan")), "`valid` and `test` must be shares"),
+        (lambda: CharacterText("ab", valid=1.5), "`valid` and `test` must be shares"),
         (lambda: CharacterText("ab", valid=0.4, test=0.4), "leave some text to train on"),
         (lambda: CharacterText("ab").decode([0, 1, -1]), "`tokens` must be .* from 0 to 1; token 2 has -1"),
         (lambda: CharacterText("ab").decode([2]), "token 0 has 2"),
