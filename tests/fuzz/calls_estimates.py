@@ -4,6 +4,7 @@ from functools import wraps
 
 import torch
 from fuzz.parts import SHAPE, images, longs, positional, slots, vma, vma_guide
+from pyro import poutine
 from pyro.infer.enum import get_importance_trace
 
 from pyro_memory.inference import (
@@ -11,6 +12,8 @@ from pyro_memory.inference import (
     LeaveOneOutELBO,
     RaoBlackwellELBO,
     Weights,
+    check_given,
+    check_sites,
     complete,
     leave_one_out_bound,
     stochastic_sites,
@@ -23,6 +26,7 @@ from pyro_memory.kernels import (
     memory_surprise,
     nearest_slots,
     neural_memory,
+    refuse_transforms,
     why_not_triton,
 )
 
@@ -87,6 +91,14 @@ INFERENCE = {
         positional(complete, "model", "guide", "x", "memory"),
         pair(known=torch.rand(3, *SHAPE) < 0.5, sweeps=2, site="x"),
     ),
+    "check_given": lambda: (check_given, called(trace=poutine.trace(lambda: None).get_trace())),
+    "check_sites": lambda: (
+        check_sites,
+        called(
+            model_sites=stochastic_sites(traces()["model_trace"]),
+            guide_sites=stochastic_sites(traces()["guide_trace"]),
+        ),
+    ),
     "leave_one_out_bound": lambda: (
         leave_one_out_bound,
         called(log_weight=torch.randn(3, 4), baseline="geometric", part=torch.randn(3, 4, 2)),
@@ -114,6 +126,7 @@ def normed():
 
 KERNELS = {
     "apply_memory": lambda: (apply_memory, called(weights=fast()["weights"], x=torch.randn(1, 2, 4, 3), **normed())),
+    "refuse_transforms": lambda: (refuse_transforms, called(name="decay_scan")),
     "decay_scan": lambda: (
         decay_scan,
         called(x=torch.randn(2, 5, 3), decay=torch.rand(2, 5, 3), initial=torch.randn(2, 3), backend="auto"),

@@ -213,6 +213,7 @@ def scored():
     return lambda step: {"score": 1.0}
 
 
+HISTORY = {"step": [10], "bound": [1.0], "data": [3], "information": [], "evaluation": []}
 TRAINING = {
     "FitResult": lambda: (
         FitResult,
@@ -222,7 +223,7 @@ TRAINING = {
         ),
     ),
     "FitResult.plot": lambda: (
-        FitResult(2, 1.0, 1.0, {"step": [10], "bound": [1.0], "information": [], "evaluation": []}, None).plot,
+        FitResult(2, 1.0, 1.0, HISTORY, None).plot,
         called(ax=None),
     ),
     "Ranks": lambda: (Ranks, called(device="cpu")),

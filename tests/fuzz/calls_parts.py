@@ -43,10 +43,12 @@ from pyro_memory.nets import (
     GaussianMLP,
     ImageMLP,
     ImagePyramid,
+    Linear,
     MLPDecoder,
     PairEncoder,
     SkipPyramid,
     mlp,
+    out_of_autocast,
     scale_for_relu,
     with_code,
 )
@@ -114,10 +116,7 @@ ADDRESSING = {
     "SlotIndex.search": lambda: (index().search, probes()),
     "SlotIndex.recall": lambda: (index().recall, probes()),
     "SlotIndex.staleness": lambda: (index().staleness, called(current=torch.randn(2, 4), slots=longs(0, 3))),
-    "SlotIndex.follow": lambda: (
-        SlotIndex("brute").follow,
-        called(address=address(), memory=slots(), learning=True, probes=3),
-    ),
+    "SlotIndex.settle": lambda: (SlotIndex("brute").settle, called(address=address(), memory=slots())),
 }
 
 
@@ -279,6 +278,9 @@ NETS = {
     "SkipPyramid.forward": lambda: (pyramid(), called(images=images())),
     "PairEncoder": lambda: (PairEncoder, called(features=ImageMLP(SHAPE, (8,)), latent_dim=2)),
     "PairEncoder.forward": lambda: (vma_guide().encoder, called(x=images(), m=images())),
+    "Linear": lambda: (Linear, called(in_features=4, out_features=2, takes="z")),
+    "Linear.forward": lambda: (Linear(4, 2), called(x=torch.randn(3, 4))),
+    "out_of_autocast": lambda: (out_of_autocast, called(t=torch.rand(3))),
     "mlp": lambda: (mlp, called(sizes=(4, 8, 2))),
     "scale_for_relu": lambda: (scale_for_relu, called(module=nn.Linear(2, 3))),
     "with_code": lambda: (with_code, called(z=torch.randn(3, 2), context=Context(torch.randn(3, 4)))),

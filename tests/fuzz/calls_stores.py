@@ -44,6 +44,7 @@ from pyro_memory.recall import (
     Lifetime,
     Recall,
     Recognition,
+    check_remembered,
     check_task,
     consolidate,
     conversion_prior,
@@ -52,7 +53,7 @@ from pyro_memory.recall import (
     remember,
     replay,
 )
-from pyro_memory.stores import readable, replace_file
+from pyro_memory.stores import probe_file, readable, replace_file
 
 
 def manifest():
@@ -132,6 +133,7 @@ SLOTS = {
         called(slots=4, event_shape=(2, 3), init=torch.rand(4, 2, 3), scale=0.5, name="templates"),
     ),
     "readable": lambda: (readable, called(contents=torch.rand(3))),
+    "probe_file": lambda: (probe_file, called(path=Path("a_file"))),
     "replace_file": lambda: (
         replace_file,
         called(path=Path("a_file"), write=lambda path: path.write_text("new")),
@@ -254,6 +256,10 @@ RECALL = {
     ),
     "Lifetime.__getitem__": lambda: (lifetime().__getitem__, called(step=1)),
     "Lifetime.load_state_dict": lambda: (lifetime().load_state_dict, called(state=lifetime().state_dict())),
+    "check_remembered": lambda: (
+        check_remembered,
+        called(support=support(), memory=remember(recall(), structured(), support())),
+    ),
     "check_task": lambda: (
         check_task,
         called(x=queries(), support=support(), memory=structured(), recall=recall(), likelihood=None),
