@@ -76,8 +76,9 @@ class VSM(PyroModule):
 
     def recalled(self, support: SlotMemory, memory: StructuredMemory) -> tuple[Tensor, Tensor]:
         """Samples ``r(h | S)``: as a guide of ``imagined`` it says what each level of recall took from the support."""
+        evidence = self.recall.gather(support)
         with pyro.plate("task", len(support.filled), dim=-2):
-            return self.recall(memory, self.recall.gather(support))
+            return self.recall(memory, evidence)
 
     def imagined(self, support: SlotMemory, memory: StructuredMemory) -> tuple[Tensor, Tensor]:
         """Samples ``p(h)``, the generative prior: the same with an empty support."""

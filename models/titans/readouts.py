@@ -15,6 +15,7 @@ from pyro_memory.gate import checked
 from pyro_memory.nets import out_of_autocast
 
 
+@checked
 class Readout(PyroModule):
     """Maps hidden vectors by ``weight [size, dim]`` and ``bias [size]``; its ``forward`` gives a distribution.
 

@@ -28,6 +28,7 @@ class HybridState(State):
     window: WindowState
 
 
+@checked
 class Mixer(PyroModule):
     """A sequence mixer with persistent tokens, learned vectors that stand before every sequence.
 
@@ -87,6 +88,7 @@ class TitansLMM(Mixer):
         return self.memory(x, state, lengths)
 
 
+@checked
 class _Hybrid(Mixer):
     """A memory and a sliding window."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_memory.gate import checked
+from pyro_memory.gate import checked, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +29,8 @@ BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8a8a"
 @checked
 def axes_or_new(ax: Axes | None) -> Axes:
     """Gives ``ax``, or the axes of a new figure."""
+    if ax is not None and not hasattr(ax, "set_title"):
+        raise TypeError(f"`ax` must be matplotlib's Axes, or None for a new figure; got {told(ax)}")
     if ax is not None:
         return ax
     import matplotlib.pyplot as plt

@@ -107,6 +107,8 @@ def leave_one_out_bound(
 
     It is exact where one weight outweighs the others by any factor: nothing is subtracted inside the logarithm.
     """
+    if baseline not in _MEAN_OF_OTHERS:
+        raise ValueError(f"`baseline` must be one of {sorted(_MEAN_OF_OTHERS)}; got {baseline!r}")
     k = len(log_weight)
 
     def rows(weights: Tensor) -> tuple[Tensor, Tensor]:
