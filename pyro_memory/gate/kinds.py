@@ -198,6 +198,8 @@ class Either:
         if value is None and len(real) < len(self.kinds):
             return None
         fitting = [kind for kind in real if kind.wants(value)]
+        if isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
+            fitting.sort(key=lambda kind: not isinstance(kind, Several))  # tensors in a row are no lists of numbers
         if len(real) == 1:
             return real[0](name, value, call)
         if not fitting:
