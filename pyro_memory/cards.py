@@ -13,12 +13,15 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from pyro_memory.gate import checked
+
 ROLES = ("model", "guide")
 FACTS = ("about", "data", "licence", "protocol", "numbers", "training", "commit")
 PARTS = ("facts", "build", "sha256")
 CLOSE = 1e-3  # what a kept value may be away from the one that was given, relative to it or to its tensor's scale
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class Card:
     """What is known of a pair of trained modules.
