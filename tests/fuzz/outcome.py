@@ -148,7 +148,9 @@ def refusable(function, name, value, wrong):
         return False
     if wrong.name == "NaN inside":
         return (said.startswith("Float[") or not said) and not name.startswith(("log", "score"))
-    if wrong.name in ("meta device", "complex"):
+    if wrong.name == "meta device":  # elsewhere than its module: others may work there
+        return isinstance(value, Tensor) and isinstance(getattr(function, "__self__", function), nn.Module)
+    if wrong.name == "complex":
         return isinstance(value, Tensor)
     if isinstance(value, str):
         return wrong.name == "an object"
