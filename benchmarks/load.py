@@ -29,6 +29,7 @@ CHOICES = {
     "GOMP_SPINCOUNT=0": {"GOMP_SPINCOUNT": "0"},
 }
 SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+QUIET = 0.5  # the load of a machine that does nothing else
 WARM = 3  # steps before the clock runs
 START = 120.0  # seconds that a process may take to its first step
 
@@ -104,6 +105,9 @@ def main():
     args = arguments()
     if args.steps:
         return steps()
+    others = os.getloadavg()[0]
+    if others > QUIET:
+        print(f"the machine is not quiet (load {others:.1f}): the table will say so")
     cells = {(name, n): [] for name in CHOICES for n in args.neighbours}
     for number in range(args.rounds):
         for name, n in cells:
@@ -118,7 +122,7 @@ def main():
         print(f"{r['choice']:<28}{r['neighbours']:>6}{r['steps']:>7}{shown:>30}")
     facts = {"seconds": args.seconds, "rounds": args.rounds, "cores": os.cpu_count(), "date": date.today().isoformat()}
     args.out.mkdir(parents=True, exist_ok=True)
-    record = facts | {"machine": platform.machine(), "rows": rows}
+    record = facts | {"machine": platform.machine(), "load_before": others, "rows": rows}
     (args.out / "load.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"load.json is in {args.out}")
 

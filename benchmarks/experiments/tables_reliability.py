@@ -20,7 +20,9 @@ def load(record, recipe):
             return f"{r['steps']} steps in {record['rounds'] * record['seconds']:g} s"
         return f"{r['ms']:.0f} ({r['low']:.0f} to {r['high']:.0f})"
 
+    quiet = record["load_before"] <= 0.5
+    told = "" if quiet else f"\n\nThe machine was not quiet (load {record['load_before']:.0f}): not to be relied on."
     rows = [["ms a step, median (quartiles)", *heads]]
     for choice in dict.fromkeys(r["choice"] for r in record["rows"]):
         rows.append([choice, *(cell(cells[choice, n]) for n in neighbours)])
-    return table(rows)
+    return table(rows) + told
