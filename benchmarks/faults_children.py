@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import resource
 import signal
 import sys
@@ -181,5 +182,7 @@ OURS += ("IsADirectoryError", "FileExistsError", "ConnectionError")
 
 def told(end, *about):
     """Whether a child ended by an error that a person can read: a sentence that names one of ``about``."""
-    sentence = len(end.words.split()) > 5 and not end.words.startswith("[Errno")
+    system = re.match(r"\[Errno (\d+)\] (.*)", end.words)
+    raw = system and system[2].startswith(os.strerror(int(system[1])))
+    sentence = len(end.words.split()) > 5 and not raw
     return end.error in OURS and sentence and any(word in end.words for word in about)

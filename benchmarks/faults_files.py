@@ -255,8 +255,8 @@ def appended_by_two(quick, random):
                     try:
                         append(folder, seed)
                         done.append(seed)
-                    except ValueError as error:
-                        if "newest state" not in str(error):
+                    except ValueError as error:  # another was first, or is writing
+                        if "another process" not in str(error) and "newest state" not in str(error):
                             raise
                 return done
 
@@ -282,7 +282,8 @@ def drawings(folder):
             png = io.BytesIO()
             black = np.random.default_rng([ord(a), c, d]).random((105, 105)) < 0.1
             Image.fromarray(~black).save(png, "png")
-            archive.writestr(f"images_background/{a}/character{c:02d}/{d:04d}.png", png.getvalue())
+            name = f"images_background/{a}/character{c:02d}/{d:04d}.png"
+            archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), png.getvalue())
     folder.mkdir(exist_ok=True)
     (folder / "images_background.zip").write_bytes(stream.getvalue())
     return folder

@@ -55,6 +55,7 @@ def test_damage_is_spread_over_the_file_and_never_the_whole_file():
         (Outcome(error="ValueError", words="`a.safetensors` is not a whole checkpoint; restore a copy of it"), True),
         (Outcome(error="ValueError", words="something else went wrong in this place"), False),
         (Outcome(error="OSError", words="[Errno 28] No space left on device: 'a.safetensors' and so on"), False),
+        (Outcome(error="OSError", words="[Errno 28] a.safetensors cannot be written; the old one holds"), True),
         (Outcome(error="json.decoder.JSONDecodeError", words="a.safetensors: expecting value in line 1 of it"), False),
         (Outcome(error="KeyError", words="a.safetensors has none of what is wanted here"), False),
         (Outcome(value=3), False),
