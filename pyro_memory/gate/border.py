@@ -106,7 +106,8 @@ def _admitted(checks: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
     places, named, method = checks
     owner = args[0] if method and args else None
     ready = not isinstance(owner, nn.Module) or "_parameters" in owner.__dict__  # not in its constructor
-    call = Call(owner if ready else None, padded=kwargs.get("lengths") is not None)
+    lengths = ({name: value for (name, _), value in zip(places, args, strict=False)} | kwargs).get("lengths")
+    call = Call(owner if ready else None, padded=lengths is not None)
     admitted = list(args)
     for i, (name, check) in enumerate(places[: len(args)]):
         if i or not method:

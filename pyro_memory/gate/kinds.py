@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_memory.gate.tensors import Call
-from pyro_memory.gate.texts import remedy, told
+from pyro_memory.gate.texts import article, remedy, told
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ def _single(value: Any, *kinds: type) -> bool:
 
 
 def _integer(value: Any) -> int:
-    if not -(2**63) <= value < 2**63:  # torch holds no others
+    number = int(value)
+    if not -(2**63) <= number < 2**63:  # torch holds no others
         raise ValueError
-    return int(value)
+    return number
 
 
 def _number(value: Any) -> float:
@@ -103,7 +104,7 @@ class Instance:
     kind: type
 
     def __str__(self) -> str:
-        return f"{'an' if self.kind.__name__[0] in 'AEIOU' else 'a'} {self.kind.__name__}"
+        return article(self.kind.__name__)
 
     def wants(self, value: Any) -> bool:
         return isinstance(value, self.kind)

@@ -141,9 +141,7 @@ class TensorCheck:
                 raise ValueError(f"numpy makes {array.dtype} of it")
             tensor = torch.as_tensor(array.copy(), device="cpu" if like is None else like.device)
         except (ValueError, TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"`{name}` must be {self}, its items of one length; got {told(value)} ({error})"
-            ) from error
+            raise ValueError(f"`{name}` must be {self}, its rows of one length; got {told(value)}") from error
         if self.kind == "float" or (not self.kind and tensor.is_floating_point()):
             floats = like is not None and like.is_floating_point()
             return tensor.to(like.dtype if floats else torch.get_default_dtype())

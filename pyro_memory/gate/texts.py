@@ -41,7 +41,13 @@ def told(value: Any) -> str:
         return f"a {type(value).__name__} of {len(value)}{' ' + ' and '.join(kinds[:3]) if kinds else ''}"
     if callable(value) and hasattr(value, "__name__") and not isinstance(value, nn.Module):
         return f"the function {value.__name__}"
-    return f"{'an' if type(value).__name__[0] in 'AEIOU' else 'a'} {type(value).__name__}"
+    return article(type(value).__name__)
+
+
+def article(name: str) -> str:
+    """A name with its article: an Embedding, an LSTMState, a VMA."""
+    spelled = name[:2].isupper() and name[0] in "FHLMNRSX"
+    return f"{'an' if name[0] in 'AEIOU' or spelled else 'a'} {name}"
 
 
 def remedy(kind: type, value: Any) -> str:

@@ -160,7 +160,7 @@ def test_a_memory_in_files_says_how_it_is_saved(memory):
         ),
         (
             lambda: ConceptMemory(*4 * [torch.tensor([[1.0], [float("nan")]])], torch.zeros(2)),
-            "`loc` must be finite; got nan in concept 1",
+            "`loc` must be finite; got nan at \\[1, 0\\]",
         ),
         (lambda: EpisodicMemory(SlotMemory(torch.ones(2, 3, 4)), 2), r"with keys .*; got \[\[2, 3, 4\], None\]"),
         (lambda: EpisodicMemory(SlotMemory(torch.ones(2, 3, 4), torch.ones(2, 6)), 2), r"for dim 2; got"),
