@@ -8,16 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_memory.gate import check_places
+from pyro_memory.gate import check_places, told
 from pyro_memory.stores import SlotMemory
 
 
 def check_images(x: Tensor, likelihood: nn.Module | None = None) -> None:
     """Raises a ValueError unless ``x`` is a batch of finite images, which the likelihood (if given) can explain."""
-    if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(
-            f"`x` must be floating point, [batch, channel, height, width]; got {x.dtype} of shape {list(x.shape)}"
-        )
+    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
+        raise ValueError(f"`x` must be a floating-point tensor [batch, channel, height, width]; got {told(x)}")
     if not len(x):
         raise ValueError("`x` must hold at least one image; got none")
     low, high = (bound.item() for bound in x.aminmax()) if x.numel() else (0.0, 0.0)

@@ -219,7 +219,7 @@ def _loaded(name: str, build: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
             weights | {key: weights[first] for key, first in _first_names(pair).items() if first in weights}
         )
     except (RuntimeError, LookupError, AttributeError, TypeError) as error:
-        raise ValueError(f"{name} was saved from other modules than this version builds: {error}") from error
+        raise ValueError(f"`{name}` was saved from other modules than its `build` makes here: {error}") from error
     return pair
 
 

@@ -106,6 +106,9 @@ def nearest_slots(
 
 def _check(query, key, value, log_prior, mask, samples, nearest, chunk_size) -> int:
     """How many slots are filled; counted once, since a GPU is waited for."""
+    for name, tensor in (("query", query), ("key", key)):
+        if not tensor.is_floating_point():
+            raise ValueError(f"`{name}` must be floating point; got {tensor.dtype}. Convert it: {name}.float()")
     if query.dim() != 2 or key.dim() != 2 or query.shape[-1] != key.shape[-1]:
         raise ValueError(
             f"`query` must be [batch, dim] and `key` [slot, dim] with one dim; got {list(query.shape)} and "

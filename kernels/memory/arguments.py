@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.memory.definition import ACTIVATIONS, Layers
+from pyro_memory.kernels.memory.definition import Layers, check_activation
 
 
 def prepared(
@@ -22,8 +22,7 @@ def prepared(
     """Refuses what does not fit; gives tokens in their dtype, states for each sequence and gates for each layer."""
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1; got {chunk_size}. Use 1 for the fully online rule")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f'`activation` must be "gelu" or "silu"; got {activation!r}')
+    check_activation(activation)
     *_, k, v = tokens
     _check_tokens(k, v)
     weights = _per_sequence("weights", weights, k)
@@ -121,6 +120,8 @@ def _per_layer(
         raise ValueError(f"`{name}` must be one tensor, or one for each of the {len(weights)} layers; got {len(gates)}")
     for g, w in zip(gates, weights, strict=True):
         channels = tuple(k.shape[:3]) + (w.shape[-1],)
+        if not g.is_floating_point():
+            raise ValueError(f"`{name}` must be floating point; got {g.dtype}. Convert it: {name}.float()")
         if tuple(g.shape) != channels[:3] and (name != "decay" or tuple(g.shape) != channels):
             also = f", or {list(channels)} for each channel," if name == "decay" else ""
             raise ValueError(

@@ -18,6 +18,12 @@ NORM_EPS = 1e-5
 Layers = tuple[Tensor, ...]
 
 
+def check_activation(activation: str) -> None:
+    """Raises a ValueError for another activation than those there are."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f'`activation` must be "gelu" or "silu"; got {activation!r}')
+
+
 @checked
 def apply_memory(
     weights: Sequence[Tensor],
@@ -32,6 +38,7 @@ def apply_memory(
 
     In the dtype of x; float16 and bfloat16 are computed in float32, as ``neural_memory`` does.
     """
+    check_activation(activation)
     dtype = reduce(torch.promote_types, (t.dtype for t in (x, *weights)), torch.float32)
     with own_precision(x):
         z = x.to(dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -120,8 +119,14 @@ def memory_surprise(
     momentum: Tensor | Sequence[Tensor],
     decay: Tensor | Sequence[Tensor],
     *,
+    chunk_size: int,
     momentum_state: Sequence[Tensor] | None = None,
-    **options: Any,
+    activation: str = "gelu",
+    residual_norm: bool = False,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+    check_values: bool | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Measures how much each token surprises the memory, in the memory's own units, not nats.
 
@@ -130,7 +135,11 @@ def memory_surprise(
     state as ``neural_memory`` does. Nothing is differentiable. Cost: that of the writes.
     """
     refuse_transforms("memory_surprise")
-    tokens, states, gates, options = prepared((k, v), weights, momentum_state, (lr, momentum, decay), **options)
+    tokens, states, gates, options = prepared(
+        (k, v), weights, momentum_state, (lr, momentum, decay), chunk_size=chunk_size, activation=activation,
+        residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths,
+        check_values=check_values,
+    )  # fmt: skip
     k, v = cast(tokens, states[0][0].dtype)
     with own_precision(k):
         return chunk_surprise(k, v, *states, *gates, **options)

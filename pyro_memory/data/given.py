@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_memory.gate import told
+
 Numbers: TypeAlias = Any  # a tensor, an array, a list, anything that numpy takes for an array
 _WIDER = {torch.uint16: torch.long, torch.uint32: torch.long, torch.uint64: torch.double}
 
@@ -89,16 +91,18 @@ def first(bad: Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(int(bad.flatten().int().argmax()), bad.shape))
 
 
-def names_of(name: str, given: Iterable[Any], count: int, of: str) -> tuple[str, ...]:
-    """Gives a name for each of ``count`` things, their numbers where none are given.
+def names_of(name: str, given: Iterable[Any], count: int | None, of: str) -> tuple[str, ...]:
+    """Gives a name for each of ``count`` things (None: as many as there are), their numbers where none are given.
 
     Raises:
         ValueError: if their number is another.
     """
+    if not isinstance(given, Iterable):
+        raise TypeError(f"`{name}` must be names, one {of}; got {told(given)}")
     if isinstance(given, str):
         raise ValueError(f"`{name}` must be names, one {of}; got the string {given!r}: write ({given!r},)")
-    names = tuple(map(str, given)) or tuple(map(str, range(count)))
-    if len(names) != count:
+    names = tuple(map(str, given)) or tuple(map(str, range(count or 0)))
+    if count is not None and len(names) != count:
         raise ValueError(f"`{name}` must be {count} names, one {of}; got {len(names)}")
     return names
 

@@ -22,6 +22,7 @@ from pyro_memory.gate.kinds import (
     PATH,
     Either,
     Instance,
+    Kind,
     Mapped,
     Program,
     Several,
@@ -73,6 +74,8 @@ def check_of(annotation: Any) -> Any:
         return Program()
     if isinstance(annotation, abc.Hashable) and annotation in PLAIN:
         return PLAIN[annotation]
+    if isinstance(annotation, type) and issubclass(annotation, os.PathLike):
+        return Kind(PATH.text, PATH.wants, lambda value: annotation(PATH.give(value)))
     known = isinstance(annotation, type) and not getattr(annotation, "_is_protocol", False)
     return Instance(annotation) if known else ANYTHING
 

@@ -25,8 +25,9 @@ Entry = TypeVar("Entry", bound=Callable[..., Any])
 def checked(entry: Entry) -> Entry:
     """Puts the gate before a public function, or before the constructor and the public methods of a class.
 
-    A call that comes from inside the package passes at once: the gate stands at its border. A module's constructor is
-    looked at whoever calls, since options are handed on to it. Nothing is looked at while torch compiles.
+    A call that comes from inside the package passes at once: the gate stands at its border. Constructors are looked at
+    whoever calls, since options are handed on to them, but for those of values that each step makes of tensors. Nothing
+    is looked at while torch compiles.
 
     What torch refuses inside, as sizes that do not fit together, becomes a ValueError that names the arguments.
 
@@ -40,15 +41,15 @@ def checked(entry: Entry) -> Entry:
         if isinstance(member, (classmethod, staticmethod)):
             setattr(entry, name, type(member)(_guarded(member.__func__)))
         elif inspect.isfunction(member):
-            setattr(entry, name, _guarded(member))
+            light = issubclass(entry, nn.Module) or "Tensor" not in str(inspect.signature(member))
+            setattr(entry, name, _guarded(member, always=name == "__init__" and light))
     return entry
 
 
-def _guarded(function: Any) -> Any:
+def _guarded(function: Any, *, always: bool = False) -> Any:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        made = function.__name__ == "__init__" and isinstance(args[0], nn.Module)
-        if torch.compiler.is_compiling() or (_inside(sys._getframe(1)) and not made):
+        if torch.compiler.is_compiling() or (not always and _inside(sys._getframe(1))):
             return function(*args, **kwargs)
         checks = known[0] if known else _checks(function)
         if not known:

@@ -54,7 +54,7 @@ def _integer(value: Any) -> int:
 def _number(value: Any) -> float:
     if math.isnan(value):
         raise ValueError
-    return _integer(value) if isinstance(value, int) else float(value)
+    return _integer(value) if _single(value, int, np.integer) else float(value)
 
 
 def _path(value: Any) -> Any:

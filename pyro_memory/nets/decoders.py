@@ -40,7 +40,7 @@ class ConvDecoder(nn.Module):
         scale_for_relu(self)
 
     def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> Float[Tensor, "*lead c h w"]:
-        if content and len(content) != len(self.sizes):
+        if content and len(content) < len(self.sizes):
             raise ValueError(
                 f"`content` must have features at {len(self.sizes)} resolutions, or none; got {len(content)}"
             )

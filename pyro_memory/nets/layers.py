@@ -30,7 +30,7 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features)
         self.takes = takes
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*batch features"]) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise ValueError(
                 f"`{self.takes}` must have {self.in_features} dimensions, as the network was built for; got "

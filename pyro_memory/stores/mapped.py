@@ -11,7 +11,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_memory.gate import check_places, checked, told
 from pyro_memory.stores.folder import (
@@ -166,7 +166,7 @@ class MappedMemory(SlotMemory):
             yield
 
     @torch.no_grad()
-    def with_keys(self, address: Any, *, dtype: torch.dtype = torch.float16) -> MappedMemory:
+    def with_keys(self, address: nn.Module, *, dtype: torch.dtype = torch.float16) -> MappedMemory:
         """Embeds every slot by a ``ContentAddress``, writes the keys beside the values, and returns the memory.
 
         Cost: O(slots) embeddings, a block at a time; earlier keys are replaced when all are written.

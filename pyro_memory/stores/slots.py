@@ -46,6 +46,7 @@ class SlotMemory:
     """
 
     divided = False  # whether the slots lie in several processes
+    __iter__ = None  # a loop over slots would be one over addresses: `memory.values` has them all
 
     def __init__(
         self,

@@ -124,7 +124,10 @@ def write_checkpoint(
         "python": rng["random"],
         "numpy": [kind, keys.tolist(), *rest],
     }
-    metadata = {HEADER: json.dumps(summary | states)}
+    try:
+        metadata = {HEADER: json.dumps(summary | states)}
+    except TypeError as error:
+        raise ValueError(f"`record` must be of what JSON can hold: numbers, texts, lists, dicts ({error})") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda temporary: save_file(tensors, temporary, metadata))
     return summary

@@ -4,7 +4,6 @@ from functools import wraps
 
 import torch
 from fuzz.parts import SHAPE, images, longs, positional, slots, vma, vma_guide
-from pyro import poutine
 from pyro.infer.enum import get_importance_trace
 
 from pyro_memory.inference import (
@@ -12,8 +11,6 @@ from pyro_memory.inference import (
     LeaveOneOutELBO,
     RaoBlackwellELBO,
     Weights,
-    check_given,
-    check_sites,
     complete,
     leave_one_out_bound,
     stochastic_sites,
@@ -90,14 +87,6 @@ INFERENCE = {
     "complete": lambda: (
         positional(complete, "model", "guide", "x", "memory"),
         pair(known=torch.rand(3, *SHAPE) < 0.5, sweeps=2, site="x"),
-    ),
-    "check_given": lambda: (check_given, called(trace=poutine.trace(lambda: None).get_trace())),
-    "check_sites": lambda: (
-        check_sites,
-        called(
-            model_sites=stochastic_sites(traces()["model_trace"]),
-            guide_sites=stochastic_sites(traces()["guide_trace"]),
-        ),
     ),
     "leave_one_out_bound": lambda: (
         leave_one_out_bound,

@@ -50,9 +50,7 @@ from pyro_memory.training import (
     Ranks,
     load_checkpoint,
     load_weights,
-    random_state,
     read_header,
-    restore_random_state,
     save_checkpoint,
     warm_cosine,
 )
@@ -247,7 +245,6 @@ TRAINING = {
     "load_checkpoint": lambda: (load_checkpoint, trained()),
     "load_weights": lambda: (load_weights, {k: v for k, v in trained().items() if k != "optimizer"}),
     "read_header": lambda: (read_header, called(path=trained()["path"])),
-    "restore_random_state": lambda: (restore_random_state, called(state=random_state())),
     "save_checkpoint": lambda: (
         save_checkpoint,
         trained(step=2, record={"a": 1}, batches={"place": torch.tensor(3)}),

@@ -156,7 +156,7 @@ def refusable(function, name, value, wrong):
         return wrong.name == "an object"
     if callable(value) and not isinstance(value, nn.Module):
         return wrong.name != "the class"
-    return not (wrong.name == "a text" and ("str" in said or "device" in said))
+    return not (wrong.name == "a text" and (any(kind in said for kind in ("str", "device", "Path"))))
 
 
 def alike(one, other):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 TRIES = int(os.environ.get("FUZZ", "2800"))  # over all rows
 SEED = os.environ.get("FUZZ_SEED")
 ROWS = sum(map(len, ROOMS.values()))
-pytestmark = pytest.mark.unchecked
+pytestmark = [pytest.mark.unchecked, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module", autouse=True)

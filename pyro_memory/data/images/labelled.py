@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_memory.data.given import Numbers, integers, names_of, tensor_of
 from pyro_memory.data.images.variations import smooth_maps
-from pyro_memory.gate import checked
+from pyro_memory.gate import check_places, checked
 
 
 @checked
@@ -68,7 +68,7 @@ class LabelledImages:
             raise ValueError(
                 f"`labels` must be one class for each of {len(images)} images; got shape {list(labels.shape)}{one_hot}"
             )
-        names = tuple(class_names) if not isinstance(class_names, str) else class_names
+        names = names_of("class_names", class_names, None, "a class")
         remedy = "Number classes from 0 on" + ("; each has a name" if names else ", or give `class_names`")
         most = len(names or images) - 1
         labels = integers("labels", labels, low=0, high=most, item="image", remedy=remedy)
@@ -101,6 +101,9 @@ class LabelledImages:
         return order.split(torch.bincount(self.labels, minlength=self.classes).tolist())
 
     def __getitem__(self, indices: Int[Tensor, "*index"]) -> Float[Tensor, "*index 1 height width"]:
+        if indices.dim() == 0 and indices == len(self):  # where a loop over the images ends
+            raise IndexError(f"`indices` must be below {len(self)}, the images")
+        check_places("indices", indices, len(self), "the images")
         return self._shown(self.images[indices])
 
     def _shown(self, images: Tensor) -> Tensor:

@@ -70,13 +70,13 @@ class SetTasks:
             )
         if targets is None and tasks > data.classes:
             raise ValueError(f"`tasks` must be at most the data's {data.classes} classes; got {tasks}")
-        if targets is not None and not len(targets):
-            raise ValueError("`targets` must name at least one image; got none")
         if targets is not None and queries != 1:
             raise ValueError(f"`queries` must be 1 with fixed `targets`, each a task of its own; got {queries}")
         check_shares(data.shape, turned=turned, varied=varied, fixed=targets is not None)
         if targets is not None:
-            targets = integers("targets", targets, low=0, high=len(data) - 1, item="target")
+            targets = integers("targets", targets, low=0, high=len(data) - 1, item="target").flatten()
+            if not len(targets):
+                raise ValueError("`targets` must name at least one image; got none")
             _check_left(data, targets, tasks, most)
         self.data, self.tasks, self.queries, self.seed, self.targets = data, tasks, queries, seed, targets
         self.turned, self.varied = turned, varied

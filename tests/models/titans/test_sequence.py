@@ -378,7 +378,10 @@ X, S = torch.zeros(3, 5, dtype=torch.long), torch.zeros(3, 5, 2)
         (lambda: SERIES(S), r"must be \[3, time of at least 1, 3\].*got \[3, 5, 2\]"),
         (lambda: SERIES(S, None, torch.zeros(3, 7, 3)), "no longer than x and one more"),
         (lambda: SERIES(S.repeat(2, 1, 1), None, torch.zeros(6, 1, 3)), "`data_size` must be at least the batch's 6"),
-        (lambda: TOKENS.read(X, lengths=torch.tensor([1, 2, 6])), r"`lengths` must be one for each.*0 \.\. 5; got \[1, 2, 6\]"),
+        (
+            lambda: TOKENS.read(X, lengths=torch.tensor([1, 2, 6])),
+            r"`lengths` must be one for each.*0 \.\. 5; got \[1, 2, 6\]",
+        ),
         (lambda: TOKENS.read(X, lengths=torch.ones(3)), "`lengths` must be an integer tensor"),
         (lambda: TOKENS.read(X[:, :0], TOKENS.read(X)[1]), "`x` must hold at least one element where a `state`"),
         (lambda: TOKENS.read(X, TOKENS.read(X)[1], torch.tensor([0, 1, 1])), r"in 1 \.\. 5"),
