@@ -145,7 +145,10 @@ class DLinear(PyroModule):
         loc = out_of_autocast(self.trend(trend) + self.rest(past - trend))
         return dist.Normal(loc, self.log_scale.exp()).to_event(1)
 
-    def forward(self, x: Tensor, mask: None = None, targets: Tensor | None = None) -> None:
+    def forward(
+        self, x: Float[Tensor, "batch time feature"], mask: None = None,
+        targets: Float[Tensor, "batch last horizon"] | None = None,
+    ) -> None:  # fmt: skip
         if mask is not None or targets is None:
             raise ValueError("`mask` must be None and `targets` be given: DLinear forecasts")
         with pyro.plate("batch", len(x)):

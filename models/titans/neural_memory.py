@@ -14,7 +14,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_memory.gate import checked
+from pyro_memory.gate import check_least, checked
 from pyro_memory.kernels import apply_memory, memory_surprise, neural_memory, refuse_transforms
 from pyro_memory.models.titans.open_chunk import FastWeights, run_through
 from pyro_memory.models.titans.state import State, last_tokens, resolve
@@ -121,12 +121,12 @@ class NeuralMemory(PyroModule):
         name: str | None = None,
     ) -> None:
         super().__init__(name or unique_name(self))
+        check_least(
+            1, dim=dim, heads=heads, head_dim=head_dim, depth=depth, expansion=expansion, chunk_size=chunk_size,
+            convolution=convolution,
+        )  # fmt: skip
         if head_dim is None and dim % heads:
             raise ValueError(f"`heads` must divide `dim` {dim}, or give `head_dim`; got {heads}")
-        sizes = {"heads": heads, "depth": depth, "chunk_size": chunk_size, "convolution": convolution}
-        for option, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"`{option}` must be at least 1; got {value}")
         if not 0 < max_decay <= chunk_size:
             raise ValueError(
                 f"`max_decay` must lie in (0, {chunk_size}], alpha being up to max_decay / chunk_size; got {max_decay}"
