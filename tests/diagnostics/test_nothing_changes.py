@@ -222,7 +222,7 @@ def test_a_failing_measurement_leaves_modes_and_streams_too():
     content = ContentAddress(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5)))
     content.query[0].training = False
     before = copy.deepcopy([p.training for p in content.modules()])
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="`memory`"):
         content.embed(SlotMemory(torch.zeros(5, 7)))
     assert [p.training for p in content.modules()] == before
 

@@ -90,7 +90,7 @@ INFERENCE = {
     ),
     "leave_one_out_bound": lambda: (
         leave_one_out_bound,
-        called(log_weight=torch.randn(3, 4), baseline="geometric", part=torch.randn(3, 4, 2)),
+        called(log_weight=torch.randn(3, 4), baseline="geometric", log_part=torch.randn(3, 4, 2)),
     ),
     "stochastic_sites": lambda: (stochastic_sites, called(trace=traces()["guide_trace"])),
     "weigh": lambda: (weigh, traces() | called(noisy=False)),

@@ -323,7 +323,7 @@ def memory_arguments(**changed):
     return arguments | {"decay": gate, "chunk_size": 2} | changed
 
 
-@mistakes.told(r"`weights`.*tuple")
+@mistakes.told(r"`weights` must be a sequence")
 def a_tensor_for_the_layers_of_a_memory():
     neural_memory(**memory_arguments(weights=torch.zeros(1, 4, 4)))
 

@@ -253,7 +253,7 @@ def a_series_of_more_features():
     train(SequenceModel.series(2, TitansLMM, dim=8), EmptyGuide(), torch.randn(2, 5, 3), objective=Trace_ELBO())
 
 
-@mistakes.told(r"`x` must be \[batch, time, 8\]")
+@mistakes.told(r"`x` must be .*\[batch, time, dim\] with dim = 8, as the TitansLMM has; got .*\[2, 5, 6\]")
 def tokens_of_another_width_for_a_mixer():
     TitansLMM(8, heads=2)(torch.randn(2, 5, 6))
 
