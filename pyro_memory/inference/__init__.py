@@ -3,8 +3,9 @@
 Where is the thing that ... trains a pair with discrete addresses (``VIMCO``, ``LeaveOneOutELBO``,
 ``RaoBlackwellELBO``); makes an objective of a differentiable loss (``Objective``); gives each datum its importance
 weights (``weigh``); runs model and guide for all particles at once (``Particles``); keeps frozen parameters frozen
-(``KeepFrozen``), and the passes of a program at the same data (``SameData``); fills in what a datum lacks
-(``complete``)? Imports: ``distributions``.
+(``KeepFrozen``), and the passes of a program at the same data (``SameData``); looks at a pair before its first step
+(``first_pass``), and says what Pyro says of sites in words of the model (``told_by_site``); fills in what a datum
+lacks (``complete``)? Imports: ``distributions``.
 """
 
 from pyro_memory.inference.completion import complete
@@ -13,6 +14,7 @@ from pyro_memory.inference.objective import Objective
 from pyro_memory.inference.pairing import PARTICLES, check_given, check_sites, stochastic_sites
 from pyro_memory.inference.particles import KeepFrozen, Particles, SameData
 from pyro_memory.inference.rao_blackwell import RaoBlackwellELBO
+from pyro_memory.inference.trial import first_pass, told_by_site
 from pyro_memory.inference.vimco import VIMCO, leave_one_out_bound
 from pyro_memory.inference.weights import Weights, weigh
 
@@ -29,7 +31,9 @@ __all__ = [
     "check_given",
     "check_sites",
     "complete",
+    "first_pass",
     "leave_one_out_bound",
     "stochastic_sites",
+    "told_by_site",
     "weigh",
 ]

@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_memory.gate import checked
-from pyro_memory.inference.particles import KeepFrozen
+from pyro_memory.inference.particles import KeepFrozen, trial
 
 
 @checked
@@ -42,11 +42,12 @@ def complete(
         The chain, ``[sweeps + 1, batch, *event]``, x first.
 
     Raises:
-        ValueError: if ``known`` does not fit x, ``sweeps`` is below 1, or the model has no such observed site.
+        ValueError: if ``known`` does not fit x, ``sweeps`` is below 1, the model has no such observed site, or the
+            guide does not belong to it.
 
     Draws come from torch's global random stream; parameters, gradients and modes stay as they are.
 
-    Cost: a pass of model and guide a sweep.
+    Cost: a pass of model and guide a sweep, and one before.
 
     References: Stochastic Backpropagation and Approximate Inference in Deep Generative Models (Rezende et al., 2014),
     https://arxiv.org/abs/1401.4082
@@ -59,6 +60,7 @@ def complete(
         )
     if sweeps < 1:
         raise ValueError(f"`sweeps` must be at least 1; got {sweeps}")
+    trial(model, guide, (x, *args), {})
     chain = [x]
     for _ in range(sweeps):
         with KeepFrozen():

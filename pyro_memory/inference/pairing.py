@@ -38,17 +38,21 @@ def check_sites(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> Non
             f"`model` must be what observes data; it observes nothing, and the guide {', '.join(observes[1])}. Were "
             "model and guide swapped?"
         )
-    missing = [name for name in latents if name not in guide_sites]
-    if missing:
-        raise ValueError(f"the guide must sample every latent of the model; missing: {', '.join(missing)}")
     extra = [
         name
         for name, site in guide_sites.items()
         if name not in latents and not site["is_observed"] and not site["infer"].get("is_auxiliary")
     ]
+    missing = [name for name in latents if name not in guide_sites]
+    if missing:
+        found = f"; it samples {', '.join(extra)} instead" if extra else ""
+        raise ValueError(
+            f"`guide` must sample every latent of the model; missing: {', '.join(missing)}{found}. Sample each there, "
+            "in the same plates, under the model's name"
+        )
     if extra:
         raise ValueError(
-            f"the guide samples what the model does not: {', '.join(extra)}. Use the model's site names, and mark what "
+            f"`guide` samples what the model does not: {', '.join(extra)}. Use the model's site names, and mark what "
             'the guide draws for itself with infer={"is_auxiliary": True}'
         )
 

@@ -15,7 +15,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_memory.gate import checked
-from pyro_memory.inference.pairing import PARTICLES, check_plates, frames_of, stochastic_sites
+from pyro_memory.inference.pairing import PARTICLES, frames_of, stochastic_sites
+from pyro_memory.inference.trial import first_pass, told_by_site
 
 
 @checked
@@ -97,31 +98,29 @@ def _of_one_particle(value: Tensor, dim: int) -> Tensor | None:
     return first if torch.equal(first.expand_as(value), value) else None
 
 
+def trial(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> list[dict[str, Any]]:
+    """Checks a pair by a first pass that leaves everything as it was; gives the sites of both."""
+    with poutine.block(), KeepFrozen(), torch.random.fork_rng(), torch.no_grad():
+        return first_pass(model, guide, args, kwargs, "args")
+
+
 @checked
 class Particles(ELBO):
     """Draws pairs of traces, all particles in one pass; base of objectives and estimators of this package."""
 
     def _guess_max_plate_nesting(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
         """Finds the nesting by one trial run that leaves the random stream as it was."""
-        sites = self._trial(model, guide, args, kwargs)
-        check_plates(sites)
+        sites = trial(model, guide, args, kwargs)
         nesting = max((-frame.dim for site in sites for frame in frames_of(site)), default=0)
         self.max_plate_nesting = nesting + (self.vectorize_particles and self.num_particles > 1)
 
-    @staticmethod
-    def _trial(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> list[dict[str, Any]]:
-        with poutine.block(), KeepFrozen(), torch.random.fork_rng(), torch.no_grad():
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        return [*stochastic_sites(guide_trace).values(), *stochastic_sites(model_trace).values()]
-
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
         try:
-            with KeepFrozen():
+            with KeepFrozen(), told_by_site():
                 return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
         except ValueError as error:
-            if "shape" in str(error):  # Pyro names the plate of particles, which the user has not written
-                check_plates(self._trial(model, guide, args, kwargs))
+            if "shape" in str(error):  # one particle may show what is wrong in words of the user's own plates
+                trial(model, guide, args, kwargs)
             raise
 
     def traces(

@@ -103,7 +103,8 @@ def leave_one_out_bound(
     r"""Computes ``L_{-k}``: the bound with the k-th weight, or a part of it, replaced by a mean of the others'.
 
     Args:
-        log_part: a share of each log weight, which may be -inf; the rest of the k-th weight then stays, and the result has its shape.
+        log_part: a share of each log weight, which may be -inf; the rest of the k-th weight then stays, and the
+            result has its shape.
 
     It is exact where one weight outweighs the others by any factor: nothing is subtracted inside the logarithm.
     """

@@ -11,11 +11,10 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from pyro_memory.inference import KeepFrozen
+from pyro_memory.inference import KeepFrozen, first_pass, told_by_site
 from pyro_memory.training.checkpoints import random_state, restore_random_state
 from pyro_memory.training.counting import DataCount
 from pyro_memory.training.ranks import Ranks
@@ -76,7 +75,8 @@ class Loop:
             loss = compute()
         else:
             places = {f"argument {i}": arg for i, arg in enumerate(args)} | self.places
-            with backward_watched(lambda tensors: refuse_strangers(tensors, [*self.parameters.values()], places)):
+            watched = backward_watched(lambda tensors: refuse_strangers(tensors, [*self.parameters.values()], places))
+            with watched, told_by_site():
                 loss = compute()
             if all(p.grad is None for p in self.parameters.values()):
                 raise ValueError(
@@ -117,11 +117,11 @@ class Loop:
 def make_parameters(
     model: Callable[..., Any], guide: Callable[..., Any], trained: nn.Module, args: tuple[Any, ...]
 ) -> None:
-    """Runs guide and model once, so that lazy parameters exist, and refuses names that collide in Pyro's store."""
+    """Runs guide and model once, so that lazy parameters exist; refuses what does not fit together, names in Pyro's
+    store that collide among it."""
     stored = {id(p): p for _, p in pyro.get_param_store().named_parameters()}
     before = {id(p): (name, p) for name, p in trained.named_parameters()}
-    guide_trace = poutine.trace(guide).get_trace(*args)
-    poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
+    first_pass(model, guide, args, {}, "batches")
     after = {id(p): (name, p) for name, p in trained.named_parameters()}
     if not after:
         raise ValueError(
