@@ -157,6 +157,7 @@ def load_checkpoint(
 
     Raises:
         ValueError: if the file is damaged or holds another model, guide or optimizer. Nothing has changed then.
+        FileNotFoundError: if there is none.
     """
     header, tensors = _read(path)
     pairs = _matched(path, header, tensors, model, guide)
@@ -195,6 +196,7 @@ def load_batches(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         ValueError: if the file is damaged or something else.
+        FileNotFoundError: if there is none.
     """
     return {k.removeprefix("batches."): t for k, t in _read(path)[1].items() if k.startswith("batches.")}
 
@@ -205,13 +207,19 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
     Raises:
         ValueError: if the file is damaged or something else.
+        FileNotFoundError: if there is none.
     """
     return _read(path, tensors=False)[0]
 
 
 def _read(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if os.path.isdir(path):
-        raise ValueError(f"`{path}` must be the file of a checkpoint; it is a folder")
+        raise ValueError(f"`path` must be the file of a checkpoint; `{path}` is a folder. Name the file in it")
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"`path` must be a file that `fit` or `save_checkpoint` wrote; there is none at `{path}`. Look at its name, "
+            f"seen from {os.getcwd()}"
+        )
     try:
         metadata, content = load_file(path, tensors=tensors)
         header = json.loads(metadata[HEADER])

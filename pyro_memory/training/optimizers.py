@@ -18,6 +18,7 @@ from pyro_memory.gate import told
 
 OF_FIT = {"params", "lr", "initial_lr"}  # what each step sets
 OF_SPEED = {"fused", "foreach", "capturable", "differentiable"}  # what changes no result
+WANTED = "`optimizer` must be a class, or a partial of one, that `fit` calls with the parameters and `lr=`"
 
 
 @runtime_checkable
@@ -35,7 +36,10 @@ def make_optimizer(optimizer: OptimizerMaker, parameters: list[Tensor], learning
     fusible = optimizer in (torch.optim.Adam, torch.optim.AdamW) and len(places) == 1
     if fusible and next(iter(places))[:2] in {(torch.float32, "cpu"), (torch.float32, "cuda")}:
         return partial(optimizer, fused=True)(parameters, lr=learning_rate)
-    made = optimizer(parameters, lr=learning_rate)
+    try:
+        made = optimizer(parameters, lr=learning_rate)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{WANTED}; that call fails: {error}. Look at its options") from error
     if not isinstance(made, torch.optim.Optimizer):
         raise ValueError(f"`optimizer` must make a torch optimizer; it made a {type(made).__name__}")
     closure = inspect.signature(made.step).parameters.get("closure")
@@ -48,23 +52,22 @@ def make_optimizer(optimizer: OptimizerMaker, parameters: list[Tensor], learning
 
 
 def _check_maker(optimizer: Any) -> None:
-    wanted = "`optimizer` must be a class, or a partial of one, that `fit` calls with the parameters and `lr=`"
     if isinstance(optimizer, torch.optim.Optimizer):
         kind = type(optimizer).__name__
         raise TypeError(
-            f"{wanted}; got an instance of {kind}: give the class, its rate as `learning_rate` and other options by "
+            f"{WANTED}; got an instance of {kind}: give the class, its rate as `learning_rate` and other options by "
             f"functools.partial({kind}, ...)"
         )
     maker = inspect.isfunction(optimizer) and optimizer.__module__.startswith("pyro.optim")
     if isinstance(optimizer, PyroOptim) or maker:
         raise TypeError(
-            f"{wanted}; got one of pyro.optim, which steps each parameter alone: give the class of torch.optim, its "
+            f"{WANTED}; got one of pyro.optim, which steps each parameter alone: give the class of torch.optim, its "
             "rate as `learning_rate`"
         )
     if isinstance(optimizer, partial) and "lr" in optimizer.keywords:
         raise ValueError(f"`optimizer` must leave the rate to `learning_rate`; got lr={optimizer.keywords['lr']} in it")
     if not callable(optimizer):
-        raise TypeError(f"{wanted}, such as torch.optim.Adam; got {told(optimizer)}")
+        raise TypeError(f"{WANTED}, such as torch.optim.Adam; got {told(optimizer)}")
 
 
 def parameter_names(optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor]) -> list[str]:

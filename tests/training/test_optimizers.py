@@ -159,6 +159,9 @@ WRONG = [
     (lambda p: "adam", TypeError, "such as torch.optim.Adam; got 'adam'"),
     (lambda p: torch.optim.LBFGS, ValueError, r"LBFGS computes the loss anew.*Use torch\.optim\.Adam"),
     (lambda p: partial(torch.optim.SGD, lr=0.1), ValueError, "must leave the rate to `learning_rate`; got lr=0.1"),
+    (lambda p: partial(torch.optim.Adam, beta=0.9), TypeError, r"that call fails.*'beta'.*options"),
+    (lambda p: partial(torch.optim.Adam, betas=(0.9, 1.0)), ValueError, r"that call fails.*beta.*options"),
+    (lambda p: lambda parameters, rate: None, TypeError, "calls with the parameters and `lr=`; that call fails.*'lr'"),
     (lambda p: lambda parameters, lr: "adam", ValueError, "must make a torch optimizer; it made a str"),
 ]
 
