@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pyro_memory.diagnostics.axes import BLUE, ORANGE, Axes, axes_or_new
 from pyro_memory.diagnostics.tables import counted, number, standard_error, table
 from pyro_memory.gate import checked
-from pyro_memory.inference import Particles, SameData, weigh
+from pyro_memory.inference import Particles, SameData, check_call, weigh
 
 
 @checked
@@ -149,6 +149,7 @@ def bound_of(
     """``importance_bound`` on the data of the passes that ``same`` has seen."""
     if particles < 1 or chunk_size < 1:
         raise ValueError(f"`particles` and `chunk_size` must be at least 1; got {particles} and {chunk_size}")
+    check_call(model, guide, args, kwargs, "args")
     total = total_squared = None
     unit = ""
     sizes = [chunk_size] * (particles // chunk_size) + [particles % chunk_size] * (particles % chunk_size > 0)

@@ -28,7 +28,7 @@ from pyro_memory.diagnostics.sites import (
 )
 from pyro_memory.diagnostics.tables import number, table
 from pyro_memory.gate import checked
-from pyro_memory.inference import KeepFrozen, Particles, check_sites, stochastic_sites
+from pyro_memory.inference import KeepFrozen, Particles, check_call, check_sites, stochastic_sites
 
 
 @checked
@@ -139,6 +139,7 @@ def information_gain(
     """
     if draws < 1:
         raise ValueError(f"`draws` must be at least 1; got {draws}")
+    check_call(model, guide, args, kwargs, "args")
     sampler = Particles(draws, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
     ((model_trace, guide_trace),) = sampler.traces(model, guide, args, kwargs)
     model_sites, guide_sites = stochastic_sites(model_trace), stochastic_sites(guide_trace)

@@ -17,7 +17,7 @@ from pyro_memory.diagnostics.axes import BLUE, Axes, axes_or_new
 from pyro_memory.diagnostics.sites import Site, frames
 from pyro_memory.diagnostics.tables import number, standard_error, table
 from pyro_memory.gate import checked
-from pyro_memory.inference import KeepFrozen, SameData, check_sites, stochastic_sites
+from pyro_memory.inference import KeepFrozen, SameData, check_call, check_sites, stochastic_sites, told_by_site
 
 
 @checked
@@ -106,9 +106,10 @@ def token_surprise(
     """
     if draws < 1:
         raise ValueError(f"`draws` must be at least 1; got {draws}")
+    check_call(model, guide or model, args, kwargs, "args")
     log_probs, same = [], SameData()
     for _ in range(draws):
-        with KeepFrozen():
+        with KeepFrozen(), told_by_site():
             given = poutine.trace(same(guide)).get_trace(*args, **kwargs) if guide is not None else None
             run = same(model if given is None else poutine.replay(model, trace=given))
             trace = poutine.trace(run).get_trace(*args, **kwargs)

@@ -14,7 +14,7 @@ from pyro_memory.inference.objective import Objective
 from pyro_memory.inference.pairing import PARTICLES, check_given, check_sites, stochastic_sites
 from pyro_memory.inference.particles import KeepFrozen, Particles, SameData
 from pyro_memory.inference.rao_blackwell import RaoBlackwellELBO
-from pyro_memory.inference.trial import first_pass, told_by_site
+from pyro_memory.inference.trial import check_call, check_nesting, first_pass, told_by_site
 from pyro_memory.inference.vimco import VIMCO, leave_one_out_bound
 from pyro_memory.inference.weights import Weights, weigh
 
@@ -28,7 +28,9 @@ __all__ = [
     "RaoBlackwellELBO",
     "SameData",
     "Weights",
+    "check_call",
     "check_given",
+    "check_nesting",
     "check_sites",
     "complete",
     "first_pass",

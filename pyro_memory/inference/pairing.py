@@ -48,7 +48,7 @@ def check_sites(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> Non
         found = f"; it samples {', '.join(extra)} instead" if extra else ""
         raise ValueError(
             f"`guide` must sample every latent of the model; missing: {', '.join(missing)}{found}. Sample each there, "
-            "in the same plates, under the model's name"
+            "in the same plates, under the model's name, or give it its data in the model by obs="
         )
     if extra:
         raise ValueError(

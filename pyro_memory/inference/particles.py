@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_memory.gate import checked
 from pyro_memory.inference.pairing import PARTICLES, frames_of, stochastic_sites
-from pyro_memory.inference.trial import first_pass, told_by_site
+from pyro_memory.inference.trial import ALL_AT_ONCE, check_nesting, first_pass, told_by_site
 
 
 @checked
@@ -115,12 +116,17 @@ class Particles(ELBO):
         self.max_plate_nesting = nesting + (self.vectorize_particles and self.num_particles > 1)
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+        with KeepFrozen(), told_by_site():
+            return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+
+    def _get_traces(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterator[tuple[Trace, Trace]]:
         try:
-            with KeepFrozen(), told_by_site():
-                return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
-        except ValueError as error:
-            if "shape" in str(error):  # one particle may show what is wrong in words of the user's own plates
-                trial(model, guide, args, kwargs)
+            yield from super()._get_traces(model, guide, args, kwargs)
+        except (ValueError, RuntimeError) as error:
+            if re.search("shape|size|dim", str(error)):  # one particle may show it in words of the user's own plates
+                check_nesting(self, trial(model, guide, args, kwargs))
+                if self.vectorize_particles and self.num_particles > 1:
+                    error.add_note(f"One particle alone runs. {ALL_AT_ONCE}")
             raise
 
     def traces(

@@ -9,13 +9,21 @@ from contextlib import contextmanager
 from typing import Any
 
 from pyro import poutine
-from torch import nn
+from pyro.infer import ELBO, TraceEnum_ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
 
-from pyro_memory.gate import checked
-from pyro_memory.inference.pairing import PARTICLES, Sites, check_plates, check_sites, frames_of, stochastic_sites
+from pyro_memory.gate import checked, told
+from pyro_memory.inference.pairing import Sites, base, check_plates, check_sites, frames_of, stochastic_sites
 
 OWN = __name__.partition(".")[0]
-PLATES, ENUMERATION = "pyro.poutine.broadcast_messenger", "pyro.poutine.enum_messenger"  # where Pyro refuses sites
+# Where Pyro refuses a site.
+PLATES, ENUMERATION = "pyro.poutine.broadcast_messenger", "pyro.poutine.enum_messenger"
+LOG_PROB = "pyro.poutine.trace_struct"
+ALL_AT_ONCE = (
+    "Where all particles run in one pass, they have a dimension in front: keep it in the model (x.flatten(-2) in place "
+    "of x.view(len(x), -1)), or run them one by one by vectorize_particles=False"
+)
 
 
 @checked
@@ -31,16 +39,16 @@ def first_pass(
         TypeError: if model or guide cannot be called with the arguments.
         ValueError: if a site does not fit its plates, or the sites of the two do not belong together.
     """
-    for role, program in (("model", model), ("guide", guide)):
-        _check_call(role, program, args, kwargs, given)
+    check_call(model, guide, args, kwargs, given)
     with told_by_site():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    of_model, of_guide = stochastic_sites(model_trace), stochastic_sites(guide_trace)
+        of_guide = stochastic_sites(guide_trace)
+        with _Agreeing(of_guide):
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    of_model = stochastic_sites(model_trace)
     sites = [*of_guide.values(), *of_model.values()]
     summed = [n for n, s in of_model.items() if s["infer"].get("enumerate") and n not in of_guide]
     check_sites({n: s for n, s in of_model.items() if n not in summed}, of_guide)
-    _check_shared(of_model, of_guide)
     check_plates(sites)
     for site in sites:
         _check_counted_once(site)
@@ -60,6 +68,8 @@ def told_by_site() -> Iterator[None]:
             raise
         if last == PLATES:
             raise ValueError(_misplaced(rooms[PLATES]["msg"], rooms[PLATES]["f"])) from error
+        if LOG_PROB in rooms and "site" in rooms[LOG_PROB]:
+            raise ValueError(_improbable(rooms[LOG_PROB]["site"])) from error
         if isinstance(error, NotImplementedError) and ENUMERATION in rooms:
             site = rooms[ENUMERATION]["msg"]
             raise ValueError(
@@ -72,12 +82,6 @@ def told_by_site() -> Iterator[None]:
 def _misplaced(site: dict[str, Any], plate: Any) -> str:
     batch, event = list(site["fn"].batch_shape), list(site["fn"].event_shape)
     said = f"site `{site['name']}` must fit the plates around it; it has batch shape {batch} and event shape {event}, "
-    if plate.name == PARTICLES:
-        return (
-            f"{said}where all {plate.size} particles in one pass want {plate.size} at dim {plate.dim}. Write the model "
-            "for dimensions in front of those that it has (x.flatten(-2) where it says x.view(len(x), -1)), or run the "
-            "particles one by one with vectorize_particles=False"
-        )
     said += f'and plate "{plate.name}" wants {plate.size} at dim {plate.dim}. '
     left = [i for i, size in enumerate(batch[: plate.dim]) if size == plate.size]
     if left:
@@ -85,11 +89,33 @@ def _misplaced(site: dict[str, Any], plate: Any) -> str:
         return f"{said}Make the {parts} to the right parts of one event: .to_event({parts + len(event)})"
     if plate.size in event:
         return f"{said}Its event holds the plate; make the event smaller: {_to_event(event, plate.size)}"
-    return f'{said}Make the plate as large as the data: pyro.plate("{plate.name}", len(x))'
+    said += f'Make the plate as large as the data: pyro.plate("{plate.name}", len(x))'
+    return said if batch[plate.dim] % plate.size else f"{said}. {ALL_AT_ONCE}"
 
 
 def _to_event(event: list[int], size: int) -> str:
     return f".to_event({len(event) - 1 - event.index(size)})"
+
+
+def _improbable(site: dict[str, Any]) -> str:
+    fn, value = site["fn"], site["value"]
+    known = isinstance(value, Tensor) and value.numel() and not value.is_complex()
+    low_high = f" from {value.min().item():g} to {value.max().item():g}" if known else ""
+    kind = base(fn)
+    return (
+        f"site `{site['name']}` has no log-probability at its value, {told(value)}{low_high}: its "
+        f"{type(kind).__name__} has batch shape {list(fn.batch_shape)}, event shape {list(fn.event_shape)} and support "
+        f"{kind.support}. Give it a value of that shape within the support, and plates of the size of the data"
+    )
+
+
+@checked
+def check_call(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], given: str
+) -> None:
+    """Raises a TypeError unless model and guide can be called with the arguments, which its text calls ``given``."""
+    for role, program in (("model", model), ("guide", guide)):
+        _check_call(role, program, args, kwargs, given)
 
 
 def _check_call(
@@ -112,22 +138,27 @@ def _check_call(
         ) from None
 
 
-def _check_shared(of_model: Sites, of_guide: Sites) -> None:
-    """Raises a ValueError for a latent of other plates or another shape in model and guide."""
-    for name in of_model.keys() & of_guide.keys():
-        one, other = of_model[name], of_guide[name]
-        if one["is_observed"]:
-            continue
-        named = {frame.dim: frame for frame in frames_of(one)}
+class _Agreeing(Messenger):
+    """Raises a ValueError for a latent of other plates or another shape than the guide's, before it is used."""
+
+    def __init__(self, of_guide: Sites) -> None:
+        super().__init__()
+        self.of_guide = of_guide
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        name, other = msg["name"], self.of_guide.get(msg["name"])
+        if other is None or msg["is_observed"]:
+            return
+        named = {frame.dim: frame.name for frame in frames_of(msg)}
         for frame in frames_of(other):
-            plate = named.get(frame.dim, frame)
-            if plate.name != frame.name:
+            plate = named.get(frame.dim, frame.name)
+            if plate != frame.name:
                 raise ValueError(
-                    f"site `{name}` lies in plate `{plate.name}` of the model and in a plate of another name, "
+                    f"site `{name}` lies in plate `{plate}` of the model and in a plate of another name, "
                     f"`{frame.name}`, of the guide: they must name the plate over data alike. Rename one of them: "
-                    f'pyro.plate("{plate.name}", ...)'
+                    f'pyro.plate("{plate}", ...)'
                 )
-        events = [list(site["fn"].event_shape) for site in (one, other)]
+        events = [list(site["fn"].event_shape) for site in (msg, other)]
         if events[0] != events[1]:
             raise ValueError(
                 f"site `{name}` must have one event shape in model and guide; got {events[0]} and {events[1]}. Use the "
@@ -145,3 +176,15 @@ def _check_counted_once(site: dict[str, Any]) -> None:
                 f"event of shape {event} holds them all, which counts them {plate.size} times. Make the event smaller: "
                 f"{_to_event(event, plate.size)}"
             )
+
+
+def check_nesting(objective: ELBO, sites: list[dict[str, Any]]) -> None:
+    """Raises a ValueError for an objective that was told of fewer plates than there are around the sites."""
+    plates = max((frame for site in sites for frame in frames_of(site)), key=lambda f: -f.dim, default=None)
+    own = objective.vectorize_particles and objective.num_particles > 1
+    told_of = objective.max_plate_nesting - own
+    if plates is not None and told_of < -plates.dim and (own or isinstance(objective, TraceEnum_ELBO)):
+        raise ValueError(
+            f'`max_plate_nesting` must be at least {-plates.dim}, where plate "{plates.name}" lies; got {told_of}. '
+            "Leave it out to have it found"
+        )

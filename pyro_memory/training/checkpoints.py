@@ -217,8 +217,8 @@ def _read(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Any], di
         raise ValueError(f"`path` must be the file of a checkpoint; `{path}` is a folder. Name the file in it")
     if not os.path.exists(path):
         raise FileNotFoundError(
-            f"`path` must be a file that `fit` or `save_checkpoint` wrote; there is none at `{path}`. Look at its name, "
-            f"seen from {os.getcwd()}"
+            f"`path` must be a file that `fit` or `save_checkpoint` wrote; there is none at `{path}`. Look at its "
+            f"name, seen from {os.getcwd()}"
         )
     try:
         metadata, content = load_file(path, tensors=tensors)

@@ -55,7 +55,7 @@ def fit(
     With ``checkpoint``, a run that was cut off goes on from its last file when the same call is made again, on a CPU
     bit for bit as if it had not stopped. SIGINT and SIGTERM then finish the step and write the file first; a second
     signal acts at once. Cost: beside the objective, one norm over the gradients and one device synchronisation a step,
-    and one pass of model and guide at the start, which makes lazy parameters.
+    and one pass of model and guide at the start, which makes lazy parameters and tells what does not fit together.
 
     Under ``torchrun`` all processes train one model: at a step each takes a batch of its own, the next in turn, and
     gradients are averaged (DistributedDataParallel around the objective). The first process writes the checkpoint,
@@ -94,8 +94,10 @@ def fit(
         progress: show a bar with the bound, in nats per datum where plates tell how many data a call explains.
 
     Raises:
-        ValueError: if an argument is unusable, something that takes part in the objective would not train or nothing
-            does, the checkpoint cannot be written, is damaged or of another model.
+        TypeError: if an argument is of another type, or ``batches`` gives what model or guide cannot be called with.
+        ValueError: if an argument is unusable, sites of model and guide do not fit together or in their plates,
+            something that takes part in the objective would not train or nothing does, the checkpoint cannot be
+            written, is damaged or of another model.
         FloatingPointError: if the loss or the gradient is not finite, whichever it is. The parameters are those before
             that step, the checkpoint is the last one written.
     """
@@ -119,7 +121,7 @@ def fit(
         batch_at, first_batch = stream(batches, log.step, ranks)
         with aside(trained), KeepFrozen(), DataCount() as count:
             args = arguments(first_batch(), device)
-            make_parameters(model, guide, trained, args)
+            make_parameters(model, guide, trained, objective, args)
         ranks.divided = any(getattr(a, "divided", False) for a in args)
         parameters = _to_train(model, guide)
         made = make_optimizer(optimizer, [*parameters.values()], learning_rate)

@@ -11,10 +11,11 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from pyro_memory.inference import KeepFrozen, first_pass, told_by_site
+from pyro_memory.inference import KeepFrozen, check_nesting, first_pass, told_by_site
 from pyro_memory.training.checkpoints import random_state, restore_random_state
 from pyro_memory.training.counting import DataCount
 from pyro_memory.training.ranks import Ranks
@@ -115,13 +116,17 @@ class Loop:
 
 
 def make_parameters(
-    model: Callable[..., Any], guide: Callable[..., Any], trained: nn.Module, args: tuple[Any, ...]
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    trained: nn.Module,
+    objective: ELBO,
+    args: tuple[Any, ...],
 ) -> None:
     """Runs guide and model once, so that lazy parameters exist; refuses what does not fit together, names in Pyro's
     store that collide among it."""
     stored = {id(p): p for _, p in pyro.get_param_store().named_parameters()}
     before = {id(p): (name, p) for name, p in trained.named_parameters()}
-    first_pass(model, guide, args, {}, "batches")
+    check_nesting(objective, first_pass(model, guide, args, {}, "batches"))
     after = {id(p): (name, p) for name, p in trained.named_parameters()}
     if not after:
         raise ValueError(
