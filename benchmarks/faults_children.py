@@ -78,6 +78,7 @@ def _fork(work):
     try:
         os.close(read)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # progress bars of many children
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell started in the background
         left = {"value": work()}
     except BaseException as error:
         sys.setprofile(None)

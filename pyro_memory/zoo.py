@@ -26,6 +26,7 @@ from pyro_memory.stores import StructuredMemory, replace_file
 FOLDER = Path(__file__).parent / "shipped"
 HOMES: tuple[ModuleType, ...] = (models, guides, addressing, stores, recall, distributions, nets)
 MEMORY = "memory."
+NEW = ".new"  # follows the name of weights whose card is being written
 
 
 @checked
@@ -123,8 +124,8 @@ def save_pretrained(
     """Writes a pair's weights in half precision and their card, and checks that they load as they were.
 
     A tensor is kept in half precision if that leaves each value within a thousandth of itself, or of its tensor's root
-    mean square, and makes none zero; in more bits otherwise. Each file is replaced whole; after a crash between the two
-    ``load_pretrained`` says so.
+    mean square, and makes none zero; in more bits otherwise. After a crash at any point the old pair loads, or the new
+    one: its weights lie under ``<name>.safetensors.new`` until the card is there.
 
     Args:
         name: of the two files, without a folder.
@@ -144,7 +145,8 @@ def save_pretrained(
     path = folder / f"{name}.json"
     if Path(name).name != name:
         raise ValueError(f"`name` must be that of a file, without a folder; got {name!r}")
-    if path.exists() and read_card(path) is None:
+    old = read_card(path) if path.exists() else None
+    if path.exists() and old is None:
         raise ValueError(f"`name` must be free, or that of a card; {path} is another file. Choose another name")
     facts = {"commit": _commit()} | dict(facts)
     missing = [key for key in FACTS if key not in facts]
@@ -171,8 +173,12 @@ def save_pretrained(
     card = {"facts": facts, "build": build, "sha256": hashlib.sha256(content).hexdigest()}
     told = json.dumps(card | {"check": checksum(card)}, indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / f"{name}.safetensors", lambda temporary: temporary.write_bytes(content))
+    weights_file, new = (folder / f"{name}.safetensors{suffix}" for suffix in ("", NEW))
+    if old is not None and _described(new, old):  # an earlier call ended when it had replaced the card
+        new.replace(weights_file)
+    replace_file(new, lambda temporary: temporary.write_bytes(content))
     replace_file(path, lambda temporary: temporary.write_text(told))
+    new.replace(weights_file)
     return Card(name, **card)
 
 
@@ -198,10 +204,16 @@ def _read(name: str, folder: str | Path) -> tuple[Card, dict[str, Tensor]]:
         if not known:
             raise ValueError(f"`folder` must hold weights with their cards; {folder} has none")
         raise ValueError(f"`name` must be one of {', '.join(known)}; got {name!r}")
+    for place in (path, path.with_name(path.name + NEW)):
+        if content := _described(place, card):
+            return card, opened(content)
+    raise ValueError(f"{path} is not the file that its card describes: it is missing or damaged. Install it again")
+
+
+def _described(path: Path, card: Card) -> bytes | None:
+    """The content of a file, if it is what the card describes."""
     content = path.read_bytes() if path.exists() else b""
-    if hashlib.sha256(content).hexdigest() != card.sha256:
-        raise ValueError(f"{path} is not the file that its card describes: it is missing or damaged. Install it again")
-    return card, opened(content)
+    return content if hashlib.sha256(content).hexdigest() == card.sha256 else None
 
 
 def _first_names(pair: nn.Module) -> dict[str, str]:

@@ -1,13 +1,15 @@
 """What a file of weights keeps, and what is said of a damaged one."""
 
+import itertools
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pyro_memory import load_pretrained, pretrained, save_pretrained
+from pyro_memory import load_pretrained, pretrained, save_pretrained, zoo
 from pyro_memory.cards import FACTS
 from pyro_memory.guides import VAEGuide
 from pyro_memory.models import VAE
@@ -124,29 +126,52 @@ def test_files_of_others_are_passed_over_and_kept(tmp_path):
         save_pretrained("a/b", *pair(), build=BUILD, facts=FACT, folder=tmp_path)
 
 
-def test_a_crash_between_the_two_files_is_told(tmp_path, monkeypatch):
-    save(tmp_path)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    import pyro_memory.zoo as zoo
+def test_after_a_crash_at_any_point_the_old_pair_loads_or_the_new_one(tmp_path, monkeypatch):
+    replace = os.replace
+    crashes = [(at, after) for at in range(3) for after in (False, True)]
 
-    replace, calls = zoo.replace_file, []
+    def crash(at, after, modules):
+        """Ends a call of ``save`` before or after one of the swaps of its files."""
+        calls = []
+
+        def dies(source, target):
+            calls.append(target)
+            if len(calls) - 1 != at or after:
+                replace(source, target)
+            if len(calls) - 1 == at:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dies)
+            with pytest.raises(KeyboardInterrupt):
+                save(tmp_path, modules)
+
+    pairs = [pair() for _ in range(3)]
+    for once, twice in itertools.product(crashes, crashes):
+        save(tmp_path, pairs[0])
+        for n, how in enumerate((once, twice), start=1):
+            crash(*how, pairs[n])
+            there = first(load_pretrained("small", tmp_path)[0])
+            assert any(torch.allclose(there, first(p[0]), rtol=2e-3, atol=1e-3) for p in pairs[: n + 1]), (once, twice)
+        save(tmp_path, pairs[0])
+        assert {p.name for p in tmp_path.iterdir()} == {"small.json", "small.safetensors"}
+
+
+def test_a_crash_before_the_first_card_leaves_nothing_that_is_listed(tmp_path, monkeypatch):
+    replace = zoo.replace_file
 
     def dies(path, write):
-        calls.append(path)
-        if len(calls) == dies.at:
+        if path.suffix == ".json":
             raise KeyboardInterrupt
         replace(path, write)
 
-    monkeypatch.setattr(zoo, "replace_file", dies)
-    dies.at = 1
-    with pytest.raises(KeyboardInterrupt):
-        save(tmp_path)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-    dies.at = 3
-    with pytest.raises(KeyboardInterrupt):
-        save(tmp_path)
-    with pytest.raises(ValueError, match="is not the file that its card describes"):
-        load_pretrained("small", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(zoo, "replace_file", dies)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path)
+    assert pretrained(tmp_path) == {}
+    save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"small.json", "small.safetensors"}
 
 
 def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):

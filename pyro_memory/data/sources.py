@@ -17,7 +17,10 @@ def cache_dir() -> Path:
     Raises:
         OSError: if this user has no home.
     """
-    folder = Path(pooch.os_cache("pyro-memory"))
+    try:
+        folder = Path(pooch.os_cache("pyro-memory"))
+    except RuntimeError:  # of newer platformdirs
+        folder = Path("~")
     if not folder.is_absolute():  # "~", where neither HOME nor the system knows one
         raise FileNotFoundError("there is no home folder for a cache: HOME is not set")
     return folder

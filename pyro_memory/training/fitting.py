@@ -59,9 +59,9 @@ def fit(
 
     Under ``torchrun`` all processes train one model: at a step each takes a batch of its own, the next in turn, and
     gradients are averaged (DistributedDataParallel around the objective). The first process writes the checkpoint,
-    measures and shows the bar; a signal to any stops all after the same step. A run may go on with another number of
-    processes: it then counts the same steps, with other batches and noise. A ``ShardedMemory`` in the first batch
-    makes all take the same batches instead.
+    measures and shows the bar; a signal to any stops all after the same step. A run goes on bit for bit with as many
+    processes; with another number it counts the same steps, with other batches and noise. A ``ShardedMemory`` in the
+    first batch makes all take the same batches instead.
 
     Args:
         model: a module, or a method of one; trained in training mode (a part that alone is in evaluation mode stays
@@ -135,7 +135,8 @@ def fit(
                 batches.load_state_dict(load_batches(path))
             kept.step = log.step
         ranks.wait()  # until all have read the file that the first may write
-        ranks.scatter_streams()
+        log.streams = ranks.draw_streams() if log.streams is None else log.streams
+        ranks.streams = log.streams
         run = Run(
             loop, log, kept, trained, batch_at, device, steps, learning_rate, schedule,
             evaluate, evaluate_every, information_every, checkpoint_every,

@@ -21,6 +21,7 @@ class Log:
     Attributes:
         pending, counted: the bounds of the steps since the last entry, and how many data each call explained.
         units: what the information of each site is per.
+        streams: what the random streams of other processes are made from, see ``Ranks``; None in older files.
     """
 
     step: int = 0
@@ -32,6 +33,7 @@ class Log:
         default_factory=lambda: {"step": [], "bound": [], "data": [], "information": [], "evaluation": []}
     )
     units: dict[str, str] = field(default_factory=dict)
+    streams: int | None = None
 
     def __post_init__(self) -> None:
         # Files of format 1 do not know how many data a call explained.

@@ -69,6 +69,7 @@ class Run:
 
     def _step(self) -> tuple[Any, ...]:
         step = self.log.step
+        self.loop.ranks.begin_step(step)
         streams = None if self.kept.path is None else random_state()
         try:
             args = arguments(self.batch_at(step), self.device)
