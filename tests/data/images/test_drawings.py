@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pyro_memory.data import omniglot
-from pyro_memory.data.sources import VARIABLE
+from pyro_memory.data.sources import VARIABLE, cache_dir
 
 real = pytest.mark.skipif(VARIABLE not in os.environ, reason=f"{VARIABLE} names no folder with the real files")
 
@@ -79,6 +79,19 @@ def test_a_second_reading_comes_from_the_cache_with_the_same_bits(folder, cache,
     assert torch.equal(first.images, second.images)
     assert torch.equal(first.labels, second.labels)
     assert first.class_names == second.class_names
+
+
+def test_without_a_home_there_is_no_cache_and_the_images_are_the_same(folder, monkeypatch):
+    def unknown(project):
+        raise RuntimeError("could not determine the home directory for '~/.cache'")
+
+    rows = [int(i * 105 / 28) for i in range(28)]
+    for os_cache in (unknown, lambda project: f"~/.cache/{project}"):  # newer platformdirs, and older ones
+        monkeypatch.setattr("pyro_memory.data.sources.pooch.os_cache", os_cache)
+        with pytest.raises(FileNotFoundError, match="there is no home folder for a cache: HOME is not set"):
+            cache_dir()
+        images = omniglot("background", root=folder).images
+        assert torch.equal(images[0, 0], torch.from_numpy(draw(9)[rows][:, rows].astype(np.uint8)))
 
 
 def test_another_zip_in_the_folder_is_not_served_from_the_cache(folder, cache):
