@@ -60,8 +60,8 @@ def fit(
     Under ``torchrun`` all processes train one model: at a step each takes a batch of its own, the next in turn, and
     gradients are averaged (DistributedDataParallel around the objective). The first process writes the checkpoint,
     measures and shows the bar; a signal to any stops all after the same step. A run goes on bit for bit with as many
-    processes; with another number it counts the same steps, with other batches and noise. A ``ShardedMemory`` in the
-    first batch makes all take the same batches instead.
+    processes, unless its batches have ``state_dict``: all take up the first one's. With another number it counts the
+    same steps, with other batches and noise. A ``ShardedMemory`` in the first batch makes all take the same batches.
 
     Args:
         model: a module, or a method of one; trained in training mode (a part that alone is in evaluation mode stays
