@@ -37,10 +37,13 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 def probe_file(path: Path) -> None:
     """Tries to write beside a path as ``replace_file`` would, making its folder where it is missing.
 
+    What killed processes left of such writes is removed.
+
     Raises:
         OSError: if that cannot be.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(path)
     temporary = _temporary(path)
     try:
         temporary.write_bytes(b"0")
@@ -53,8 +56,8 @@ def _temporary(path: Path) -> Path:
 
 
 def _remove_stale(path: Path) -> None:
-    """Removes temporary files of this path whose process has ended."""
-    ours = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-[0-9a-f]{{8}}\.tmp")
+    """Removes temporary files, of this path and of those named after it (``a``, ``a.json``), whose process has ended."""
+    ours = re.compile(rf"\.{re.escape(path.name)}(?:\.[a-z]+)?\.(\d+)-[0-9a-f]{{8}}\.tmp")
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     for name, number in ((m[0], int(m[1])) for m in map(ours.fullmatch, names) if m):
         if not _alive(number):

@@ -42,6 +42,16 @@ def test_what_a_killed_process_left_goes_with_the_next_write_and_nothing_else(tm
     assert {path.name for path in tmp_path.iterdir()} == others | {"run.json"}
 
 
+def test_a_probe_clears_what_killed_processes_left_of_a_file_and_of_those_named_after_it(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    other = f".runs.{ended.pid}-0123abcd.tmp"
+    for name in (f".run.{ended.pid}-0123abcd.tmp", f".run.json.{ended.pid}-0123abcd.tmp", other):
+        (tmp_path / name).touch()
+    probe_file(tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == [other]
+
+
 def test_a_probe_leaves_nothing_and_fails_as_a_write_would(tmp_path):
     probe_file(tmp_path / "new" / "a")
     assert list((tmp_path / "new").iterdir()) == []
