@@ -56,7 +56,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _remove_stale(path: Path) -> None:
-    """Removes temporary files, of this path and of those named after it (``a``, ``a.json``), whose process has ended."""
+    """Removes temporary files of ended processes: of this path, and of those named after it (``a``, ``a.json``)."""
     ours = re.compile(rf"\.{re.escape(path.name)}(?:\.[a-z]+)?\.(\d+)-[0-9a-f]{{8}}\.tmp")
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     for name, number in ((m[0], int(m[1])) for m in map(ours.fullmatch, names) if m):
