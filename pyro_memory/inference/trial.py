@@ -161,8 +161,8 @@ class _Agreeing(Messenger):
         events = [list(site["fn"].event_shape) for site in (msg, other)]
         if events[0] != events[1]:
             raise ValueError(
-                f"site `{name}` must have one event shape in model and guide; got {events[0]} and {events[1]}. Use the "
-                "same .to_event(n) and sizes in both"
+                f"site `{name}` must have one event shape in model and guide; got {events[0]} and {events[1]}. Give "
+                "both the same sizes, such as `latent_dim`, and .to_event(n)"
             )
 
 
