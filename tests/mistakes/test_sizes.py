@@ -201,7 +201,7 @@ def other_latents(make):
 
 for name, make in LATENTS.items():
     mistakes[f"latents of another dimension in the guide of {name}"] = (
-        (lambda m=make: other_latents(m)), r"`z2?` must have one event shape.*\[\d\] and \[\d\].*`latent_dim`", (ValueError,),
+        (lambda m=make: other_latents(m)), r"`z2?` must have one event shape.*\[\d\].*`latent_dim`", (ValueError,),
     )  # fmt: skip
 
 NETWORKS = {
