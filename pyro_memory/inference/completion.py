@@ -42,7 +42,7 @@ def complete(
         The chain, ``[sweeps + 1, batch, *event]``, x first.
 
     Raises:
-        ValueError: if ``known`` does not fit x, ``sweeps`` is below 1, the model has no such observed site, or the
+        ValueError: if ``sweeps`` is below 1, the model has no such observed site, or the
             guide does not belong to it.
 
     Draws come from torch's global random stream; parameters, gradients and modes stay as they are.
@@ -53,11 +53,6 @@ def complete(
     https://arxiv.org/abs/1401.4082
     """
     known = torch.zeros_like(x, dtype=torch.bool) if known is None else known
-    if known.shape != x.shape or known.dtype != torch.bool:
-        raise ValueError(
-            f"`known` must be boolean and of the shape of `x`, {list(x.shape)}; got {known.dtype} of shape "
-            f"{list(known.shape)}"
-        )
     if sweeps < 1:
         raise ValueError(f"`sweeps` must be at least 1; got {sweeps}")
     trial(model, guide, (x, *args), {})

@@ -200,13 +200,8 @@ class ConceptMemory:
         """
         if rule not in RULES:
             raise ValueError(f"`rule` must be one of {', '.join(RULES)}; got {rule!r}")
-        wanted = (len(loc), self.dim), (len(loc), self.dim), (len(loc), self.concepts)
-        got = tuple(tuple(t.shape) for t in (loc, variance, responsibilities))
-        if got != wanted:
-            raise ValueError(f"`loc`, `variance` and `responsibilities` must have shapes {wanted}; got {got}")
-        given = torch.cat([loc, variance, responsibilities], -1)
-        if not bool(torch.isfinite(given).all()) or bool((variance < 0).any()):
-            raise ValueError("`loc`, `variance` and `responsibilities` must be finite and `variance` not negative")
+        if bool((variance < 0).any()):
+            raise ValueError("`variance` must not be negative")
         if bool((responsibilities < 0).any()) or bool((responsibilities.sum(-1) > 1 + 1e-4).any()):
             raise ValueError("`responsibilities` must be probabilities: not negative, rows summing to at most 1")
         store = self

@@ -72,10 +72,6 @@ class SlotMemory:
                 raise ValueError(
                     f"`{name}` must start with {list(shape)}, as `values` do; got shape {list(tensor.shape)}"
                 )
-        if mask is not None and mask.dtype != torch.bool:
-            raise ValueError(
-                f"`mask` must be boolean, True where a slot is filled; got {mask.dtype}: use `mask.bool()`"
-            )
         for name, tensor in (("values", values), ("keys", keys)):
             if tensor is not None:
                 check_finite(name, tensor, "slot" if lead == 1 else "memory", "Clean the items before writing them")
