@@ -55,6 +55,7 @@ def first_pass(
     return sites
 
 
+@checked
 @contextmanager
 def told_by_site() -> Iterator[None]:
     """Says what to do with a site that does not fit its plate or cannot be enumerated; Pyro gives numbers alone."""
@@ -178,6 +179,7 @@ def _check_counted_once(site: dict[str, Any]) -> None:
             )
 
 
+@checked
 def check_nesting(objective: ELBO, sites: list[dict[str, Any]]) -> None:
     """Raises a ValueError for an objective that was told of fewer plates than there are around the sites."""
     plates = max((frame for site in sites for frame in frames_of(site)), key=lambda f: -f.dim, default=None)

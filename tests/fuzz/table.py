@@ -26,6 +26,8 @@ EXEMPT = {
     "SameData.check": "is the objectives', of what they traced",
     "check_sites": "is the objectives', of what they traced",
     "check_given": "is the objectives', of what they traced",
+    "check_call": "is fit's and the objectives'",
+    "check_nesting": "is the objectives'",
     "first_pass": "is fit's and the objectives', which look at their arguments first",
     "Ranks.begin_step": "is fit's",
     "restore_random_state": "takes what random_state gave",
