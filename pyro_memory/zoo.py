@@ -172,6 +172,8 @@ def save_pretrained(
         )
     card = {"facts": facts, "build": build, "sha256": hashlib.sha256(content).hexdigest()}
     told = json.dumps(card | {"check": checksum(card)}, indent=1) + "\n"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`folder` must be a folder; {folder} is a file")
     folder.mkdir(parents=True, exist_ok=True)
     weights_file, new = (folder / f"{name}.safetensors{suffix}" for suffix in ("", NEW))
     if old is not None and _described(new, old):  # an earlier call ended when it had replaced the card
