@@ -68,6 +68,12 @@ class NearestAddress(nn.Module):
         mask = None if mask is None else memory.align(mask)
         return NearestCategorical(best, scores, memory.slots, mask, epsilon=self.epsilon)
 
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.then is None:  # the file's index is not needed
+            for name in [name for name in state if name.startswith(f"{prefix}then.")]:
+                del state[name]
+        super()._load_from_state_dict(state, prefix, *args)
+
     def _then(self) -> Then | None:
         tensors = key_tensors(self.address)
         return Then(tensors) if tensors and not any(map(is_lazy, tensors.values())) else None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_memory.gate.tensors import Call
+from pyro_memory.gate.tensors import Call, TensorCheck
 from pyro_memory.gate.texts import article, remedy, told
 
 
@@ -33,13 +33,15 @@ class Kind:
             raise TypeError(f"`{name}` must be {self}; got {told(value)}")
         try:
             return self.give(value)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(f"`{name}` must be {self}; got {told(value)}") from error
 
 
 def _single(value: Any, *kinds: type) -> bool:
     """Whether a value is one number: Python's, numpy's, or a tensor without dimensions."""
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        if isinstance(value, Tensor) and value.requires_grad:
+            return False  # a number has no gradient
         value = value.item()
     return isinstance(value, kinds) and not isinstance(value, (bool, np.bool_))
 
@@ -156,6 +158,8 @@ class Several:
             raise ValueError(f"`{name}` must be {self}; got {told(value)}")
         if isinstance(value, (np.ndarray, Tensor)):
             value = value.tolist()
+        if self.item is ANYTHING and (self.into is None or isinstance(value, self.into)):
+            return value
         items = [self.item(f"{name}[{i}]", item, call) for i, item in enumerate(value)]
         same = all(new is old for new, old in zip(items, value, strict=True))
         if same and (self.into is None or isinstance(value, self.into)):
@@ -205,11 +209,11 @@ class Either:
             return real[0](name, value, call)
         if not fitting:
             raise TypeError(f"`{name}` must be {self}; got {told(value)}")
-        if len(fitting) == 1:
-            return fitting[0](name, value, call)
+        tensors = sum(isinstance(kind, TensorCheck) for kind in real)
         for kind in fitting:
             try:
                 return kind(name, value, call.copy())
-            except (TypeError, ValueError):
-                continue
+            except (TypeError, ValueError) as error:
+                if len(fitting) == 1 and (tensors < 2 or "must be finite" in str(error)):
+                    raise
         raise ValueError(f"`{name}` must be {self}; got {told(value)}")

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_memory.gate.tensors import readable_now
+
 
 def check_least(least: float, **values: Any) -> None:
     """Raises a ValueError unless each number, and each of a sequence's, is ``least`` or more; None is passed over."""
@@ -26,7 +28,7 @@ def check_image_shape(shape: Sequence[int]) -> None:
 
 def check_places(name: str, a: Tensor, count: int, what: str) -> None:
     """Raises a ValueError unless all addresses lie in 0 to ``count - 1``; looks on a CPU only, not in a compiler."""
-    if not torch.compiler.is_compiling() and a.is_cpu and type(a) is Tensor and a.numel():
+    if not torch.compiler.is_compiling() and readable_now(a):
         low, high = (end.item() for end in a.aminmax())
         if low < 0 or high >= count:
             raise ValueError(f"`{name}` must be from 0 to {count - 1}, {what}; got {low if low < 0 else high}")

@@ -16,6 +16,9 @@ KINDS = {"float": "floating-point", "int": "integer", "bool": "boolean"}
 CASTS = {"float": "float()", "int": "long()", "bool": "bool()"}
 
 
+OWNED = {"dim": "dim", "slot": "slots", "concept": "concepts"}  # sizes that an owner has as attributes
+
+
 @dataclass
 class Call:
     """What the arguments of one call have in common.
@@ -36,10 +39,10 @@ class Call:
         return Call(self.owner, self.padded, dict(self.sizes), self.first)
 
     def size_of(self, dim: str, size: Any, name: str) -> tuple[Any, str]:
-        """The size that a dimension must have, and whose it is: a number's own, the owner's attribute of that name, or
-        that of the first argument that has it."""
+        """The size that a dimension must have, and whose it is: a number's own, the owner's where it is one of its
+        sizes, or that of the first argument that has it."""
         if dim not in self.sizes:
-            own = None if self.owner is None else getattr(self.owner, dim, getattr(self.owner, f"{dim}s", None))
+            own = getattr(self.owner, OWNED[dim], None) if dim in OWNED else None
             known = isinstance(own, int) and not isinstance(own, bool)
             theirs = (own, f", as the {type(self.owner).__name__} has") if known else (size, f", as `{name}` has")
             self.sizes[dim] = (int(dim), "") if dim.isdigit() else theirs
@@ -130,7 +133,7 @@ class TensorCheck:
 
     def _converted(self, name: str, value: Any, like: Tensor | None) -> Tensor:
         scalar = self.dims is None or (len(self.dims) == 1 and self.dims[0][0] == "*")
-        number = scalar and isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = scalar and isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
         if not (self.wants(value) or number):
             raise TypeError(
                 f"`{name}` must be {self}; got {told(value)}. Give a tensor, a numpy array or a list of numbers"
@@ -173,8 +176,8 @@ class TensorCheck:
 
     def _check_values(self, name: str, value: Tensor, call: Call) -> None:
         """On a CPU only: elsewhere every call would wait for the device."""
-        looks = self.kind == "float" and self.dims is not None and value.is_cpu and not call.padded
-        if not looks or type(value) not in (Tensor, nn.Parameter) or not value.numel():
+        looks = self.kind == "float" and self.dims is not None and not call.padded
+        if not looks or not readable_now(value):
             return
         low, high = (end.item() for end in value.detach().aminmax())  # a NaN anywhere is both
         logarithms = name.startswith(("log", "score"))  # of probabilities, which may be 0
@@ -183,6 +186,12 @@ class TensorCheck:
             raise ValueError(
                 f"`{name}` must be finite; got {value[tuple(place)].item()} at {place}. Clean the data before"
             )
+
+
+def readable_now(value: Tensor) -> bool:
+    """Whether a tensor's values can be looked at without waiting for a device or breaking a transform."""
+    plain = type(value) in (Tensor, nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+    return plain and value.is_cpu and value.numel() > 0
 
 
 def _numbers(value: Any) -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 from pyro_memory.gate import checked
+
+HOST = f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"  # processes of others cannot be asked whether they live
 
 
 @checked
@@ -52,12 +56,12 @@ def probe_file(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}-{HOST}{token_hex(2)}.tmp")
 
 
 def _remove_stale(path: Path) -> None:
     """Removes temporary files of ended processes: of this path, and of those named after it (``a``, ``a.json``)."""
-    ours = re.compile(rf"\.{re.escape(path.name)}(?:\.[a-z]+)?\.(\d+)-[0-9a-f]{{8}}\.tmp")
+    ours = re.compile(rf"\.{re.escape(path.name)}(?:\.[a-z]+)?\.(\d+)-{HOST}[0-9a-f]{{4}}\.tmp")
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     for name, number in ((m[0], int(m[1])) for m in map(ours.fullmatch, names) if m):
         if not _alive(number):

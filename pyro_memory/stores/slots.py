@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import pyro.distributions as dist
 import torch
@@ -46,7 +46,6 @@ class SlotMemory:
     """
 
     divided = False  # whether the slots lie in several processes
-    __iter__ = None  # a loop over slots would be one over addresses: `memory.values` has them all
 
     def __init__(
         self,
@@ -119,6 +118,9 @@ class SlotMemory:
 
     def __len__(self) -> int:
         return self.slots
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError("a memory is read by addresses, `memory[a]`; to loop over its slots, loop over `memory.values`")
 
     def __repr__(self) -> str:
         owner = "shared" if self.batch_dim is None else f"{self.values.shape[0]} memories at plate dim {self.batch_dim}"

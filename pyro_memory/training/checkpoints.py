@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from pyro_memory.training.optimizers import matched_state, optimizer_options, op
 from pyro_memory.training.seal import SEAL, Damaged, load_file, save_file
 from pyro_memory.training.summary import HEADER, write_summary
 
+OF_AN_INDEX = re.compile(r"\.then\.(weight_\d+|calls|print)$")
 FORMAT = 2
 READABLE = (1, 2)  # 1 has no checksums, and the optimizer's state by position
 
@@ -124,10 +126,12 @@ def write_checkpoint(
         "python": rng["random"],
         "numpy": [kind, keys.tolist(), *rest],
     }
-    try:
-        metadata = {HEADER: json.dumps(summary | states)}
-    except TypeError as error:
-        raise ValueError(f"`record` must be of what JSON can hold: numbers, texts, lists, dicts ({error})") from error
+    for name, part in (("record", summary), ("optimizer", states)):
+        try:
+            json.dumps(part)
+        except TypeError as error:
+            raise ValueError(f"`{name}` must hold what JSON can: numbers, texts, lists, dicts ({error})") from error
+    metadata = {HEADER: json.dumps(summary | states)}
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda temporary: save_file(tensors, temporary, metadata))
     return summary
@@ -257,6 +261,8 @@ def _matched(path, header, tensors, model, guide) -> list[tuple[Tensor, Tensor]]
     """Pairs each weight of model and guide with its saved value, before anything is changed."""
     own = _weights(model, guide)
     saved = {k: t for k, t in tensors.items() if k.startswith(("model.", "guide."))}
+    without = {k for k in own.keys() ^ saved.keys() if OF_AN_INDEX.search(k)}  # one of both has an index, one none
+    own, saved = ({k: t for k, t in side.items() if k not in without} for side in (own, saved))
     differences = [
         f"{role} is a {header[role]} in the file, a {_kind(program)} here"
         for role, program in (("model", model), ("guide", guide))

@@ -95,7 +95,7 @@ class Loop:
         scaled = math.hypot(*(torch.linalg.vector_norm((g.abs() / largest).float()).item() for g in gradients.values()))
         if math.isfinite(loss) and not broken and self.clip_norm is not None:
             for gradient in gradients.values():
-                gradient.div_(largest).mul_(self.clip_norm / scaled)
+                gradient.mul_(min(1.0, self.clip_norm / scaled / largest))
             return
         remedy = (
             f"Lower `learning_rate` (now {rate:g}) or `clip_norm` (now {self.clip_norm}), and look at this batch"

@@ -222,3 +222,18 @@ def test_a_streamed_address_forgets_its_passes_when_keys_are_written_on():
     key.mul_(3)
     assert_close(q.log_prob(a), StreamedCategorical(query, key).log_prob(a))
     assert_close(q.entropy(), StreamedCategorical(query, key).entropy())
+
+
+def test_weights_load_with_and_without_an_index(tmp_path):
+    """Trained exactly and served by an index, or the other way round; nothing else may be missing."""
+    plain, indexed = (NearestAddress(ContentAddress(torch.nn.Linear(2, 3)), 2, index=i) for i in (None, SlotIndex()))
+    x, memory = torch.randn(4, 2), SlotMemory(torch.randn(5, 2))
+    indexed(x, memory)  # in training mode: it has a build
+    for one, other in ((plain, indexed), (indexed, plain)):
+        path = save_checkpoint(tmp_path / "weights.safetensors", one, one)
+        torch.nn.init.normal_(other.address.query.weight)
+        load_weights(path, other, other)
+        assert torch.equal(one.address.query.weight, other.address.query.weight)
+        other.load_state_dict(one.state_dict())
+        expected = plain.eval()(x, memory).log_prob(torch.arange(5).unsqueeze(-1))
+        torch.testing.assert_close(indexed.eval()(x, memory).log_prob(torch.arange(5).unsqueeze(-1)), expected)

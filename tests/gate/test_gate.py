@@ -209,3 +209,26 @@ def test_a_record_keeps_what_the_gate_made_of_it():
 def test_objectives_are_instances():
     with pytest.raises(TypeError, match=r"`objective` must be an ELBO; got the class Trace_ELBO. Give an instance"):
         importlib.import_module("pyro_memory").fit(print, print, [], Trace_ELBO, steps=1)
+
+
+def test_a_number_is_taken_from_no_graph_and_an_address_may_be_numpy_s():
+    with pytest.raises(TypeError, match="`scale` must be a number; got a float32 tensor"):
+        Layer(3, scale=nn.Parameter(torch.tensor(0.5)))
+    assert_close(SlotMemory(X)[np.int64(1)], X[1])
+
+
+def test_attributes_of_a_user_s_class_bind_no_dimension_of_data():
+    class Mine(Layer):
+        batch = 7
+
+    assert Mine(3)(X) is X
+
+
+def test_vmap_reads_a_memory():
+    memory = SlotMemory(torch.eye(3))
+    assert_close(torch.func.vmap(lambda a: memory[a])(torch.tensor([2, 0])), torch.eye(3)[[2, 0]])
+
+
+def test_a_loop_over_a_memory_is_told_what_to_loop_over():
+    with pytest.raises(TypeError, match=r"loop over `memory.values`"):
+        list(SlotMemory(X))

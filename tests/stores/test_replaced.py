@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from pyro_memory.stores import probe_file, replace_file
+from pyro_memory.stores.files import HOST
 
 
 @pytest.fixture
@@ -27,13 +28,14 @@ def test_a_file_has_the_mode_that_the_umask_gives_whatever_wrote_it(tmp_path, um
 def test_what_a_killed_process_left_goes_with_the_next_write_and_nothing_else(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    left = f".run.json.{ended.pid}-0123abcd.tmp"
+    left = f".run.json.{ended.pid}-{HOST}abcd.tmp"
     others = {
-        f".run.json.{os.getpid()}-0123abcd.tmp",  # is being written
-        f".run2.json.{ended.pid}-0123abcd.tmp",
-        f".runxjson.{ended.pid}-0123abcd.tmp",
-        f".run.json.{ended.pid}-0123abcd.tmp.bak",
+        f".run.json.{os.getpid()}-{HOST}abcd.tmp",  # is being written
+        f".run2.json.{ended.pid}-{HOST}abcd.tmp",
+        f".runxjson.{ended.pid}-{HOST}abcd.tmp",
+        f".run.json.{ended.pid}-{HOST}abcd.tmp.bak",
         f".run.json.{ended.pid}-mine.tmp",
+        f".run.json.{ended.pid}-{int(HOST, 16) ^ 1:04x}abcd.tmp",  # of a process of another machine
         ".run.json.tmp",
     }
     for name in {left} | others:
@@ -45,8 +47,8 @@ def test_what_a_killed_process_left_goes_with_the_next_write_and_nothing_else(tm
 def test_a_probe_clears_what_killed_processes_left_of_a_file_and_of_those_named_after_it(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    other = f".runs.{ended.pid}-0123abcd.tmp"
-    for name in (f".run.{ended.pid}-0123abcd.tmp", f".run.json.{ended.pid}-0123abcd.tmp", other):
+    other = f".runs.{ended.pid}-{HOST}abcd.tmp"
+    for name in (f".run.{ended.pid}-{HOST}abcd.tmp", f".run.json.{ended.pid}-{HOST}abcd.tmp", other):
         (tmp_path / name).touch()
     probe_file(tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == [other]

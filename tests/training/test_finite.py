@@ -1,10 +1,14 @@
 """A loss, one gradient, or only a norm that is not finite: each is told apart."""
 
+import math
+
 import pyro
 import pytest
 import torch
 from fits import Guide, Model, Plain, pair, run, weights
 from torch import nn
+
+from pyro_memory.training.loop import Loop
 
 
 class Pulled(Model):
@@ -83,3 +87,13 @@ def test_it_goes_on_after_such_a_step():
             return (x * (1e15 if step == 3 else 1.0),)
 
     assert run(*pair(), batches=Once(), clip_norm=1.0, steps=8).steps == 8
+
+
+@pytest.mark.parametrize("clip_norm", [math.inf, 1e30])
+@pytest.mark.unchecked
+def test_a_bound_above_the_norm_leaves_a_huge_gradient_as_it_is(clip_norm):
+    weight = torch.nn.Parameter(torch.zeros(3))
+    weight.grad = torch.full((3,), 1e22)  # its square overflows, it does not
+    loop = Loop(None, None, None, {"w": weight}, None, clip_norm, None, {}, None)
+    loop._clip_huge({"w": weight.grad}, 0.0, 0, 1.0, "none")
+    assert torch.equal(weight.grad, torch.full((3,), 1e22))

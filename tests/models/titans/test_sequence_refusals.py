@@ -19,7 +19,7 @@ X, S = torch.zeros(3, 5, dtype=torch.long), torch.zeros(3, 5, 2)
     [
         (
             lambda: TOKENS(X.float()),
-            r"`x` must be a floating-point tensor \[batch, time, feature\]; got",
+            r"`x` must be an integer tensor \[batch, time\] or a floating-point tensor \[batch, time, feature\]; got",
         ),
         (lambda: TOKENS(X + 11), r"`x` must hold tokens 0 .. 10; got 11 .. 11. Pad with any token, and mask it"),
         (lambda: TOKENS(X - 1), r"`x` must hold tokens 0 .. 10; got -1 .. -1"),
