@@ -211,9 +211,13 @@ class Either:
             raise TypeError(f"`{name}` must be {self}; got {told(value)}")
         tensors = sum(isinstance(kind, TensorCheck) for kind in real)
         for kind in fitting:
+            attempt = call.copy()
             try:
-                return kind(name, value, call.copy())
+                given = kind(name, value, attempt)
             except (TypeError, ValueError) as error:
                 if len(fitting) == 1 and (tensors < 2 or "must be finite" in str(error)):
                     raise
+            else:
+                call.sizes, call.first = attempt.sizes, attempt.first
+                return given
         raise ValueError(f"`{name}` must be {self}; got {told(value)}")
