@@ -39,7 +39,7 @@ def own_precision(tensor: Tensor) -> AbstractContextManager:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def backward_in_own_precision(backward: Callable[..., Any]) -> Callable[..., Any]:
+def backward_in_own_precision(backward: Callable[..., Any]) -> Any:
     """Of an ``autograd.Function``: its backward pass runs in the autocast of who calls ``backward()``, and would meet
     products of another dtype than the tensors that it kept."""
 

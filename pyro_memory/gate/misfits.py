@@ -14,7 +14,7 @@ OF_THE_MACHINE = re.compile("memory|CUDA|cuda|NCCL|Gloo")
 
 
 def misfit(
-    error: Exception, called: str, given: list[tuple[tuple[str, Any], Any]], named: dict[str, Any]
+    error: BaseException, called: str, given: list[tuple[tuple[str, Any], Any]], named: dict[str, Any]
 ) -> ValueError | None:
     """Gives the error to raise in place of one that torch raised on what this package handed to it; None for others.
 
@@ -35,7 +35,7 @@ def misfit(
     return ValueError(f"{called.removesuffix('.__init__')} cannot take {said or 'this'}: {text[:300]}")
 
 
-def _rooms(error: Exception) -> list[str]:
+def _rooms(error: BaseException) -> list[str]:
     """The packages whose frames an error went through, from the first that called to the last."""
     return [
         frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)

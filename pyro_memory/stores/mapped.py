@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,7 @@ class MappedMemory(SlotMemory):
         raise ValueError("A MappedMemory is saved: open its folder again, or save `memory.loaded().to_tensors()`")
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> MappedMemory:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> MappedMemory:
         """Raises: it needs a folder."""
         raise ValueError("A MappedMemory needs a folder: use `MappedMemory.create(folder, ...).append(values)`")
 

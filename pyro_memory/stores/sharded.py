@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -93,7 +93,7 @@ class ShardedMemory(SlotMemory):
         return self.shard.to_tensors()
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> ShardedMemory:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ShardedMemory:
         """Rebuilds from the tensors of this process's slots, over all processes; every process must call it."""
         return cls(SlotMemory.from_tensors(tensors))
 

@@ -86,7 +86,7 @@ def named(tensors: Mapping[int, Tensor], places: Mapping[str, Any], limit: int =
     """Where tensors are held, by their id; looks at ``limit`` objects of the places, nearest first."""
     found: dict[int, str] = {}
     queue = deque(places.items())
-    seen = set()
+    seen: set[int] = set()
     while queue and len(seen) < limit and len(found) < len(tensors):
         path, held = queue.popleft()
         if id(held) in seen:
