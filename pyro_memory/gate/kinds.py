@@ -160,7 +160,7 @@ class Several:
             value = value.tolist()
         if self.item is ANYTHING and (self.into is None or isinstance(value, self.into)):
             return value
-        items = [self.item(f"{name}[{i}]", item, call) for i, item in enumerate(value)]
+        items = [self.item(f"{name}[{i}]", item, call.copy()) for i, item in enumerate(value)]  # each of its own size
         same = all(new is old for new, old in zip(items, value, strict=True))
         if same and (self.into is None or isinstance(value, self.into)):
             return value

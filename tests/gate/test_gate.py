@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from collections.abc import Sequence
 
 import numpy as np
 import pyro.distributions as dist
@@ -232,3 +233,11 @@ def test_vmap_reads_a_memory():
 def test_a_loop_over_a_memory_is_told_what_to_loop_over():
     with pytest.raises(TypeError, match=r"loop over `memory.values`"):
         list(SlotMemory(X))
+
+
+def test_the_items_of_a_sequence_may_have_different_sizes():
+    @checked
+    def lengths(rows: Sequence[Float[Tensor, "column dim"]]) -> list[int]:
+        return [len(row) for row in rows]
+
+    assert lengths([torch.ones(2, 3), np.ones((4, 3))]) == [2, 4]
