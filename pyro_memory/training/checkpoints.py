@@ -73,7 +73,7 @@ def save_checkpoint(
         optimizer: the torch optimizer whose state is kept, by the names of its parameters.
         step: the number of optimizer steps taken.
         record: anything JSON can hold: hyperparameters, history.
-        batches: the state of the source of batches, where it has one; ``load_batches`` reads it.
+        batches: the state of the source of batches, where it has one; a resumed run gets it back.
 
     Raises:
         ValueError: if ``path`` is a folder.
@@ -163,7 +163,12 @@ def load_checkpoint(
         ValueError: if the file is damaged or holds another model, guide or optimizer. Nothing has changed then.
         FileNotFoundError: if there is none.
     """
-    header, tensors = _read(path)
+    return restore(path, read(path), model, guide, optimizer)
+
+
+def restore(path, content, model, guide, optimizer) -> dict[str, Any]:
+    """Restores a run as ``load_checkpoint`` does, from what ``read`` gave: another process may write the file since."""
+    header, tensors = content
     pairs = _matched(path, header, tensors, model, guide)
     if optimizer is not None:
         names = parameter_names(optimizer, _weights(model, guide))
@@ -190,19 +195,14 @@ def load_weights(path: str | Path, model: Callable[..., Any], guide: Callable[..
 
     Arguments, result and errors are those of ``load_checkpoint``.
     """
-    header, tensors = _read(path)
+    header, tensors = read(path)
     _copy(_matched(path, header, tensors, model, guide))
     return header
 
 
-def load_batches(path: str | Path) -> dict[str, Tensor]:
-    """Reads the state of the source of batches, empty where the run's had none.
-
-    Raises:
-        ValueError: if the file is damaged or something else.
-        FileNotFoundError: if there is none.
-    """
-    return {k.removeprefix("batches."): t for k, t in _read(path)[1].items() if k.startswith("batches.")}
+def batches_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of the source of batches among a checkpoint's tensors, empty where the run's had none."""
+    return {k.removeprefix("batches."): t for k, t in tensors.items() if k.startswith("batches.")}
 
 
 @checked
@@ -213,10 +213,11 @@ def read_header(path: str | Path) -> dict[str, Any]:
         ValueError: if the file is damaged or something else.
         FileNotFoundError: if there is none.
     """
-    return _read(path, tensors=False)[0]
+    return read(path, tensors=False)[0]
 
 
-def _read(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads a checkpoint's header and tensors."""
     if os.path.isdir(path):
         raise ValueError(f"`path` must be the file of a checkpoint; `{path}` is a folder. Name the file in it")
     if not os.path.exists(path):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_memory.gate import checked
 from pyro_memory.inference import KeepFrozen
 from pyro_memory.training.batches import arguments, stream
-from pyro_memory.training.checkpoints import load_batches, load_checkpoint, module_of, read_header
+from pyro_memory.training.checkpoints import batches_of, module_of, read, restore
 from pyro_memory.training.counting import DataCount
 from pyro_memory.training.kept import Kept, probe
 from pyro_memory.training.log import Log
@@ -111,7 +111,8 @@ def fit(
     if path is not None and ranks.main:
         probe(path)
     resuming = resume and path is not None and path.exists()
-    log = Log(**read_header(path)["record"]["log"]) if resuming else Log()
+    content = read(path) if resuming else ({}, {})  # once, as another process may replace the file
+    log = Log(**content[0]["record"]["log"]) if resuming else Log()
     if seed is not None and not resuming:
         pyro.set_rng_seed(seed)
 
@@ -130,10 +131,11 @@ def fit(
         loop = Loop(model, guide, compute, parameters, made, clip_norm, ranks, places, count.data)
         kept = Kept(path, loop, log, {"learning_rate": learning_rate, "clip_norm": clip_norm, "seed": seed}, batches)
         if resuming:
-            load_checkpoint(path, model, guide, made)
+            restore(path, content, model, guide, made)
             if hasattr(batches, "load_state_dict"):
-                batches.load_state_dict(load_batches(path))
+                batches.load_state_dict(batches_of(content[1]))
             kept.step = log.step
+            del content
         ranks.wait()  # until all have read the file that the first may write
         log.streams = ranks.draw_streams() if log.streams is None else log.streams
         ranks.streams = log.streams
