@@ -5,12 +5,14 @@ RUN := MPLBACKEND=Agg $(BIN)/python
 STAMP := .venv/.installed
 MYPY = $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir ../mypy
 EXPERIMENTS := benchmarks/experiments
+# torch's threads sleep where they wait for each other: a busy neighbour then costs its share and no more.
+export OMP_WAIT_POLICY ?= PASSIVE
 # The GPU targets install nothing: any Python that has torch, triton, numpy and matplotlib will do.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_READY = @$(GPU_PYTHON) -c 'import matplotlib, numpy, torch, triton' || { echo "make $@ GPU_PYTHON=/path/to/a/python that has torch, triton, numpy and matplotlib"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test gpu gpu-profile gpu-ahead test-gpu results gallery docs bench lint format examples wheel clean
+.PHONY: help install demo test fuzz faults load gpu gpu-profile gpu-ahead test-gpu results gallery docs bench lint format examples wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +31,16 @@ demo: install ## train an addressed VAE on glyphs; bounds, information gain, a f
 
 test: install ## run the tests
 	$(RUN) -m pytest -n 2 -q
+
+fuzz: install ## call every public function with arguments drawn at random, FUZZ (20000) of them
+	FUZZ=$(or $(FUZZ),20000) $(RUN) -m pytest -q tests/fuzz
+
+faults: install ## kill, starve and damage small runs (half an hour); goes on where it stopped; rebuilds its table in docs
+	$(RUN) benchmarks/faults.py
+
+load: install ## time steps beside busy processes (a quarter of an hour, quiet machine); rebuilds its table in docs
+	$(RUN) benchmarks/load.py --out docs/data
+	$(RUN) $(EXPERIMENTS)/results.py --tables
 
 gpu: ## check and time the kernels on a GPU, then train, in MINUTES (7): rows.csv and table.txt in OUT (out/gpu)
 	$(GPU_READY)
@@ -54,7 +66,7 @@ gallery: install ## draw docs/gallery.md anew from the shipped weights
 
 docs: install ## build the site, tutorials and reference, in out/site
 	$(BIN)/mkdocs build -q
-	PYTHONWARNINGS=ignore $(BIN)/pdoc -d google --math --no-show-source -o out/site/api pyro_memory $(addprefix pyro_memory.,addressing data diagnostics distributions guides inference kernels models nets recall stores testing training)
+	PYTHONWARNINGS=ignore $(BIN)/pdoc -d google --math --no-show-source -o out/site/api pyro_memory $(addprefix pyro_memory.,addressing data diagnostics distributions gate guides inference kernels models nets recall stores testing training)
 	@echo "open out/site/index.html"
 
 bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figures in out

@@ -20,7 +20,7 @@ def load_kernels() -> None:
     if all(importlib.util.find_spec(name) for name in ("pyro", "jaxtyping", "pooch", "safetensors", "tqdm")):
         return
     package = types.ModuleType("pyro_memory")
-    package.__path__ = [str(ROOT)]  # where the folder kernels lies
+    package.__path__ = [str(ROOT), str(ROOT / "pyro_memory")]  # where kernels and the gate before them lie
     sys.modules["pyro_memory"] = package
 
 

@@ -38,7 +38,7 @@ from parts import Part, Run, has_failed
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "benchmarks" / "experiments" / "recipes" / "vma_fewshot_mixed.toml"
-CHECKPOINTS = ("vae.safetensors", "vae.json", "vma.safetensors", "vma.json")
+CHECKPOINTS = ("vae.safetensors", "vae.safetensors.json", "vma.safetensors", "vma.safetensors.json")
 
 
 def machine():
@@ -181,8 +181,12 @@ def training(carried, out, seconds):
 
 def steps_in(folder):
     """Steps of each checkpoint, by the record that lies beside it."""
-    files = {name: folder / f"{name}.json" for name in ("vae", "vma")}
-    return {name: json.loads(file.read_text())["step"] for name, file in files.items() if file.exists()}
+    steps = {}
+    for name in ("vae", "vma"):
+        for file in (folder / f"{name}.json", folder / f"{name}.safetensors.json"):  # earlier versions', today's
+            if file.exists():
+                steps[name] = json.loads(file.read_text())["step"]
+    return steps
 
 
 # --- the whole

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing import ContentAddress
 from pyro_memory.checks import check_images, resolve_memory
+from pyro_memory.gate import checked
 from pyro_memory.guides.bases.base import BaseGuide
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Context, Embedding, ImagePyramid
 from pyro_memory.stores import SlotMemory, TemplateMemory
 
 
+@checked
 class AddressedGuide(PyroModule):
     """Looks the slot up from the image, ``q(a | M, x)``; the base model's guide infers its latents from the image.
 

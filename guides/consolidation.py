@@ -9,12 +9,14 @@ from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
-from pyro_memory.nets import mlp
+from pyro_memory.nets import mlp, out_of_autocast
 from pyro_memory.recall import BREADTH, conversion_prior
 from pyro_memory.stores import ConceptMemory
 
 
+@checked
 class ConsolidationGuide(PyroModule):
     r"""Guesses where each episode goes: ``q(r | e, v, age, concepts) = softmax(log p(r | age) + network)``.
 
@@ -54,7 +56,8 @@ class ConsolidationGuide(PyroModule):
         doubt = variance.detach().unsqueeze(-2) / widths.square()
         features = [torch.asinh(distance.square()), torch.asinh(doubt), widths.log(), shapes.log()]
         lead = distance.shape
-        scores = self.network(torch.stack([f.expand(lead) for f in features], -1)).squeeze(-1).sum(-1)
+        scores = self.network(torch.stack([f.expand(lead) for f in features], -1))
+        scores = out_of_autocast(scores).squeeze(-1).sum(-1)
         log_prior = conversion_prior(concepts, ages, self.timescale)
         return (log_prior + scores).masked_fill(log_prior == -torch.inf, -torch.inf)
 

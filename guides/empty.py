@@ -6,9 +6,11 @@ from typing import Any
 
 from pyro.nn import PyroModule
 
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 
 
+@checked
 class EmptyGuide(PyroModule):
     """Samples nothing: with it and ``Trace_ELBO`` a model without latents is trained by maximum likelihood."""
 

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing import ContentAddress
 from pyro_memory.checks import check_images, resolve_memory
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Embedding, ImagePyramid, PairEncoder
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class SoftAttentionVAEGuide(PyroModule):
     r"""Blends the slots by attention from the image, then encodes image and blend.
 
@@ -51,7 +53,9 @@ class SoftAttentionVAEGuide(PyroModule):
         encoder = PairEncoder(ImagePyramid((2 * shape[0], *shape[1:]), channels), latent_dim)
         return cls(ContentAddress(query), encoder, name=name)
 
-    def z_dist(self, x: Float[Tensor, "*batch channel height width"], blend: Tensor) -> dist.Distribution:
+    def z_dist(
+        self, x: Float[Tensor, "*batch channel height width"], blend: Float[Tensor, "*lead channel height width"]
+    ) -> dist.Distribution:
         """q(z | x, blend)."""
         return self.encoder(x, blend)
 

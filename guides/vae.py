@@ -11,11 +11,13 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_memory.checks import check_images
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import ImageMLP, ImagePyramid, PairEncoder
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class VAEGuide(PyroModule):
     """Encodes an image: ``q(z | x)``.
 

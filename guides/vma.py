@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing import ContentAddress
 from pyro_memory.checks import check_images, resolve_memory
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Embedding, ImageMLP, ImagePyramid, PairEncoder
 from pyro_memory.stores import SlotMemory, TemplateMemory
 
 
+@checked
 class VMAGuide(PyroModule):
     r"""Looks the slot up from the image, then encodes what differs from it.
 
@@ -79,7 +81,9 @@ class VMAGuide(PyroModule):
         """q(a | M, x)."""
         return self.address(x, memory)
 
-    def z_dist(self, x: Float[Tensor, "*batch channel height width"], m: Tensor) -> dist.Distribution:
+    def z_dist(
+        self, x: Float[Tensor, "*batch channel height width"], m: Float[Tensor, "*lead channel height width"]
+    ) -> dist.Distribution:
         """q(z | m, x)."""
         return self.encoder(x, m)
 

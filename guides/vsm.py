@@ -7,6 +7,7 @@ from jaxtyping import Float
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.guides.bases.base import BaseGuide
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Context
@@ -14,6 +15,7 @@ from pyro_memory.recall import Recall, check_task
 from pyro_memory.stores import SlotMemory, StructuredMemory
 
 
+@checked
 class VSMGuide(PyroModule):
     """Recalls from support and queries together, then looks each query up among the images of the episode recalled,
     and encodes it beside the one found: ``q(h | S and Q) q(i | x, j) q(z | x, c, m_ji)``.

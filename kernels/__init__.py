@@ -2,14 +2,15 @@
 
 Where is the thing that ... computes a neural memory (``neural_memory``, ``memory_surprise``, ``apply_memory``; room
 memory), reads a large memory by content (``fused_address``, ``nearest_slots``; room address), runs a linear
-recurrence (``decay_scan``; room scan), says why Triton is not used (``why_not_triton``)? In each room definition.py
-says in a few lines of PyTorch what is computed, public.py holds the public functions, torch_form.py and
-triton_form.py compute it; files named triton_* hold Triton source and load only where kernels are to run. Beside the
-rooms: dispatch.py says what a choice of form asks for, triton_parts.py is what kernels share. Imports: torch and
-triton; no room imports another.
+recurrence (``decay_scan``; room scan), says why Triton is not used (``why_not_triton``), refuses the transforms of
+torch.func (``refuse_transforms``)? In each room definition.py says in a few lines of PyTorch what is computed,
+public.py holds the public functions, torch_form.py and triton_form.py compute it; files named triton_* hold Triton
+source and load only where kernels are to run. Beside the rooms: dispatch.py says what a choice of form asks for,
+triton_parts.py is what kernels share. Imports: torch and triton; no room imports another.
 """
 
 from pyro_memory.kernels.address import AddressRead, fused_address, nearest_slots
+from pyro_memory.kernels.dispatch import refuse_transforms
 from pyro_memory.kernels.memory import apply_memory, memory_surprise, neural_memory, why_not_triton
 from pyro_memory.kernels.scan import decay_scan
 
@@ -21,5 +22,6 @@ __all__ = [
     "memory_surprise",
     "nearest_slots",
     "neural_memory",
+    "refuse_transforms",
     "why_not_triton",
 ]

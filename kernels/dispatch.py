@@ -1,10 +1,15 @@
 """What a choice between PyTorch and Triton asks for: nothing here imports triton."""
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyro_memory.gate import checked
 
 CHOICES = ("auto", "torch", "reference", "triton")
 
@@ -27,6 +32,38 @@ def float_precision(dtype: torch.dtype) -> str:
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
     """Triton launches on the current device, which need not be that of its arguments."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def own_precision(tensor: Tensor) -> AbstractContextManager:
+    """Computes in the dtypes given, whatever autocast the caller is in."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def backward_in_own_precision(backward: Callable[..., Any]) -> Any:
+    """Of an ``autograd.Function``: its backward pass runs in the autocast of who calls ``backward()``, and would meet
+    products of another dtype than the tensors that it kept."""
+
+    @wraps(backward)
+    def run(ctx: Any, *grads: Any) -> Any:
+        with own_precision(grads[0]):
+            return backward(ctx, *grads)
+
+    return run
+
+
+@checked
+def refuse_transforms(name: str) -> None:
+    """Raises where ``torch.func`` transforms the call, which passes by hand-written gradients do not take.
+
+    Raises:
+        NotImplementedError: inside of grad, vmap, jvp and the like.
+    """
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            f"`{name}` does not run inside of torch.func's grad, vmap, jvp, jacrev and hessian, as its gradient is "
+            "written by hand. Use torch.autograd.grad in place of grad, and the batch in place of vmap; functional_call"
+            " does run"
+        )
 
 
 def check_backend(backend: str) -> None:

@@ -6,7 +6,8 @@ before any base (``Addressed``); is the baseline without memory (``VAE``); conve
 (``ConsolidationModel``); learns at test time (``NeuralMemory``, in ``TitansMAC``, ``TitansMAG``, ``TitansMAL``,
 ``TitansLMM``), or is what those are compared with (``TransformerMixer``, ``LSTMMixer``, ``DLinear``); writes a
 sequence down with any of these (``SequenceModel`` and its readouts); predicts an address from those before
-(``TitansAddressing``)? Imports: ``addressing``, ``distributions``, ``kernels``, ``nets``, ``recall``, ``stores``.
+(``TitansAddressing``)? Imports: ``addressing``, ``distributions``, ``inference``, ``kernels``, ``nets``,
+``recall``, ``stores``.
 """
 
 from pyro_memory.models.addressed import Addressed

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing import UniformPrior
 from pyro_memory.checks import check_images, choose_slots, resolve_memory
+from pyro_memory.gate import checked
+from pyro_memory.inference import KeepFrozen
 from pyro_memory.models.bases.base import BaseModel
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Context
 from pyro_memory.stores import SlotMemory, TemplateMemory
 
 
+@checked
 class Addressed(PyroModule):
     r"""Draws each image after reading one slot of a memory; the base model draws it.
 
@@ -83,5 +86,6 @@ class Addressed(PyroModule):
         self, memory: SlotMemory | None = None, shape: Sequence[int] = (), a: Int[Tensor, "*batch"] | None = None
     ) -> Float[Tensor, "*batch channel height width"]:
         """Draws images, each after a lookup of its own; arguments and errors are those of ``VMA.generate``."""
-        memory, a = choose_slots(self, memory, shape, a)
+        with KeepFrozen():
+            memory, a = choose_slots(self, memory, shape, a)
         return self.base.generate(self.context(a, memory), a.shape)

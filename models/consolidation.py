@@ -9,11 +9,13 @@ from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.recall import conversion_prior, conversion_scores
 from pyro_memory.stores import ConceptMemory
 
 
+@checked
 class ConsolidationModel(PyroModule):
     r"""Says where an episode's embedding came from, and with it where the episode may go.
 

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing import ContentAddress
 from pyro_memory.checks import check_images, resolve_memory
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import BernoulliImage, ConvDecoder, Embedding, Features, ImagePyramid, SkipPyramid, mlp
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class SoftAttentionVAE(PyroModule):
     r"""Draws each image after blending all slots by attention: no address is a latent.
 
@@ -66,7 +68,7 @@ class SoftAttentionVAE(PyroModule):
     ) -> SoftAttentionVAE:  # fmt: skip
         """Builds it with convolutional pyramids, skip connections from the blend to the decoder."""
         key = Embedding(ImagePyramid(shape, channels), matching_dim)
-        attention = ContentAddress(mlp([latent_dim, matching_dim, matching_dim]), key)
+        attention = ContentAddress(mlp([latent_dim, matching_dim, matching_dim], takes="z"), key)
         content = SkipPyramid(shape, channels)
         decoder = ConvDecoder(shape, latent_dim, channels)
         return cls(attention, content, likelihood(decoder), latent_dim, name=name)

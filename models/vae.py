@@ -12,11 +12,13 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_memory.checks import check_images
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import BernoulliImage, ConvDecoder, MLPDecoder
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class VAE(PyroModule):
     r"""Draws an image from a latent code alone.
 

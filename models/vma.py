@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing import UniformPrior
 from pyro_memory.checks import check_images, choose_slots, resolve_memory
+from pyro_memory.gate import checked
+from pyro_memory.inference import KeepFrozen
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import (
     BernoulliImage,
@@ -27,6 +29,7 @@ from pyro_memory.nets import (
 from pyro_memory.stores import SlotMemory, TemplateMemory
 
 
+@checked
 class VMA(PyroModule):
     r"""Draws each image after reading one slot of a memory.
 
@@ -129,7 +132,8 @@ class VMA(PyroModule):
         Raises:
             ValueError: as of ``forward``, and for both ``shape`` and ``a``.
         """
-        memory, a = choose_slots(self, memory, shape, a)
+        with KeepFrozen():
+            memory, a = choose_slots(self, memory, shape, a)
         content = memory.read(a, self.content)
         return self.x_dist(self.z_dist(content).sample(), content).mean
 

@@ -10,13 +10,15 @@ from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.models.bases.base import BaseModel
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Context
-from pyro_memory.recall import Recall, check_task
+from pyro_memory.recall import Recall, check_remembered, check_task
 from pyro_memory.stores import SlotMemory, StructuredMemory
 
 
+@checked
 class VSM(PyroModule):
     r"""Draws the images of a task after recalling a concept and an episode; the base model draws each of them.
 
@@ -33,7 +35,7 @@ class VSM(PyroModule):
     is on ``log p(Q | S)``, and the KL of each of the first four sites says what the queries had to add to the support.
 
     Args:
-        base: the base generative model, built with ``code_dim``; any ``BaseModel``.
+        base: the base generative model, built with the ``code_dim`` of ``recall``; any ``BaseModel``.
         recall: a ``Recall``; the guide takes the same instance.
 
     ``forward(x, support, memory)``: x ``[task, query, channel, height, width]``; support a ``SlotMemory`` of one set a
@@ -47,6 +49,11 @@ class VSM(PyroModule):
 
     def __init__(self, base: BaseModel, recall: Recall, *, name: str | None = None) -> None:
         super().__init__(name or unique_name(self))
+        if base.code_dim and base.code_dim != recall.code_dim:
+            raise ValueError(
+                f"`base` must be told a code of {recall.code_dim} dimensions, as `recall` gives; got one built with "
+                f"code_dim={base.code_dim}. Build both with one `code_dim`"
+            )
         self.base = base
         self.recall = recall
 
@@ -69,8 +76,9 @@ class VSM(PyroModule):
 
     def recalled(self, support: SlotMemory, memory: StructuredMemory) -> tuple[Tensor, Tensor]:
         """Samples ``r(h | S)``: as a guide of ``imagined`` it says what each level of recall took from the support."""
+        evidence = self.recall.gather(support)
         with pyro.plate("task", len(support.filled), dim=-2):
-            return self.recall(memory, self.recall.gather(support))
+            return self.recall(memory, evidence)
 
     def imagined(self, support: SlotMemory, memory: StructuredMemory) -> tuple[Tensor, Tensor]:
         """Samples ``p(h)``, the generative prior: the same with an empty support."""
@@ -78,9 +86,23 @@ class VSM(PyroModule):
 
     @torch.no_grad()
     def generate(
-        self, support: SlotMemory, memory: StructuredMemory, images: int
+        self, support: SlotMemory, memory: StructuredMemory, images: int, *, remembered: bool = True
     ) -> Float[Tensor, "task image channel height width"]:
-        """Draws new images of each task's class; each has a recall of its own."""
+        """Draws new images of each task's class; each has a recall of its own.
+
+        Args:
+            support: the images given of each class, which ``remember`` has written to the memory.
+            memory: the stores.
+            images: how many to draw.
+            remembered: False draws for a support that is no episode of the memory, or no longer: from concepts, other
+                episodes and what the support says of the context. Images then are of its class only as far as those
+                know it.
+
+        Raises:
+            ValueError: for a support that was not remembered.
+        """
+        if remembered:
+            check_remembered(support, memory)
         tasks = len(support.filled)
         evidence = self.recall.gather(support)
         with pyro.plate("task", tasks, dim=-2), pyro.plate("item", images, dim=-1):

@@ -4,7 +4,7 @@ The rooms, from the top down; the door of each says what lives there: ``testing`
 ``zoo`` (trained weights), ``models`` and ``guides``, ``training`` (``fit``), ``recall`` (sets, episodes, concepts),
 ``diagnostics`` (bounds, information gain), ``inference`` (objectives), ``addressing``, ``data``, ``checks`` (what
 arguments must be), ``stores`` (memories), ``distributions``, ``nets``, ``kernels`` (accelerated functions),
-``naming``.
+``naming``, ``gate`` (what stands before every public function).
 """
 
 from pathlib import Path

@@ -8,18 +8,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_memory.gate import check_places, told
 from pyro_memory.stores import SlotMemory
 
 
 def check_images(x: Tensor, likelihood: nn.Module | None = None) -> None:
     """Raises a ValueError unless ``x`` is a batch of finite images, which the likelihood (if given) can explain."""
-    if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(
-            f"`x` must be floating point, [batch, channel, height, width]; got {x.dtype} of shape {list(x.shape)}"
-        )
+    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
+        raise ValueError(f"`x` must be a floating-point tensor [batch, channel, height, width]; got {told(x)}")
+    if not len(x):
+        raise ValueError("`x` must hold at least one image; got none")
     low, high = (bound.item() for bound in x.aminmax()) if x.numel() else (0.0, 0.0)
     if not (math.isfinite(low) and math.isfinite(high)):  # a NaN anywhere is the minimum
         raise ValueError("`x` must be finite; got NaN or infinity")
+    shape = getattr(likelihood, "shape", None)
+    if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+        raise ValueError(
+            f"`x` must hold images of {list(shape)}, as the model was built for; got {list(x.shape[1:])}. Resize them, "
+            f"or build model and guide with shape={tuple(x.shape[1:])}"
+        )
     support = getattr(likelihood, "support", None)
     if support is not None and (low < support[0] or high > support[1]):
         raise ValueError(
@@ -51,6 +58,8 @@ def choose_slots(
     if a is not None and len(shape):
         raise ValueError("`shape` must be left out where the slots at `a` are read: it is that of `a`")
     memory = chosen_memory(model, memory)
+    if a is not None:
+        check_places("a", a, memory.slots, "the slots")
     return memory, model.a_dist(memory).sample(torch.Size(shape)) if a is None else a
 
 

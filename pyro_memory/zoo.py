@@ -7,64 +7,40 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, overload
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from pyro_memory import addressing, distributions, guides, models, nets, recall, stores
+from pyro_memory.cards import FACTS, ROLES, Card, checksum, fewest_bits, holds, opened, read_card
+from pyro_memory.gate import checked
 from pyro_memory.guides import AddressedGuide, DiffusionBaseGuide, EmptyGuide, VAEGuide, VMAGuide, VSMGuide
 from pyro_memory.models import VAE, VMA, VSM, Addressed, DiffusionBase, SequenceModel
-from pyro_memory.stores import StructuredMemory
+from pyro_memory.stores import StructuredMemory, replace_file
 
 FOLDER = Path(__file__).parent / "shipped"
-ROLES = ("model", "guide")
 HOMES: tuple[ModuleType, ...] = (models, guides, addressing, stores, recall, distributions, nets)
 MEMORY = "memory."
-FACTS = ("about", "data", "licence", "protocol", "numbers", "training", "commit")
+NEW = ".new"  # follows the name of weights whose card is being written
 
 
-@dataclass(frozen=True, repr=False)
-class Card:
-    """What is known of a pair of trained modules.
-
-    Attributes:
-        name: what ``load_pretrained`` takes.
-        facts: about, data, licence, protocol, numbers (with their units and standard errors), training, commit; others
-            where a model needs them, as the vocabulary of a language model.
-        build: for "model" and "guide" the constructor, such as ``"VMA.convolutional"``, and its arguments. An argument
-            ``{"build": [constructor, arguments]}`` is built first; ``{"shared": name}`` is the part of that name under
-            "shared", built once for both; ``{"partial": [constructor, arguments]}`` is one that the model calls itself,
-            as a ``SequenceModel`` its mixer.
-        sha256: of the safetensors file.
-    """
-
-    name: str
-    facts: dict[str, Any]
-    build: dict[str, Any]
-    sha256: str
-
-    def __repr__(self) -> str:
-        lines = [f"{self.name}: {self.facts['about']}"]
-        for key in FACTS[1:]:
-            value = self.facts[key]
-            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
-            lines.append(f"  {key:<9} {shown}")
-        return "\n".join(lines)
-
-
+@checked
 def pretrained(folder: str | Path = FOLDER) -> dict[str, Card]:
-    """Lists the trained weights that are here, by name.
+    """Lists the trained weights that are here, by name. Other files of JSON are passed over.
 
     Args:
         folder: where to look; by default what came with the package.
+
+    Raises:
+        ValueError: if a card is damaged.
     """
-    return {path.stem: _card(path) for path in sorted(Path(folder).glob("*.json"))}
+    found = {path.stem: read_card(path) for path in sorted(Path(folder).glob("*.json"))}
+    return {name: card for name, card in found.items() if card is not None}
 
 
 Titans = Literal[
@@ -87,18 +63,19 @@ def load_pretrained(name: Literal["vsm-diffusion-omniglot", "vsm-vae-omniglot"])
 def load_pretrained(name: Titans) -> tuple[SequenceModel, EmptyGuide]: ...
 @overload
 def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[Any, Any]: ...
+@checked
 def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[Any, Any]:
     """Builds a pair and gives it its trained weights, in evaluation mode; needs no network.
 
-    Weights are kept in half precision and become float32.
+    Weights are kept in half precision where that holds them (``save_pretrained``) and come in torch's default dtype.
 
     Args:
         name: one of ``pretrained()``.
         folder: where its card and safetensors file lie.
 
     Raises:
-        ValueError: for an unknown name, a folder without weights, and where the file is not the one that the card
-            describes.
+        ValueError: for an unknown name, a folder without weights, a damaged card, and where the file is not the one
+            that the card describes.
 
     Example::
 
@@ -109,6 +86,7 @@ def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[Any, Any]:
     return pair["model"].eval(), pair["guide"].eval()
 
 
+@checked
 def load_memory(name: str, folder: str | Path = FOLDER) -> StructuredMemory:
     """Gives the stores that a pair was saved with: what a ``VSM`` had learned of concepts, and its last episodes.
 
@@ -132,6 +110,7 @@ def load_memory(name: str, folder: str | Path = FOLDER) -> StructuredMemory:
     return StructuredMemory.from_tensors(stores)
 
 
+@checked
 def save_pretrained(
     name: str,
     model: nn.Module,
@@ -142,10 +121,14 @@ def save_pretrained(
     folder: str | Path,
     memory: StructuredMemory | None = None,
 ) -> Card:
-    """Writes a pair's weights in half precision and their card, and checks that they load.
+    """Writes a pair's weights in half precision and their card, and checks that they load as they were.
+
+    A tensor is kept in half precision if that leaves each value within a thousandth of itself, or of its tensor's root
+    mean square, and makes none zero; in more bits otherwise. After a crash at any point the old pair loads, or the new
+    one: its weights lie under ``<name>.safetensors.new`` until the card is there.
 
     Args:
-        name: of the two files.
+        name: of the two files, without a folder.
         build: for "model" and "guide" the constructor, of ``pyro_memory.models``, ``guides`` or a room of parts, and
             its arguments, which JSON must be able to hold; see ``Card`` for parts that are modules. A part that both
             use is written once.
@@ -155,30 +138,50 @@ def save_pretrained(
         memory: the stores that belong to the pair, for ``load_memory``.
 
     Raises:
-        ValueError: if a fact is missing, or ``build`` does not build these modules. Nothing is written then.
+        ValueError: if a fact is missing, a weight is not finite, JSON cannot hold ``facts`` or ``build``, these do
+            not build the modules, or a file of that name is no card. Nothing is written then.
     """
+    folder = Path(folder)
+    path = folder / f"{name}.json"
+    if Path(name).name != name:
+        raise ValueError(f"`name` must be that of a file, without a folder; got {name!r}")
+    old = read_card(path) if path.exists() else None
+    if path.exists() and old is None:
+        raise ValueError(f"`name` must be free, or that of a card; {path} is another file. Choose another name")
     facts = {"commit": _commit()} | dict(facts)
     missing = [key for key in FACTS if key not in facts]
     if missing:
         raise ValueError(f"`facts` must tell {', '.join(FACTS)}; missing: {', '.join(missing)}")
+    try:
+        facts, build = json.loads(json.dumps([facts, dict(build)]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`facts` and `build` must be what JSON can hold: {error}") from error
     pair = nn.ModuleDict({"model": model, "guide": guide})
     weights = pair.state_dict()
     kept = {key: weights[key] for key, first in _first_names(pair).items() if key == first}
     kept |= {f"{MEMORY}{k}": t for k, t in ({} if memory is None else memory.to_tensors()).items()}
-    kept = {k: _halved(t) for k, t in kept.items()}
-    twin = _loaded(name, build, kept).state_dict()
-    different = [k for k, t in twin.items() if not torch.equal(t.half(), weights[k].cpu().half())]
+    infinite = [k for k, t in kept.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    if infinite:
+        raise ValueError(f"weights must be finite to be saved; {infinite[0]} holds NaN or infinity")
+    content = save({k: fewest_bits(t) for k, t in kept.items()})
+    twin = _loaded(name, build, opened(content)).state_dict()
+    different = [k for k, t in twin.items() if not holds(weights[k].detach(), t)]
     if different:
         raise ValueError(
             f"`build` must share the parts that model and guide share, and no others; {different[0]} differs"
         )
-    content = save(kept)
-    folder = Path(folder)
+    card = {"facts": facts, "build": build, "sha256": hashlib.sha256(content).hexdigest()}
+    told = json.dumps(card | {"check": checksum(card)}, indent=1) + "\n"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`folder` must be a folder; {folder} is a file")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.safetensors").write_bytes(content)
-    card = {"facts": facts, "build": dict(build), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n")
-    return _card(folder / f"{name}.json")
+    weights_file, new = (folder / f"{name}.safetensors{suffix}" for suffix in ("", NEW))
+    if old is not None and _described(new, old):  # an earlier call ended when it had replaced the card
+        new.replace(weights_file)
+    replace_file(new, lambda temporary: temporary.write_bytes(content))
+    replace_file(path, lambda temporary: temporary.write_text(told))
+    new.replace(weights_file)
+    return Card(name, **card)
 
 
 def _commit() -> str:
@@ -193,32 +196,26 @@ def _commit() -> str:
         return "unknown"
 
 
-def _card(path: Path) -> Card:
-    content = json.loads(path.read_text())
-    return Card(path.stem, content["facts"], content["build"], content["sha256"])
-
-
 def _read(name: str, folder: str | Path) -> tuple[Card, dict[str, Tensor]]:
-    """A card and its tensors, those of fewer bits made single."""
-    known = pretrained(folder)
-    if not known:
-        raise ValueError(f"`folder` must hold weights with their cards; {folder} has none")
-    if name not in known:
+    """A card and its tensors."""
+    path = Path(folder) / f"{name}.safetensors"
+    told = path.with_name(f"{name}.json")
+    card = read_card(told) if told.is_file() else None
+    if card is None:
+        known = pretrained(folder)
+        if not known:
+            raise ValueError(f"`folder` must hold weights with their cards; {folder} has none")
         raise ValueError(f"`name` must be one of {', '.join(known)}; got {name!r}")
-    card, path = known[name], Path(folder) / f"{name}.safetensors"
+    for place in (path, path.with_name(path.name + NEW)):
+        if content := _described(place, card):
+            return card, opened(content)
+    raise ValueError(f"{path} is not the file that its card describes: it is missing or damaged. Install it again")
+
+
+def _described(path: Path, card: Card) -> bytes | None:
+    """The content of a file, if it is what the card describes."""
     content = path.read_bytes() if path.exists() else b""
-    if hashlib.sha256(content).hexdigest() != card.sha256:
-        raise ValueError(f"{path} is not the file that its card describes: it is missing or damaged. Install it again")
-    return card, {k: t.float() if t.is_floating_point() else t for k, t in load(content).items()}
-
-
-def _halved(tensor: Tensor) -> Tensor:
-    """A tensor as it is written: in half precision, or in a byte where that loses nothing, as of binary images."""
-    tensor = tensor.detach().cpu().contiguous()
-    if not tensor.is_floating_point():
-        return tensor
-    half, byte = tensor.half(), tensor.to(torch.float8_e4m3fn)
-    return byte if torch.equal(byte.float(), tensor.float()) else half
+    return content if hashlib.sha256(content).hexdigest() == card.sha256 else None
 
 
 def _first_names(pair: nn.Module) -> dict[str, str]:
@@ -235,8 +232,8 @@ def _loaded(name: str, build: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
         pair.load_state_dict(
             weights | {key: weights[first] for key, first in _first_names(pair).items() if first in weights}
         )
-    except (RuntimeError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{name} was saved from other modules than this version builds: {error}") from error
+    except (RuntimeError, LookupError, AttributeError, TypeError) as error:
+        raise ValueError(f"`{name}` was saved from other modules than its `build` makes here: {error}") from error
     return pair
 
 

@@ -15,7 +15,7 @@ def draw_generations(model, life, evaluation, args, path):
     _, support = sets[0]
     support = support.to(args.device)
     memory = view(remember(model.recall, life.memory, support), args.memory)
-    new = model.generate(support, memory, 10)
+    new = model.generate(support, memory, 10, remembered=args.memory not in ("semantic", "support"))
     rows = [torch.cat([s, torch.zeros_like(s[:1]), n]) for s, n in zip(support.values, new, strict=True)]
     fig, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
     plot_images([r.cpu() for r in rows], ax=ax)
@@ -36,7 +36,7 @@ def draw_summary(result, bounds, told, added, gained, path, args):
         plot_levels(added, axes[0, 0]).set_title("What the query added: KL(q || r(. | S)), nats")
     else:
         result.plot(axes[0, 0]).set_title("Training")
-        if later := result.history["bound"][len(result.history["bound"]) // 10 :]:
+        if later := result.bounds[len(result.bounds) // 10 :]:
             axes[0, 0].set_ylim(min(later), max(later) + 0.05 * (max(later) - min(later)))
     shots = list(bounds)
     axes[0, 1].errorbar(

@@ -100,7 +100,8 @@ def sample_quality(model, life, background, evaluation, args):
             images.append(model.generate(pm.Context(), (len(part), 7)))
             continue
         given = pm.SlotMemory(evaluation[part], batch_dim=-2).to(args.device)
-        images.append(model.generate(given, view(pm.remember(model.recall, life.memory, given), args.memory), 7))
+        stores = view(pm.remember(model.recall, life.memory, given), args.memory)
+        images.append(model.generate(given, stores, 7, remembered=args.memory not in ("semantic", "support")))
     new, real, examples = (
         judge.features(i) for i in (torch.bernoulli(torch.cat(images).cpu()), evaluation[real], evaluation[examples])
     )

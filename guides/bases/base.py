@@ -8,11 +8,13 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_memory.checks import check_images
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Context
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class BaseGuide(PyroModule):
     """Infers a base model's own latents; a memory model's guide calls it inside its plates.
 

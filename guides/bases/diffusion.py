@@ -7,10 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_memory.distributions import CosineSchedule, NoisingPath
+from pyro_memory.gate import checked
 from pyro_memory.guides.bases.base import BaseGuide
 from pyro_memory.nets import Context
 
 
+@checked
 class DiffusionBaseGuide(BaseGuide):
     """Draws the path ``q(x_1 ... x_T | x)`` in evaluation mode and nothing in training mode; it has no parameters.
 

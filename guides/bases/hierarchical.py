@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.guides.bases.base import BaseGuide
-from pyro_memory.nets import Context, GaussianHead, ImagePyramid, with_code
+from pyro_memory.nets import Context, GaussianHead, ImagePyramid, Linear, with_code
 
 
+@checked
 class HierarchicalBaseGuide(BaseGuide):
     """Encodes an image layer by layer from the top: ``q(zl | x, z(l+1), c)``.
 
@@ -34,11 +36,19 @@ class HierarchicalBaseGuide(BaseGuide):
         self.layers = len(latent_dims)
         self.features = ImagePyramid(shape, channels)
         seen, above = self.features.out_features, [*latent_dims[1:], 0]
-        self.hidden = nn.ModuleList(nn.Linear(seen + up + code_dim, hidden) for up in above)
+        self.hidden = nn.ModuleList(Linear(seen + up + code_dim, hidden, takes="context") for up in above)
         self.heads = nn.ModuleList(GaussianHead(hidden + seen, dim) for dim in latent_dims)
 
-    def z_dist(self, layer: int, features: Tensor, above: Tensor | None, context: Context) -> dist.Distribution:
+    def z_dist(
+        self,
+        layer: int,
+        features: Float[Tensor, "*image feature"],
+        above: Float[Tensor, "*batch latent"] | None,
+        context: Context,
+    ) -> dist.Distribution:
         """q(z_layer | x, z_(layer+1), c), from the coarsest features of x."""
+        if not 1 <= layer <= self.layers:
+            raise ValueError(f"`layer` must be from 1 to {self.layers}; got {layer}")
         met = with_code(features if above is None else with_code(features, Context(above)), context)
         hidden = torch.relu(self.hidden[layer - 1](met))
         return self.heads[layer - 1](with_code(hidden, Context(features)))

@@ -9,10 +9,12 @@ import pyro.distributions as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.guides.bases.base import BaseGuide
 from pyro_memory.nets import Context, GaussianHead, ImagePyramid, with_code
 
 
+@checked
 class VAEBaseGuide(BaseGuide):
     """Encodes an image beside its context: ``q(z | x, c)``.
 

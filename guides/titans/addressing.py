@@ -11,11 +11,13 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_memory.addressing import ContentAddress
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Embedding, ImageMLP
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class TitansAddressingGuide(PyroModule):
     """Looks each item up by its content, whatever came before: ``q(a_t | x_t, M)``.
 

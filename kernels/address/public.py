@@ -5,13 +5,16 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.kernels.address.definition import AddressRead
 from pyro_memory.kernels.address.torch_form import StreamedAddress, best_slots
+from pyro_memory.kernels.dispatch import own_precision, refuse_transforms
 
 WIDEST, MOST_SAMPLES = 128, 128  # columns that a block of the Triton kernels holds, and draws of a query
 MOST_ROWS = 2**30  # queries, and slots: the Triton kernels count them in 32 bits
 
 
+@checked
 def fused_address(
     query: Tensor,
     key: Tensor,
@@ -29,7 +32,8 @@ def fused_address(
 
     With scores :math:`s_a = \langle q, k_a \rangle` and :math:`p_a = e^{s_a} / \sum_b e^{s_b}` it gives the
     log-sum-exp, the entropy of p, its KL to a prior, the soft read, exact samples and the slots of highest score. The
-    gradient flows to queries, keys, values and the log prior; each chunk's scores are computed again for it.
+    gradient flows to queries, keys, values and the log prior; each chunk's scores are computed again for it. Autocast
+    changes nothing: sums are taken in float32 at least.
 
     Samples are Gumbel-max: the maximum of ``s_a + noise`` over a chunk is ``logsumexp(chunk) + noise`` and independent
     of where it lies, so noise is drawn once a chunk, and a slot only where a chunk beats those before it.
@@ -50,6 +54,7 @@ def fused_address(
 
     Raises:
         ValueError: if shapes do not fit one another, nothing is left to read, or ``nearest`` exceeds the filled slots.
+        NotImplementedError: inside of ``torch.func``'s grad, vmap and the like.
 
     Cost: O(B x slots x dim) time; O(B x chunk) memory beside inputs and results; the backward pass the same again. With
     a mask the call waits for the GPU to count the filled slots, and in each chunk of "torch" and of ``nearest``.
@@ -57,6 +62,7 @@ def fused_address(
     References: Online normalizer calculation for softmax (Milakov & Gimelshein, 2018),
     https://arxiv.org/abs/1805.02867; A* Sampling (Maddison et al., 2014), https://arxiv.org/abs/1411.0030
     """
+    refuse_transforms("fused_address")
     filled = _check(query, key, value, log_prior, mask, samples, nearest, chunk_size)
     if backend not in ("auto", "torch", "triton"):
         raise ValueError(f'`backend` must be "auto", "torch" or "triton"; got {backend!r}')
@@ -74,14 +80,18 @@ def fused_address(
             )
         from pyro_memory.kernels.address.triton_form import TritonAddress
 
-        parts = TritonAddress.apply(query, key, value, log_prior, mask, filled, samples, generator)
-    else:
-        parts = StreamedAddress.apply(query, key, value, log_prior, mask, filled, samples, chunk_size, generator)
+    arguments = (query, key, value, log_prior, mask, filled, samples)
+    with own_precision(query):
+        if backend == "triton":
+            parts = TritonAddress.apply(*arguments, generator)
+        else:
+            parts = StreamedAddress.apply(*arguments, chunk_size, generator)
+        best = best_slots(query, key, nearest, mask, chunk_size) if nearest else (None, None)
     lse, entropy, kl, read, drawn, maxima = parts
-    best = best_slots(query, key, nearest, mask, chunk_size) if nearest else (None, None)
     return AddressRead(lse, entropy, kl, read, drawn, maxima, *best)
 
 
+@checked
 def nearest_slots(
     query: Tensor, key: Tensor, nearest: int, *, mask: Tensor | None = None, chunk_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -90,11 +100,15 @@ def nearest_slots(
     Arguments, errors and costs are those of ``fused_address``; the gradient of the scores reaches queries and keys.
     """
     _check(query, key, None, None, mask, 0, nearest, chunk_size)
-    return best_slots(query, key, nearest, mask, chunk_size)
+    with own_precision(query):
+        return best_slots(query, key, nearest, mask, chunk_size)
 
 
 def _check(query, key, value, log_prior, mask, samples, nearest, chunk_size) -> int:
     """How many slots are filled; counted once, since a GPU is waited for."""
+    for name, tensor in (("query", query), ("key", key)):
+        if not tensor.is_floating_point():
+            raise ValueError(f"`{name}` must be floating point; got {tensor.dtype}. Convert it: {name}.float()")
     if query.dim() != 2 or key.dim() != 2 or query.shape[-1] != key.shape[-1]:
         raise ValueError(
             f"`query` must be [batch, dim] and `key` [slot, dim] with one dim; got {list(query.shape)} and "

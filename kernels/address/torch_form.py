@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_memory.kernels.dispatch import backward_in_own_precision
+
 TILE = 2**18  # scores held at once: a megabyte of float32, which stays in the cache
 
 
@@ -85,6 +87,7 @@ class StreamedAddress(torch.autograd.Function):
         return lse, entropy, kl, read, drawn, maxima
 
     @staticmethod
+    @backward_in_own_precision
     def backward(ctx, g_lse, g_entropy, g_kl, g_read, *_):
         query, key, value, log_prior, mask, lse, entropy, kl, read = ctx.saved_tensors
         q = query.to(_sums(query))

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pyro_memory.kernels.dispatch import float_precision, on_device_of
+from pyro_memory.kernels.dispatch import backward_in_own_precision, float_precision, on_device_of
 from pyro_memory.kernels.triton_parts import FUSED, block, dot, place
 
 LOWEST = tl.constexpr(-1.0e30)  # stands for minus infinity where a difference of two must stay a number
@@ -261,6 +261,7 @@ class TritonAddress(torch.autograd.Function):
         return lse, entropy, kl, read, drawn, maxima
 
     @staticmethod
+    @backward_in_own_precision
     def backward(ctx, g_lse, g_entropy, g_kl, g_read, *_):
         query, key, value, log_prior, mask, lse, entropy, kl, read = ctx.saved_tensors
         (batch, dim), slots, value_dim = query.shape, len(key), 0 if value is None else value.shape[-1]

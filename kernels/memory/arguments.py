@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.memory.definition import ACTIVATIONS, Layers
+from pyro_memory.kernels.memory.definition import Layers, check_activation
 
 
-def checked(
+def prepared(
     tokens: tuple[Tensor, ...], weights: Sequence[Tensor], momentum_state: Sequence[Tensor] | None,
     gates: Sequence[Tensor | Sequence[Tensor]], *, chunk_size: int, activation: str = "gelu",
     residual_norm: bool = False, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,
@@ -22,8 +22,7 @@ def checked(
     """Refuses what does not fit; gives tokens in their dtype, states for each sequence and gates for each layer."""
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1; got {chunk_size}. Use 1 for the fully online rule")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f'`activation` must be "gelu" or "silu"; got {activation!r}')
+    check_activation(activation)
     *_, k, v = tokens
     _check_tokens(k, v)
     weights = _per_sequence("weights", weights, k)
@@ -110,11 +109,19 @@ def _check_layers(weights: tuple[Tensor, ...], key_dim: int, value_dim: int) -> 
 def _per_layer(
     name: str, gate: Tensor | Sequence[Tensor], k: Tensor, weights: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
+    if not isinstance(gate, (Tensor, Sequence)):
+        shape = list(k.shape[:3])
+        raise TypeError(
+            f"`{name}` must be a tensor [batch, head, time] = {shape}, or a tuple with one for each layer; got {gate!r}"
+            f". For one number everywhere give torch.full({shape}, number)"
+        )
     gates = (gate,) * len(weights) if isinstance(gate, Tensor) else tuple(gate)
     if len(gates) != len(weights):
         raise ValueError(f"`{name}` must be one tensor, or one for each of the {len(weights)} layers; got {len(gates)}")
     for g, w in zip(gates, weights, strict=True):
         channels = tuple(k.shape[:3]) + (w.shape[-1],)
+        if not g.is_floating_point():
+            raise ValueError(f"`{name}` must be floating point; got {g.dtype}. Convert it: {name}.float()")
         if tuple(g.shape) != channels[:3] and (name != "decay" or tuple(g.shape) != channels):
             also = f", or {list(channels)} for each channel," if name == "decay" else ""
             raise ValueError(

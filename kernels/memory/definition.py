@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from pyro_memory.gate import checked
+from pyro_memory.kernels.dispatch import own_precision
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}  # gelu is the exact one, x Phi(x), not the tanh approximation
 NORM_EPS = 1e-5
@@ -14,6 +18,13 @@ NORM_EPS = 1e-5
 Layers = tuple[Tensor, ...]
 
 
+def check_activation(activation: str) -> None:
+    """Raises a ValueError for another activation than those there are."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f'`activation` must be "gelu" or "silu"; got {activation!r}')
+
+
+@checked
 def apply_memory(
     weights: Sequence[Tensor],
     x: Tensor,
@@ -23,18 +34,24 @@ def apply_memory(
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
 ) -> Tensor:
-    """Computes ``M(x)``: an MLP, or ``x + LN(MLP(x))`` with ``residual_norm``; x is ``[batch, head, time, in]``."""
-    z = x
-    for layer, w in enumerate(weights):
-        z = (z if layer == 0 else ACTIVATIONS[activation](z)) @ w
-    if not residual_norm:
-        return z
-    normed = F.layer_norm(z, z.shape[-1:], eps=NORM_EPS)
-    if norm_weight is not None:
-        normed = normed * norm_weight.unsqueeze(-2)
-    if norm_bias is not None:
-        normed = normed + norm_bias.unsqueeze(-2)
-    return x + normed
+    """Computes ``M(x)``: an MLP, or ``x + LN(MLP(x))`` with ``residual_norm``; x is ``[batch, head, time, in]``.
+
+    In the dtype of x; float16 and bfloat16 are computed in float32, as ``neural_memory`` does.
+    """
+    check_activation(activation)
+    dtype = reduce(torch.promote_types, (t.dtype for t in (x, *weights)), torch.float32)
+    with own_precision(x):
+        z = x.to(dtype)
+        for layer, w in enumerate(weights):
+            z = (z if layer == 0 else ACTIVATIONS[activation](z)) @ w.to(dtype)
+        if not residual_norm:
+            return z.to(x.dtype)
+        normed = F.layer_norm(z, z.shape[-1:], eps=NORM_EPS)
+        if norm_weight is not None:
+            normed = normed * norm_weight.unsqueeze(-2)
+        if norm_bias is not None:
+            normed = normed + norm_bias.unsqueeze(-2)
+        return (x + normed).to(x.dtype)
 
 
 def token_rule(

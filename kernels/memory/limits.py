@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.kernels.dispatch import interpreting
 
 MAX_WIDTH, MAX_HIDDEN, MAX_CHUNK = 128, 512, 64
@@ -24,6 +25,7 @@ LONGEST_CHUNK = {
 }
 
 
+@checked
 def why_not_triton(
     q: Tensor, v: Tensor, weights: Sequence[Tensor], decay: Tensor | Sequence[Tensor], *, chunk_size: int
 ) -> str | None:

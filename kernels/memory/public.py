@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import check_backend
-from pyro_memory.kernels.memory.arguments import cast, checked
+from pyro_memory.gate import checked
+from pyro_memory.kernels.dispatch import check_backend, own_precision, refuse_transforms
+from pyro_memory.kernels.memory.arguments import cast, prepared
 from pyro_memory.kernels.memory.definition import Layers, token_rule
 from pyro_memory.kernels.memory.limits import choose_backend
 from pyro_memory.kernels.memory.torch_form import chunk_form, chunk_surprise
 
 
+@checked
 def neural_memory(
     q: Tensor,
     k: Tensor,
@@ -73,24 +73,27 @@ def neural_memory(
         ``(y, weights, momentum_state)``: y ``[batch, head, time, out]``, and the state after the last token. A sequence
         cut on a chunk boundary and resumed from that state gives the same result as the whole.
 
-    float16 and bfloat16 are computed in float32: y has the dtype of ``q``, the state is float32. With "triton" products
-    of bfloat16 tokens are bfloat16 ones, and those of float16 tokens tf32, summed in float32.
+    float16 and bfloat16 are computed in float32: y has the dtype of ``q``, the state is float32. Autocast changes
+    nothing, but for the way back through "reference", which is autograd's own. With "triton" products of bfloat16
+    tokens are bfloat16 ones, and those of float16 tokens tf32, summed in float32.
 
     Cost: O(time (depth in out + chunk_size (in + out))) operations a head. Weights exist once a chunk, never a token.
 
     Raises:
         ValueError: for shapes that do not fit, gates outside their range, no tokens, an unknown option.
+        NotImplementedError: inside of ``torch.func``'s grad, vmap and the like.
 
     References: Titans: Learning to Memorize at Test Time (Behrouz et al., 2025), https://arxiv.org/abs/2501.00663; the
     chunk form follows Learning to (Learn at Test Time) (Sun et al., 2024), https://arxiv.org/abs/2407.04620, extended
     to momentum and decay.
     """
+    refuse_transforms("neural_memory")
     check_backend(backend)
     if checkpoint_chunks is not None and checkpoint_chunks < 1:
         raise ValueError(f"`checkpoint_chunks` must be at least 1, or None to keep all; got {checkpoint_chunks}")
     if q.shape != k.shape:
         raise ValueError(f"`q` must have the shape of `k`, {list(k.shape)}; got {list(q.shape)}")
-    tokens, states, gates, options = checked(
+    tokens, states, gates, options = prepared(
         (q, k, v), weights, momentum_state, (lr, momentum, decay), chunk_size=chunk_size, activation=activation,
         residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths,
         check_values=check_values,
@@ -102,11 +105,12 @@ def neural_memory(
         options["return_state"] = return_state
     if backend != "triton":
         tokens = cast(tokens, states[0][0].dtype)
-    with torch.autocast(q.device.type, enabled=False):
+    with own_precision(q):
         y, weights, momentum_state = _form(backend)(*tokens, *states, *gates, **options)
     return (y.to(q.dtype), weights, momentum_state) if return_state else (y.to(q.dtype), None, None)
 
 
+@checked
 def memory_surprise(
     k: Tensor,
     v: Tensor,
@@ -115,8 +119,14 @@ def memory_surprise(
     momentum: Tensor | Sequence[Tensor],
     decay: Tensor | Sequence[Tensor],
     *,
+    chunk_size: int,
     momentum_state: Sequence[Tensor] | None = None,
-    **options: Any,
+    activation: str = "gelu",
+    residual_norm: bool = False,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+    check_values: bool | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Measures how much each token surprises the memory, in the memory's own units, not nats.
 
@@ -124,9 +134,14 @@ def memory_surprise(
     ``||M(k) - v||^2`` at the weights before the token's chunk and the norm of its gradient over all layers, then the
     state as ``neural_memory`` does. Nothing is differentiable. Cost: that of the writes.
     """
-    tokens, states, gates, options = checked((k, v), weights, momentum_state, (lr, momentum, decay), **options)
+    refuse_transforms("memory_surprise")
+    tokens, states, gates, options = prepared(
+        (k, v), weights, momentum_state, (lr, momentum, decay), chunk_size=chunk_size, activation=activation,
+        residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths,
+        check_values=check_values,
+    )  # fmt: skip
     k, v = cast(tokens, states[0][0].dtype)
-    with torch.autocast(k.device.type, enabled=False):
+    with own_precision(k):
         return chunk_surprise(k, v, *states, *gates, **options)
 
 

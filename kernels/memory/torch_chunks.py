@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from pyro_memory.kernels.dispatch import backward_in_own_precision
 from pyro_memory.kernels.memory import torch_inner as inner
 from pyro_memory.kernels.memory.torch_coefficients import Coefficients
 from pyro_memory.kernels.memory.torch_inner import Memory, Read, Written
@@ -75,6 +76,7 @@ class Chunks(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @backward_in_own_precision
     def backward(ctx, dy, *dstates):
         plan = ctx.plan
         q, k, v, norm, *rest = ctx.saved_tensors

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_memory.kernels.dispatch import backward_in_own_precision
+
 
 class Coefficients(NamedTuple):
     """The weights of a layer's chunks: ``width`` is 1, or the layer's output channels where they decay apart."""
@@ -94,6 +96,7 @@ class _Recursion(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @backward_in_own_precision
     def backward(ctx, dbeta: Tensor, dG: Tensor, dend_beta: Tensor, dend_G: Tensor, dend_P: Tensor):
         theta, eta, a, last, P, G, beta = ctx.saved_tensors
         chunk, width = theta.shape[1], a.shape[2:]

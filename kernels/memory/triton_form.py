@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_memory.kernels.dispatch import backward_in_own_precision
 from pyro_memory.kernels.memory import triton_launch
 from pyro_memory.kernels.triton_parts import block
 
@@ -142,6 +143,7 @@ def _save(ctx, inputs, output):
     ctx.sizes = widths, chunk_size, activation, every
 
 
+@backward_in_own_precision
 def _backward(ctx, dy, dstate, _):
     *tensors, kept = ctx.saved_tensors
     grads = memory_backward(dy.contiguous(), dstate.contiguous(), *tensors, kept, *ctx.sizes)

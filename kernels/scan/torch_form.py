@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from pyro_memory.kernels.dispatch import backward_in_own_precision
+
 
 def _doubling(x: Tensor, a: Tensor, initial: Tensor) -> Tensor:
     """Joins stretches of 1, 2, 4 ... tokens: only sums and products, so that a of 0 is exact."""
@@ -27,6 +29,7 @@ class DoublingScan(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @backward_in_own_precision
     def backward(ctx, dh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, h, initial = ctx.saved_tensors
         later = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1)  # dx_t = dh_t + a_{t+1} dx_{t+1}

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import on_device_of
+from pyro_memory.kernels.dispatch import backward_in_own_precision, on_device_of
 from pyro_memory.kernels.triton_parts import FUSED, compose, place
 
 BLOCK_TIME, BLOCK_DIM = 32, 64
@@ -86,6 +86,7 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(a, initial, output)
 
 
+@backward_in_own_precision
 def _backward(ctx, dh):
     a, initial, h = ctx.saved_tensors
     dx, da = scan_backward(dh.contiguous(), a, initial, h)

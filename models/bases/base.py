@@ -10,11 +10,13 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_memory.checks import check_images
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Context, SkipPyramid
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class BaseModel(PyroModule):
     """Generates an image from a context; a memory model calls it inside its plates.
 

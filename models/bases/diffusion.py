@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_memory.distributions import CosineSchedule, DenoisingPath, spread
+from pyro_memory.gate import check_places, checked
 from pyro_memory.models.bases.base import BaseModel, content_network
-from pyro_memory.nets import Context, ConvDecoder, Features, SkipPyramid, with_code
+from pyro_memory.nets import Context, ConvDecoder, Features, SkipPyramid, out_of_autocast, with_code
 
 TIME_DIM = 32
 PREDICTS = ("ink", "v", "epsilon")
 
 
+@checked
 class DiffusionBase(BaseModel):
     r"""Draws a binary image by taking noise away step by step, each step beside the context.
 
@@ -85,15 +87,24 @@ class DiffusionBase(BaseModel):
         """What says which pixels can be explained: this model."""
         return self
 
-    def ink_logits(self, xt: Tensor, t: Int[Tensor, "*batch"], context: Context) -> Tensor:
+    def ink_logits(
+        self, xt: Float[Tensor, "*lead channel height width"], t: Int[Tensor, "*batch"], context: Context
+    ) -> Tensor:
         """Log-odds of ink, pixel by pixel, given x_t and the context."""
+        check_places("t", t, self.schedule.steps + 1, "the steps of the noise")
         level = spread((1 - self.schedule.kept[t]).sqrt())
         features = self.encoder(torch.cat([xt, level.expand(xt.shape[:-3] + (1,) + xt.shape[-2:])], -3))
         z = with_code(_time_embedding((t / self.schedule.steps).to(level)), context)
-        return self.as_ink(self.decoder(z, _beside(features, context)), xt, t)
+        return self.as_ink(out_of_autocast(self.decoder(z, _beside(features, context))), xt, t)
 
-    def as_ink(self, out: Tensor, xt: Tensor, t: Int[Tensor, "*batch"]) -> Tensor:
+    def as_ink(
+        self,
+        out: Float[Tensor, "*one channel height width"],
+        xt: Float[Tensor, "*lead channel height width"],
+        t: Int[Tensor, "*batch"],
+    ) -> Tensor:
         """Log-odds of ink from what the network predicts."""
+        check_places("t", t, self.schedule.steps + 1, "the steps of the noise")
         kept = spread(self.schedule.kept[t])
         if self.predicts == "ink":
             return out + 2 * kept.sqrt() * xt / (1 - kept)
@@ -103,7 +114,9 @@ class DiffusionBase(BaseModel):
             guess = (xt - (1 - kept).sqrt() * out) / kept.sqrt()
         return 2 * torch.atanh(guess.clamp(-0.999, 0.999))
 
-    def step_dist(self, xt: Tensor, t: Int[Tensor, "*batch"], context: Context) -> dist.Distribution:
+    def step_dist(
+        self, xt: Float[Tensor, "*lead channel height width"], t: Int[Tensor, "*batch"], context: Context
+    ) -> dist.Distribution:
         """p(x_(t-1) | x_t, c, m), t at least 2."""
         return self.schedule.reverse(self.ink_logits(xt, t, context), xt, t)
 
@@ -171,15 +184,21 @@ class DiffusionBase(BaseModel):
             raise ValueError(f"`ddim_steps` must be from 1 to {self.schedule.steps - 1}, T - 1; got {ddim_steps}")
         if not 0 <= eta <= 1:
             raise ValueError(f"`eta` must lie in [0, 1], from no noise to the posterior's; got {eta}")
-        times = torch.linspace(1, self.schedule.steps, ddim_steps + 1).round().long().flip(0).tolist()
+        times = torch.linspace(1, self.schedule.steps, ddim_steps + 1, device="cpu").round().long().flip(0).tolist()
         kept = self.schedule.kept
         x = torch.randn(path.batch_shape + self.shape, device=kept.device, dtype=kept.dtype)
         for t, after in pairwise(times):
             x = self.ddim_dist(x, t, after, eta, context).sample()
         return self.x_dist(x, context).mean
 
-    def ddim_dist(self, xt: Tensor, t: int, after: int, eta: float, context: Context) -> dist.Normal:
+    def ddim_dist(
+        self, xt: Float[Tensor, "*lead channel height width"], t: int, after: int, eta: float, context: Context
+    ) -> dist.Normal:
         """A step of DDIM from t to ``after``; at eta = 1 it has the variance of q(x_after | x_t, x_0)."""
+        if not 0 <= after < t <= self.schedule.steps:
+            raise ValueError(
+                f"`after` must be from 0 to below `t`, and `t` at most {self.schedule.steps}; got {after} and {t}"
+            )
         kept, then = self.schedule.kept[t], self.schedule.kept[after]
         guess = torch.tanh(0.5 * self.ink_logits(xt, torch.full(xt.shape[:-3], t, device=xt.device), context))
         noise = (xt - kept.sqrt() * guess) / (1 - kept).sqrt()
@@ -194,7 +213,7 @@ def _batch_shape(context: Context, shape: Sequence[int]) -> torch.Size:
 
 
 def _time_embedding(t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
-    rates = torch.exp(torch.linspace(0, math.log(200.0), TIME_DIM // 2).to(t))
+    rates = torch.exp(torch.linspace(0, math.log(200.0), TIME_DIM // 2, device=t.device).to(t))
     angles = t.unsqueeze(-1) * rates
     return torch.cat([angles.sin(), angles.cos()], -1)
 

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.models.bases.base import BaseModel, content_network
 from pyro_memory.nets import BernoulliImage, Context, ConvDecoder, GaussianMLP, with_code
 
 
+@checked
 class HierarchicalBase(BaseModel):
     r"""Draws an image from a chain of latent codes, each beside the context; the decoder sees all of them.
 
@@ -60,14 +62,18 @@ class HierarchicalBase(BaseModel):
         """L."""
         return len(self.latent_dims)
 
-    def z_dist(self, layer: int, above: Tensor | None, context: Context) -> dist.Distribution:
+    def z_dist(self, layer: int, above: Float[Tensor, "*batch latent"] | None, context: Context) -> dist.Distribution:
         """p(z_layer | z_(layer+1), c), layers counted from 1; ``above`` is None for the last."""
+        if not 1 <= layer <= self.layers:
+            raise ValueError(f"`layer` must be from 1 to {self.layers}; got {layer}")
         if above is None and context.code is None:
             return dist.Normal(self.zero, torch.ones_like(self.zero)).to_event(1)
         return self.priors[layer - 1](context.code if above is None else with_code(above, context))
 
-    def x_dist(self, codes: Sequence[Tensor], context: Context) -> dist.Distribution:
+    def x_dist(self, codes: Sequence[Float[Tensor, "..."]], context: Context) -> dist.Distribution:
         """p(x | z1 ... zL, c, m)."""
+        if not codes:
+            raise ValueError("`codes` must hold z1 ... zL; got none")
         lead = torch.broadcast_shapes(*(z.shape[:-1] for z in codes))
         z = torch.cat([z.expand(lead + z.shape[-1:]) for z in codes], -1)
         return self.likelihood(with_code(z, context), context.content)

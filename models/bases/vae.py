@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.models.bases.base import BaseModel, content_network
 from pyro_memory.nets import BernoulliImage, Context, ConvDecoder, GaussianHead, with_code
 
 
+@checked
 class VAEBase(BaseModel):
     r"""Draws an image from one latent code and the context.
 

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing import ContentAddress
 from pyro_memory.distributions import AddressedBernoulli
+from pyro_memory.gate import checked
 from pyro_memory.models.titans.variants import TitansLMM
 from pyro_memory.naming import unique_name
-from pyro_memory.nets import BernoulliImage, Embedding, Features, ImageMLP, MLPDecoder
+from pyro_memory.nets import BernoulliImage, Embedding, Features, ImageMLP, MLPDecoder, out_of_autocast
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class TitansAddressing(PyroModule):
     r"""Draws a sequence item by item, each after reading a slot that what came before has made likely.
 
@@ -100,7 +102,8 @@ class TitansAddressing(PyroModule):
     def x_dist_at(self, a: Int[Tensor, "*address"], memory: SlotMemory) -> dist.Distribution:
         """p(x_t | m_{a_t}); binary images of a shared memory are scored at all slots by one product."""
         if memory.batch_dim is None and isinstance(self.likelihood, BernoulliImage):
-            return AddressedBernoulli(self.likelihood.decoder(self.code, self.content(memory.values)), a)
+            logits = self.likelihood.decoder(self.code, self.content(memory.values))
+            return AddressedBernoulli(out_of_autocast(logits), a)
         return self.x_dist(memory.read(a, self.content))
 
     def forward(self, x: Float[Tensor, "batch time *event"], memory: SlotMemory) -> None:

@@ -10,6 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_memory.gate import checked
 from pyro_memory.models.titans.state import State, last_tokens, resolve
 from pyro_memory.naming import unique_name
 
@@ -77,6 +78,7 @@ class Heads(nn.Module):
         return self.to_out(y.transpose(1, 2).flatten(2))
 
 
+@checked
 class WindowAttention(PyroModule):
     """Lets each token see itself, the ``window - 1`` tokens before it, and what is always visible.
 

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from pyro_memory.gate import checked
 from pyro_memory.models.titans.attention import WindowAttention, WindowState
 from pyro_memory.models.titans.state import State, resolve
 from pyro_memory.naming import unique_name
+from pyro_memory.nets import out_of_autocast
 
 
+@checked
 class TransformerMixer(WindowAttention):
     """Mixes by causal attention over the last ``window`` tokens, the token itself among them.
 
@@ -49,6 +52,7 @@ class LSTMState(State):
     cell: Tensor
 
 
+@checked
 class LSTMMixer(nn.Module):
     """Mixes by an LSTM of ``hidden`` cells (by default ``dim``) and a projection back to ``dim``.
 
@@ -80,13 +84,13 @@ class LSTMMixer(nn.Module):
         start = (state.output.unsqueeze(0), state.cell.unsqueeze(0))
         if lengths is None:
             y, end = self.cells(x, start)
-            return self.to_out(y), LSTMState(*(t.squeeze(0) for t in end))
+            return self.to_out(y), _after(end, state)
         # Packing knows no empty sequence: give it one token, and take its state back.
         packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
         y, end = self.cells(packed, start)
         y = pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0]
         y = y.masked_fill((lengths == 0)[:, None, None], 0)
-        return self.to_out(y), LSTMState(*(t.squeeze(0) for t in end)).where(lengths > 0, state)
+        return self.to_out(y), _after(end, state).where(lengths > 0, state)
 
     def step(
         self, token: Float[Tensor, "batch dim"], state: LSTMState | None = None
@@ -96,6 +100,13 @@ class LSTMMixer(nn.Module):
         return y.squeeze(1), state
 
 
+@checked
+def _after(end: tuple[Tensor, Tensor], state: LSTMState) -> LSTMState:
+    """In the dtype of the state before, whatever autocast made of it: torch's LSTM takes no other."""
+    return LSTMState(*(t.squeeze(0).to(state.output) for t in end))
+
+
+@checked
 class DLinear(PyroModule):
     r"""Forecasts by two linear maps, of a window's moving average and of what that leaves.
 
@@ -123,12 +134,21 @@ class DLinear(PyroModule):
     def next_dist(self, x: Float[Tensor, "batch time feature"]) -> dist.Independent:
         """p(future | past)."""
         past = x.flatten(1)
+        if past.shape[1] != self.trend.in_features:
+            raise ValueError(
+                f"`x` must hold {self.trend.in_features} values a sequence, the `past` the model was built for; got "
+                f"shape {list(x.shape)}"
+            )
         side = self.kernel // 2
         padded = functional.pad(past.unsqueeze(1), (side, side), mode="replicate")
         trend = functional.avg_pool1d(padded, self.kernel, stride=1).squeeze(1)
-        return dist.Normal(self.trend(trend) + self.rest(past - trend), self.log_scale.exp()).to_event(1)
+        loc = out_of_autocast(self.trend(trend) + self.rest(past - trend))
+        return dist.Normal(loc, self.log_scale.exp()).to_event(1)
 
-    def forward(self, x: Tensor, mask: None = None, targets: Tensor | None = None) -> None:
+    def forward(
+        self, x: Float[Tensor, "batch time feature"], mask: None = None,
+        targets: Float[Tensor, "batch last horizon"] | None = None,
+    ) -> None:  # fmt: skip
         if mask is not None or targets is None:
             raise ValueError("`mask` must be None and `targets` be given: DLinear forecasts")
         with pyro.plate("batch", len(x)):

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
+from pyro_memory.kernels import refuse_transforms
 from pyro_memory.models.titans.attention import Heads
 from pyro_memory.models.titans.neural_memory import MemoryState
 from pyro_memory.models.titans.state import State, resolve
@@ -26,6 +28,7 @@ class ContextState(State):
     counts: Tensor  # tokens in the segment, [batch]
 
 
+@checked
 class TitansMAC(Mixer):
     r"""Memory as context: attention over a segment, what the memory recalls for it, and persistent tokens.
 
@@ -82,6 +85,7 @@ class TitansMAC(Mixer):
     def forward(
         self, x: Float[Tensor, "batch time dim"], state: ContextState | None = None, lengths: Lengths = None
     ) -> tuple[Float[Tensor, "batch time dim"], ContextState]:
+        refuse_transforms("TitansMAC")
         x, state = resolve(self, x, state, lengths)
         batch, time = x.shape[:2]
         counts = state.counts.tolist()
@@ -117,7 +121,7 @@ class TitansMAC(Mixer):
         position = state.counts[:, None] + index
         recalled = self.memory.retrieve(self.to_recall(x), state.before)
         new = [
-            torch.stack(pair, 1)
+            torch.stack(pair, 1).to(state.keys)  # whatever autocast made of them
             for pair in zip(*(self.heads.keys_values(t, position) for t in (recalled, x)), strict=True)
         ]
         if not any(counts) and even and width == self.segment:

@@ -14,10 +14,13 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_memory.kernels import apply_memory, memory_surprise, neural_memory
+from pyro_memory.gate import check_least, checked
+from pyro_memory.kernels import apply_memory, memory_surprise, neural_memory, refuse_transforms
 from pyro_memory.models.titans.open_chunk import FastWeights, run_through
 from pyro_memory.models.titans.state import State, last_tokens, resolve
 from pyro_memory.naming import unique_name
+
+STEADY_CHUNKS = 64  # through which gradients of a memory of depth 3 are steady, in heads of 16 dimensions or more
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class MemoryState(State):
     tail: Tensor  # the last projections before the convolutions, [batch, convolution - 1, 3 heads head_dim]
 
 
+@checked
 class NeuralMemory(PyroModule):
     r"""Mixes a sequence through memories that are trained on it while it passes.
 
@@ -56,6 +60,10 @@ class NeuralMemory(PyroModule):
     tests drive deep memories with repeated, alternating and opposed keys, large values, gates at their bounds and
     switched at random, and with long noise.
 
+    Gradients through a memory of depth 3 or more with ``residual_norm`` may grow by orders of magnitude: in heads of 16
+    dimensions and more at depth 3 from about 100 chunks on, at depth 4 from 60. So a call of it takes at most
+    ``64 / (depth - 2)`` chunks where gradients are kept. Very narrow heads (2 dimensions) grow sooner, at any depth.
+
     Args:
         dim: width of a token.
         heads, head_dim: memories side by side, and the width of their keys and values; dim / heads by default.
@@ -78,9 +86,12 @@ class NeuralMemory(PyroModule):
     state is the one after each sequence's last token, and outputs past it are zero.
 
     Raises:
-        ValueError: for options out of range, an x that does not fit, a state of other shapes.
+        ValueError: for options out of range, an x that does not fit, a state of other shapes, a sequence that is too
+            long for gradients through a deep memory.
+        NotImplementedError: inside of ``torch.func``'s grad, vmap and the like; ``functional_call`` is fine.
 
-    Cost: O(time (heads head_dim^2 expansion depth + dim heads head_dim)).
+    Cost: O(time (heads head_dim^2 expansion depth + dim heads head_dim)). Call it uncompiled: ``torch.compile`` breaks
+    its graph some twenty times and compiles anew for each length, which takes minutes, and it is slower after.
 
     References: Titans: Learning to Memorize at Test Time (Behrouz, Zhong & Mirrokni, 2025),
     https://arxiv.org/abs/2501.00663
@@ -110,12 +121,12 @@ class NeuralMemory(PyroModule):
         name: str | None = None,
     ) -> None:
         super().__init__(name or unique_name(self))
+        check_least(
+            1, dim=dim, heads=heads, head_dim=head_dim, depth=depth, expansion=expansion, chunk_size=chunk_size,
+            convolution=convolution,
+        )  # fmt: skip
         if head_dim is None and dim % heads:
             raise ValueError(f"`heads` must divide `dim` {dim}, or give `head_dim`; got {heads}")
-        sizes = {"heads": heads, "depth": depth, "chunk_size": chunk_size, "convolution": convolution}
-        for option, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"`{option}` must be at least 1; got {value}")
         if not 0 < max_decay <= chunk_size:
             raise ValueError(
                 f"`max_decay` must lie in (0, {chunk_size}], alpha being up to max_decay / chunk_size; got {max_decay}"
@@ -163,7 +174,9 @@ class NeuralMemory(PyroModule):
         state: MemoryState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch time dim"], MemoryState]:
+        refuse_transforms("NeuralMemory")
         x, state = resolve(self, x, state, lengths)
+        self._check_depth(x.shape[1])
         projected = torch.cat([state.tail, self.to_qkv(x)], 1)
         tokens = (*self._qkv(projected), *self._gates(x))
         if self.surprise and pyro.poutine.runtime.am_i_wrapped():
@@ -203,6 +216,17 @@ class NeuralMemory(PyroModule):
             torch.zeros(batch, dtype=torch.long, device=empty.device),
         )
         return MemoryState(fast, empty.new_zeros(batch, self.taps - 1, 3 * self.heads * self.head_dim))
+
+    def _check_depth(self, time: int) -> None:
+        if self.depth < 3 or not self.options["residual_norm"] or not torch.is_grad_enabled():
+            return
+        most = max(1, STEADY_CHUNKS // (self.depth - 2)) * self.chunk_size
+        if time > most:
+            raise ValueError(
+                f"`x` must have at most {most} tokens a call at depth {self.depth} where gradients are kept, since "
+                f"beyond they grow by orders of magnitude; got {time}. Cut it and go on from state.detach(), call it "
+                "under torch.no_grad(), or build the memory with depth=2 or residual_norm=False"
+            )
 
     def _qkv(self, projected: Tensor) -> tuple[Tensor, ...]:
         mixed = projected

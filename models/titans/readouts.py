@@ -11,7 +11,11 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyro_memory.gate import checked
+from pyro_memory.nets import out_of_autocast
 
+
+@checked
 class Readout(PyroModule):
     """Maps hidden vectors by ``weight [size, dim]`` and ``bias [size]``; its ``forward`` gives a distribution.
 
@@ -32,9 +36,10 @@ class Readout(PyroModule):
     def affine(self, hidden: Float[Tensor, "*batch time dim"]) -> Float[Tensor, "*lead time size"]:
         """``hidden @ weight.T + bias``."""
         bias = self.bias
-        return hidden @ self.weight.mT + (bias if bias.dim() == 1 else bias.unsqueeze(-2))
+        return out_of_autocast(hidden @ self.weight.mT) + (bias if bias.dim() == 1 else bias.unsqueeze(-2))
 
 
+@checked
 class TokenReadout(Readout):
     """Gives a Categorical over ``size`` tokens."""
 
@@ -49,6 +54,7 @@ class TokenReadout(Readout):
         return dist.Categorical(logits=next_dist.logits / temperature).sample()
 
 
+@checked
 class NormalReadout(Readout):
     """Gives a normal distribution of ``size`` values, each with one learned deviation (at first 1)."""
 
@@ -68,6 +74,7 @@ class NormalReadout(Readout):
         return loc + temperature * (next_dist.sample() - loc)
 
 
+@checked
 class StudentTReadout(NormalReadout):
     """Gives Student's t, whose degrees of freedom are learned too (at first about 5; always above 2)."""
 

@@ -11,20 +11,26 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float, Int
+from pyro import poutine
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
+from pyro_memory.inference import KeepFrozen, check_given
 from pyro_memory.models.titans.block import Block
 from pyro_memory.models.titans.readouts import NormalReadout, Readout, TokenReadout
 from pyro_memory.naming import unique_name
 
 MakeMixer = Callable[[int], nn.Module]
+Elements = Int[Tensor, "batch time"] | Float[Tensor, "batch time feature"]
+Lengths = Int[Tensor, " batch"] | None
 
 
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class SequenceState:
     """What a sequence model remembers: the state of each block's mixer."""
@@ -40,6 +46,7 @@ class SequenceState:
         return {f"{i}.{k}": t for i, s in enumerate(self.blocks) for k, t in s.to_tensors().items()}
 
 
+@checked
 class SequenceModel(PyroModule):
     r"""Writes a sequence down, each element given those before it.
 
@@ -92,6 +99,11 @@ class SequenceModel(PyroModule):
         super().__init__(name or unique_name(self))
         if blocks < 1:
             raise ValueError(f"`blocks` must be at least 1; got {blocks}")
+        if isinstance(mixer, nn.Module):
+            raise TypeError(
+                f"`mixer` must make one a block from `dim`; got a {type(mixer).__name__} that is built already. Give "
+                "the class, or partial(TitansLMM, heads=2)"
+            )
         self.embedding = embedding
         self.start = nn.Parameter(torch.randn(dim))
         self.norm = nn.RMSNorm(dim)
@@ -124,10 +136,7 @@ class SequenceModel(PyroModule):
         return cls(nn.Linear(features, dim), mixer, readout(dim, outputs or features), dim=dim, **options)
 
     def forward(
-        self,
-        x: Int[Tensor, "batch time"] | Float[Tensor, "batch time feature"],
-        mask: Bool[Tensor, "batch time"] | None = None,
-        targets: Tensor | None = None,
+        self, x: Elements, mask: Bool[Tensor, "batch time"] | None = None, targets: Tensor | None = None
     ) -> None:
         self._check(x)
         data = x if targets is None else targets
@@ -143,14 +152,14 @@ class SequenceModel(PyroModule):
             pyro.sample("x", x_dist.to_event(1), obs=data)
 
     @pyro_method
-    def x_dist(self, x: Tensor) -> dist.Distribution:
+    def x_dist(self, x: Elements) -> dist.Distribution:
         """p(x_t | x_<t) for every t, batch shape ``[batch, time]``."""
         self._check(x)
         return self.readout(self._blocks(self._embed(x, first=True), None, None)[0][:, :-1])
 
     @pyro_method
     def read(
-        self, x: Tensor, state: SequenceState | None = None, lengths: Int[Tensor, " batch"] | None = None
+        self, x: Elements, state: SequenceState | None = None, lengths: Lengths = None
     ) -> tuple[dist.Distribution, SequenceState]:
         """Reads elements after those that made ``state``; gives p(next | all read), one a sequence, and the state.
 
@@ -178,25 +187,20 @@ class SequenceModel(PyroModule):
             states.append(after)
         return self.readout(self.norm(hidden)), SequenceState(tuple(states))
 
-    def next_dist(self, x: Tensor, lengths: Int[Tensor, " batch"] | None = None) -> dist.Distribution:
+    def next_dist(self, x: Elements, lengths: Lengths = None) -> dist.Distribution:
         """p(next | x), or p(targets | x) of a model that was trained on targets; batch shape ``[batch]``."""
         return self.read(x, lengths=lengths)[0]
 
     @pyro_method
     @torch.no_grad()
     def generate(
-        self,
-        prompt: Tensor,
-        steps: int,
-        *,
-        state: SequenceState | None = None,
-        lengths: Int[Tensor, " batch"] | None = None,
-        temperature: float = 1.0,
-        seed: int | None = None,
-    ) -> tuple[Tensor, SequenceState]:
+        self, prompt: Elements, steps: int, *, state: SequenceState | None = None, lengths: Lengths = None,
+        temperature: float = 1.0, seed: int | None = None,
+    ) -> tuple[Tensor, SequenceState]:  # fmt: skip
         """Reads a prompt, then draws ``steps`` elements one by one; gives them and the state after the last but one.
 
         For a Bayesian model, condition on a draw of the guide: ``pyro.condition(model.generate, guide())(prompt, 10)``.
+        Parameters stay as they are, frozen ones frozen.
 
         Args:
             prompt: as ``x`` of ``read``; ``[batch, 0]`` starts from nothing.
@@ -205,16 +209,21 @@ class SequenceModel(PyroModule):
             lengths: of the prompts.
             temperature: 1 draws from the model; 0 takes the likeliest token, or the location.
             seed: of the draws; None uses torch's random stream.
+
+        Raises:
+            ValueError: if weights of the model are latent and not given.
         """
         if steps < 1 or temperature < 0:
             raise ValueError(
                 f"`steps` must be at least 1 and `temperature` not negative; got {steps} and {temperature}"
             )
         devices = [prompt.device] if prompt.is_cuda else []
-        with nullcontext() if seed is None else torch.random.fork_rng(devices):
+        with nullcontext() if seed is None else torch.random.fork_rng(devices), KeepFrozen():
             if seed is not None:
                 torch.manual_seed(seed)
-            next_dist, state = self.read(prompt, state, lengths)
+            with poutine.trace() as seen:
+                next_dist, state = self.read(prompt, state, lengths)
+            check_given(seen.trace)
             drawn = [self.readout.draw(next_dist, temperature)]
             for _ in range(steps - 1):
                 next_dist, state = self.step(drawn[-1], state)
@@ -254,10 +263,11 @@ class SequenceModel(PyroModule):
                     f"`x` must hold tokens 0 .. {count - 1}; got {int(x.amin())} .. {int(x.amax())}. Pad with any "
                     "token, and mask it"
                 )
-        elif x.dim() != 3 or not x.is_floating_point() or not x.isfinite().all():
+        elif x.dim() != 3 or not x.is_floating_point():
+            raise ValueError(f"`x` must be floating point, [batch, time, feature]; got {x.dtype} of {list(x.shape)}")
+        elif isinstance(self.embedding, nn.Linear) and x.shape[2] != self.embedding.in_features:
             raise ValueError(
-                f"`x` must be finite floating point, [batch, time, feature]; got {x.dtype} of shape {list(x.shape)}, "
-                f"{'finite' if x.isfinite().all() else 'not finite'}"
+                f"`x` must have {self.embedding.in_features} features, as the model was built for; got {x.shape[2]}"
             )
 
     def _check_data(self, x: Tensor, data: Tensor, mask: Tensor | None) -> None:
@@ -268,10 +278,9 @@ class SequenceModel(PyroModule):
                 f"{f', {self.readout.size}' if self.readout.event_dim else ''}] and no longer than x and one more; got "
                 f"{list(data.shape)} with x {list(x.shape)}"
             )
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != data.shape[:2] or not mask.any()):
+        if mask is not None and (mask.shape != data.shape[:2] or not mask.any()):
             raise ValueError(
-                f"`mask` must be bool {list(data.shape[:2])}, true somewhere; got {mask.dtype} of shape "
-                f"{list(mask.shape)}, {int(mask.sum())} true"
+                f"`mask` must be {list(data.shape[:2])}, true somewhere; got {list(mask.shape)}, {int(mask.sum())} true"
             )
         if self.data_size is not None and self.data_size < len(x):
             raise ValueError(f"`data_size` must be at least the batch's {len(x)}; got {self.data_size}")
@@ -281,8 +290,8 @@ class SequenceModel(PyroModule):
         if lengths is None:
             return
         inside = lengths.shape == x.shape[:1] and bool(((lengths >= least) & (lengths <= x.shape[1])).all())
-        if not inside or lengths.dtype != torch.long:
+        if not inside:
             raise ValueError(
-                f"`lengths` must be long, one for each of {len(x)} sequences, in {least} .. {x.shape[1]}; got "
+                f"`lengths` must be one for each of {len(x)} sequences, in {least} .. {x.shape[1]}; got "
                 f"{lengths.tolist()}"
             )

@@ -18,7 +18,8 @@ class State:
 
     A state is a value: a call returns a new one. For learning that goes on across restarts, save ``to_tensors()`` with
     safetensors and rebuild with ``from_tensors``; ``detach()`` between calls ends the graph (truncated
-    backpropagation); a state of None starts afresh, and ``where`` does so for some sequences only.
+    backpropagation); a state of None starts afresh, and ``where`` does so for some sequences only. One made under
+    autocast goes on outside of it, and the other way round.
     """
 
     def map(self: Kind, f: Callable[[Tensor], Tensor]) -> Kind:
@@ -31,8 +32,12 @@ class State:
 
     def to(self: Kind, *args: Any, **kwargs: Any) -> Kind:
         """Moves it to a device, or casts what is floating point."""
-        device = torch.empty(0).to(*args, **kwargs).device
-        return self.map(lambda t: t.to(*args, **kwargs) if t.is_floating_point() else t.to(device))
+
+        def moved(t: Tensor) -> Tensor:
+            floating = t if t.is_floating_point() else t.new_empty(0, dtype=torch.float32)
+            return floating.to(*args, **kwargs) if floating is t else t.to(floating.to(*args, **kwargs).device)
+
+        return self.map(moved)
 
     def where(self: Kind, mask: Tensor, other: Kind) -> Kind:
         """Keeps the sequences where ``mask [batch]`` is True and takes the others from another state."""

@@ -11,6 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_memory.gate import checked
 from pyro_memory.models.titans.attention import WindowAttention, WindowState
 from pyro_memory.models.titans.neural_memory import MemoryState, NeuralMemory
 from pyro_memory.models.titans.state import State, resolve
@@ -27,6 +28,7 @@ class HybridState(State):
     window: WindowState
 
 
+@checked
 class Mixer(PyroModule):
     """A sequence mixer with persistent tokens, learned vectors that stand before every sequence.
 
@@ -57,6 +59,7 @@ class Mixer(PyroModule):
         return state.map(lambda t: t.expand(batch, *t.shape[1:]))
 
 
+@checked
 class TitansLMM(Mixer):
     """Mixes by the neural memory alone, which starts from the persistent tokens: ``o = M([p] || x)``.
 
@@ -85,6 +88,7 @@ class TitansLMM(Mixer):
         return self.memory(x, state, lengths)
 
 
+@checked
 class _Hybrid(Mixer):
     """A memory and a sliding window."""
 
@@ -100,6 +104,7 @@ class _Hybrid(Mixer):
         return HybridState(self.memory_state(batch), self.attention.initial_state(batch))
 
 
+@checked
 class TitansMAL(_Hybrid):
     """Memory as a layer: the memory first, then attention over a window of what it gives.
 
@@ -135,6 +140,7 @@ class TitansMAL(_Hybrid):
         return y, HybridState(memory, window)
 
 
+@checked
 class TitansMAG(_Hybrid):
     """Memory as a gate: attention over a window beside the memory, one multiplied by the other.
 

@@ -3,7 +3,8 @@
 Where is the thing that ... looks a datum up by its content (``ContentAddress``), with keys embedded beforehand
 (``FrozenAddress``), among the few nearest slots only (``NearestAddress``), found by an index (``SlotIndex``);
 compares a key with a query (``NormalizedKey``, ``Cosine``, ``Dot``); says what an address is before anything was
-looked up (``UniformPrior``, ``LearnedPrior``)? Imports: ``stores``, ``distributions``, ``kernels``.
+looked up (``UniformPrior``, ``LearnedPrior``)? Imports: ``stores``, ``distributions``,
+``nets``, ``kernels``.
 """
 
 from pyro_memory.addressing.content import ContentAddress

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from pyro_memory.addressing.content import ContentAddress
 from pyro_memory.distributions import StreamedCategorical
+from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory, readable
 
 
+@checked
 class FrozenAddress(nn.Module):
     """Looks data up among keys that were embedded beforehand: for a large memory whose key network no longer moves.
 
@@ -50,6 +52,10 @@ class FrozenAddress(nn.Module):
     def keys_for(self, memory: SlotMemory, slots: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch dim"]:
         """Gives the keys of some slots."""
         return readable(self.embed(memory)[slots])
+
+    def key_tensors(self) -> dict[str, Tensor]:
+        """Gives what keys depend on beside the memory: nothing."""
+        return {}
 
     def embed(self, memory: SlotMemory) -> Float[Tensor, "slot dim"]:
         """Gives the keys that the memory carries."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from pyro_memory.addressing.builds import Then, key_tensors
 from pyro_memory.addressing.index import SlotIndex
 from pyro_memory.distributions import NearestCategorical, StreamedCategorical
+from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class NearestAddress(nn.Module):
     r"""Keeps the ``nearest`` likeliest slots of another address, and spreads ``epsilon`` evenly over the rest.
 
@@ -27,8 +31,11 @@ class NearestAddress(nn.Module):
             distribution over other candidates, whose log q(a) is exact all the same.
 
     With an index and a ``ContentAddress`` the candidates are embedded anew in training mode, so that the key network
-    learns; in evaluation mode the index's own keys are used. The index is built when the memory changes and, in
-    training, when its staleness exceeds its limit.
+    learns; in evaluation mode, and without gradients, the index's own keys are used. Then the index is always that of
+    the memory and the weights as they are: it is built anew where either has changed. In training it may be stale
+    within its limit, as far as weights are concerned; measuring in between leaves it as it was, and the weights that it
+    was built from are part of the address's state, so that training goes on from a checkpoint with the same index. A
+    memory whose slots learn changes at every step, and with it the index: leave it out there.
 
     Raises:
         ValueError: for ``nearest`` below 1 or above the filled slots, ``epsilon`` outside [0, 1), and an index with a
@@ -46,6 +53,7 @@ class NearestAddress(nn.Module):
         if not 0 <= epsilon < 1:
             raise ValueError(f"`epsilon` must lie in [0, 1); got {epsilon}")
         self.address, self.nearest, self.epsilon, self.index = address, nearest, epsilon, index
+        self.then = None if index is None else self._then()
 
     def forward(self, x: Float[Tensor, "*batch *event"], memory: SlotMemory) -> NearestCategorical:
         memory.check_filled()
@@ -60,6 +68,16 @@ class NearestAddress(nn.Module):
         mask = None if mask is None else memory.align(mask)
         return NearestCategorical(best, scores, memory.slots, mask, epsilon=self.epsilon)
 
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.then is None:  # the file's index is not needed
+            for name in [name for name in state if name.startswith(f"{prefix}then.")]:
+                del state[name]
+        super()._load_from_state_dict(state, prefix, *args)
+
+    def _then(self) -> Then | None:
+        tensors = key_tensors(self.address)
+        return Then(tensors) if tensors and not any(map(is_lazy, tensors.values())) else None
+
     def _looked_up(self, x: Tensor, memory: SlotMemory) -> tuple[Tensor, Tensor]:
         address = self.address(x, memory)
         if isinstance(address, StreamedCategorical):
@@ -72,7 +90,12 @@ class NearestAddress(nn.Module):
             kind = "divided over processes" if memory.divided else "per datum"
             raise ValueError(f"`index` needs a memory that all data share, in one process; got one {kind}")
         learning = self.training and torch.is_grad_enabled()
-        self.index.follow(self.address, memory, learning=learning)
+        tensors = key_tensors(self.address)
+        if learning and any(t.requires_grad for t in tensors.values()):
+            self.then = self._then() if self.then is None else self.then  # the index came later
+            self.index.follow(self.address, memory, self.then)
+        else:
+            self.index.settle(self.address, memory)
         query = self.address.query_for(x)
         rows = query.reshape(-1, query.shape[-1])
         best = self.index.search(rows.detach(), self.nearest)

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 from pyro_memory.distributions import STREAM_ABOVE, StreamedCategorical
+from pyro_memory.gate import checked
+from pyro_memory.nets import out_of_autocast
 from pyro_memory.stores import SlotMemory, readable
 
 
+@checked
 class UniformPrior(nn.Module):
     """Gives every filled slot the same prior probability."""
 
@@ -17,6 +20,7 @@ class UniformPrior(nn.Module):
         return memory.prior()
 
 
+@checked
 class LearnedPrior(nn.Module):
     """Scores each slot by its content: ``p(a | M) = softmax_a <w, h(m_a)>`` with a learned query ``w``.
 
@@ -34,7 +38,10 @@ class LearnedPrior(nn.Module):
     def forward(self, memory: SlotMemory) -> dist.Categorical | StreamedCategorical:
         memory.check_filled()
         contents = memory.values if memory.keys is None else memory.keys
-        key = memory.embedder(self.key)(readable(contents))
+        key = out_of_autocast(memory.embedder(self.key)(readable(contents)))
+        if key.shape[-1] != len(self.query):
+            raise ValueError(f"`key` must embed slots to the `dim` given, {len(self.query)}; got {key.shape[-1]}")
         if memory.divided or (memory.batch_dim is None and memory.slots > STREAM_ABOVE):
             return memory.streamed(self.query, key)
-        return dist.Categorical(logits=memory.masked(memory.align(key @ self.query)))
+        with torch.autocast(key.device.type, enabled=False):
+            return dist.Categorical(logits=memory.masked(memory.align(key @ self.query)))

@@ -9,7 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from pyro_memory.gate import checked
 
+
+@checked
 class NormalizedKey(nn.Module):
     r"""Scores by ``<k, q> / ||k||``: the key's length does not count, the query's is a learned inverse temperature.
 
@@ -21,6 +24,7 @@ class NormalizedKey(nn.Module):
         return query, normalize(key, dim=-1)
 
 
+@checked
 class Cosine(nn.Module):
     """Scores by the cosine of key and query over a learned temperature."""
 
@@ -34,6 +38,7 @@ class Cosine(nn.Module):
         return normalize(query, dim=-1) / self.log_temperature.exp(), normalize(key, dim=-1)
 
 
+@checked
 class Dot(nn.Module):
     """Scores by ``<k, q> / sqrt(dim)``, as attention does."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -11,8 +12,28 @@ VARIABLE = "PYRO_MEMORY_DATA"
 
 
 def cache_dir() -> Path:
-    """The folder of this user's for downloads and decoded images."""
-    return Path(pooch.os_cache("pyro-memory"))
+    """The folder of this user's for downloads and decoded images. It may be absent, read-only or shared.
+
+    Raises:
+        OSError: if this user has no home.
+    """
+    try:
+        folder = Path(pooch.os_cache("pyro-memory"))
+    except RuntimeError:  # of newer platformdirs
+        folder = Path("~")
+    if not folder.is_absolute():  # "~", where neither HOME nor the system knows one
+        raise FileNotFoundError("there is no home folder for a cache: HOME is not set")
+    return folder
+
+
+def check_content(path: Path, content: bytes, sha256: str, url: str) -> None:
+    """Raises a ValueError unless a file holds what was published under its name."""
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise ValueError(
+            f"{path} is damaged or another file: the sha256 of its content begins with {found[:12]}, that of the "
+            f"published one with {sha256[:12]}. Fetch it again from {url}; images of your own go into LabelledImages"
+        )
 
 
 def find_file(name: str, *, folder: str, root: str | Path | None, url: str, sha256: str) -> Path:
@@ -36,7 +57,7 @@ def find_file(name: str, *, folder: str, root: str | Path | None, url: str, sha2
         return path
     try:
         return Path(pooch.retrieve(url, known_hash=f"sha256:{sha256}", fname=name, path=cache_dir(), progressbar=True))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError where another file was sent
         raise ConnectionError(
             f"{name} could not be downloaded from {url} ({error}). Fetch it on another machine and give its folder as "
             f"`root` or in {VARIABLE}"

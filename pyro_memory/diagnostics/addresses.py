@@ -11,12 +11,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pyro_memory.distributions import NearestCategorical, StreamedCategorical, log_prior_row
+from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory
 
 ADDRESSES = (torch.distributions.Categorical, StreamedCategorical, NearestCategorical)
 
 
-@dataclass(frozen=True)
+@checked
+@dataclass(frozen=True, repr=False)
 class AddressInformation:
     """How an address was used.
 
@@ -27,7 +29,7 @@ class AddressInformation:
         mutual_information, marginal_kl: the two parts of the mean KL, I(n; a) + KL(q(a) || p(a)) (Hoffman &
             Johnson, 2016, http://approximateinference.org/accepted/HoffmanJohnson2016.pdf); None with ``reason``.
         usage: the mean address distribution q(a), and ``dead``: filled slots with under 1% of their prior share.
-        data: N; the mutual information cannot exceed log N either.
+        data: N, how many lookups there were; the mutual information cannot exceed log N either.
     """
 
     slots: int
@@ -40,23 +42,27 @@ class AddressInformation:
     usage: Float[Tensor, " slot"] | None = None
     dead: Bool[Tensor, " slot"] | None = None
 
+    def __repr__(self) -> str:
+        return "\n".join(self.lines("site"))
+
     def lines(self, name: str) -> list[str]:
         """Says it in words."""
         lines = [
-            f"address {name}: {self.slots} slots, ceiling {self.ceiling:.3f} nats, "
-            f"effective slots {self.effective_slots:.2f}"
+            f"address {name}: {self.slots} slots, ceiling {self.ceiling:.3f} nats/lookup, "
+            f"effective slots {self.effective_slots:.2f} (mean over lookups)"
         ]
         if self.usage is None:
             return [*lines, f"  mutual information and usage not defined: {self.reason}"]
         return [
             *lines,
-            f"  mutual information {self.mutual_information:.3f} (at most log N = {math.log(self.data):.3f}, "
-            f"N = {self.data}), marginal KL {self.marginal_kl:.3f}, dead slots {int(self.dead.sum())}",
+            f"  mutual information {self.mutual_information:.3f} nats/lookup (at most log N = "
+            f"{math.log(self.data):.3f}), marginal KL {self.marginal_kl:.3f}, of N = {self.data} lookups; "
+            f"dead slots {int(self.dead.sum())}",
         ]
 
 
-def address_information(q: Any, p: Any, args: tuple, kwargs: dict) -> AddressInformation:
-    """Describes the use of an address site."""
+def address_information(q: Any, p: Any, lookups: int, args: tuple, kwargs: dict) -> AddressInformation:
+    """Describes the use of an address site with so many cells."""
     slots = q.slots if hasattr(q, "slots") else q.probs.shape[-1]
     memories = [m for m in [*args, *kwargs.values()] if isinstance(m, SlotMemory)]
     reason = "each datum has a memory of its own" if any(m.batch_dim is not None for m in memories) else ""
@@ -71,7 +77,7 @@ def address_information(q: Any, p: Any, args: tuple, kwargs: dict) -> AddressInf
     entropy = q.entropy().double().flatten()
     least = prior.masked_fill(prior == 0, math.inf).amin(-1)
     facts = {
-        "slots": slots, "data": q.batch_shape[-1] if q.batch_shape else 1,
+        "slots": slots, "data": lookups,
         "ceiling": -least.log().mean().item(), "effective_slots": entropy.exp().mean().item(),
     }  # fmt: skip
     if reason:

@@ -10,10 +10,12 @@ from torch import Tensor
 from pyro_memory.diagnostics.bound import BoundEstimate
 from pyro_memory.diagnostics.contribution import MemoryContribution
 from pyro_memory.diagnostics.information import InformationGain
+from pyro_memory.gate import checked
 
 Groups = dict[str, dict[str, tuple[tuple[str, ...], Any]]]
 
 
+@checked
 def to_arviz(record: BoundEstimate | InformationGain | MemoryContribution) -> Any:
     """Turns a record into ArviZ data, for its tables, plots and files (netCDF, zarr).
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_memory.gate import checked, told
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 else:
@@ -24,8 +26,11 @@ LEVELS = {
 BLUE, ORANGE, GREY = "#2f6f9f", "#d9822b", "#8a8a8a"
 
 
+@checked
 def axes_or_new(ax: Axes | None) -> Axes:
     """Gives ``ax``, or the axes of a new figure."""
+    if ax is not None and not hasattr(ax, "set_title"):
+        raise TypeError(f"`ax` must be matplotlib's Axes, or None for a new figure; got {told(ax)}")
     if ax is not None:
         return ax
     import matplotlib.pyplot as plt
@@ -33,6 +38,7 @@ def axes_or_new(ax: Axes | None) -> Axes:
     return plt.subplots(layout="constrained")[1]
 
 
+@checked
 def plot_usage(
     usage: Float[Tensor, " slot"], prior: Float[Tensor, " slot"] | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -46,6 +52,7 @@ def plot_usage(
     return ax
 
 
+@checked
 def plot_levels(nats: Mapping[int, Mapping[str, float]], ax: Axes | None = None) -> Axes:
     """Stacks the nats of each site over the number of shots: ``{shots: {site: nats}}``."""
     ax = axes_or_new(ax)
@@ -59,6 +66,7 @@ def plot_levels(nats: Mapping[int, Mapping[str, float]], ax: Axes | None = None)
     return ax
 
 
+@checked
 def plot_images(
     rows: Sequence[Float[Tensor, "column channel height width"]],
     labels: Sequence[str] = (),

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from pyro_memory.diagnostics.axes import BLUE, GREY, Axes, axes_or_new
-from pyro_memory.diagnostics.bound import BoundEstimate, importance_bound
-from pyro_memory.diagnostics.tables import number, standard_error, table
+from pyro_memory.diagnostics.bound import BoundEstimate, bound_of
+from pyro_memory.diagnostics.tables import counted, number, standard_error, table
+from pyro_memory.gate import checked
+from pyro_memory.inference import SameData
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class MemoryContribution:
     """What a memory was worth against others: the bound with it, and paired differences.
@@ -28,7 +31,14 @@ class MemoryContribution:
     alternatives: dict[str, BoundEstimate]
 
     def gain(self, name: str) -> tuple[float, float]:
-        """Mean and standard error of ``given - alternative``, nats per datum, paired by datum."""
+        """Mean and standard error of ``given - alternative``, nats per datum, paired by datum.
+
+        Raises:
+            ValueError: if there was no such memory.
+        """
+        if name not in self.alternatives:
+            known = ", ".join(map(repr, self.alternatives)) or "none"
+            raise ValueError(f"`name` must be one of the other memories, {known}; got {name!r}")
         difference = self.given.bound - self.alternatives[name].bound
         return difference.mean().item(), standard_error(difference)
 
@@ -40,7 +50,9 @@ class MemoryContribution:
         for name, other in self.alternatives.items():
             gain, se = self.gain(name)
             rows.append((name, number(other.mean), number(other.se), number(gain), number(se)))
-        head = f"MemoryContribution, {len(self.given.bound)} data, {self.given.particles} particles, nats per datum"
+        unit = self.given.unit
+        count = counted(len(self.given.bound), unit)
+        head = f"MemoryContribution, {count}, {self.given.particles} particles, nats per {unit}"
         return f"{head}\n{table(rows)}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,10 +70,15 @@ class MemoryContribution:
         gains = [self.gain(name) for name in names]
         ax.barh(range(len(names)), [g for g, _ in gains], xerr=[2 * se for _, se in gains], color=BLUE)
         ax.axvline(0, color=GREY, linewidth=0.8)
-        ax.set(yticks=range(len(names)), yticklabels=names, xlabel="nats per datum lost against the memory as given")
+        ax.set(
+            yticks=range(len(names)),
+            yticklabels=names,
+            xlabel=f"nats per {self.given.unit} lost against the memory as given",
+        )
         return ax
 
 
+@checked
 def memory_contribution(
     model: Callable,
     guide: Callable,
@@ -83,6 +100,8 @@ def memory_contribution(
         particles, chunk_size: as in ``importance_bound``.
         seed: of the permutation behind "shuffled".
 
+    Draws come from torch's global random stream; a plate that subsamples chooses the same data for every memory.
+
     Beating one's own emptied memory proves little, since nothing made the model good without it: claim against a
     memoryless model of equal training, and against memories of the wrong classes.
 
@@ -93,16 +112,18 @@ def memory_contribution(
         others.setdefault("shuffled", memory.select(_derangement(len(x), seed)))
     if getattr(model, "none_slot", False):
         others.setdefault("emptied", SlotMemory.empty(memory.event_shape).to(memory.values))
-    bounds = {
-        name: importance_bound(model, guide, x, m, particles=particles, chunk_size=chunk_size, max_plate_nesting=1)
-        for name, m in {"given": memory, **others}.items()
-    }
+    same = SameData()  # differences are paired: each memory is asked about the same data
+    options = {"particles": particles, "chunk_size": chunk_size, "max_plate_nesting": 1}
+    with torch.no_grad():
+        bounds = {
+            name: bound_of(model, guide, (x, m), {}, same, **options) for name, m in {"given": memory, **others}.items()
+        }
     return MemoryContribution(bounds.pop("given"), bounds)
 
 
 def _derangement(n: int, seed: int) -> Tensor:
     """A permutation that leaves nothing in place: neighbours on a random circle change places."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     out = torch.empty_like(order)
     out[order] = order.roll(1)
     return out

@@ -27,9 +27,11 @@ from pyro_memory.diagnostics.sites import (
     site_kl,
 )
 from pyro_memory.diagnostics.tables import number, table
-from pyro_memory.inference import KeepFrozen, Particles, stochastic_sites
+from pyro_memory.gate import checked
+from pyro_memory.inference import KeepFrozen, Particles, check_call, check_sites, stochastic_sites
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class InformationGain:
     """What each latent of a model was worth, in nats: KL(q || p) a site, and their sum.
@@ -40,6 +42,7 @@ class InformationGain:
         addresses: per categorical site, how it was used.
         draws: how many draws of the ancestors were averaged.
         notes: what could not be given, and why.
+        data: how many data there are: cells of the plates around all observations, of a subsample those chosen.
     """
 
     sites: dict[str, SiteInformation]
@@ -47,16 +50,19 @@ class InformationGain:
     addresses: dict[str, AddressInformation]
     draws: int
     notes: tuple[str, ...] = field(default=())
+    data: int = 1
 
     def __getitem__(self, site: str) -> SiteInformation:
+        if site not in self.sites:
+            known = ", ".join(map(repr, self.sites)) or "none"
+            raise ValueError(f"`site` must be a latent site of the model, {known}; got {site!r}")
         return self.sites[site]
 
     def __repr__(self) -> str:
         rows = [("site", "nats", "se", "of draws", "per", "method")]
         for name, s in [*self.sites.items(), ("joint", self.joint)]:
             rows.append((name, number(s.mean), number(s.se), number(s.draws_se), s.unit, s.method))
-        count = 0 if self.joint.kl is None else len(self.joint.kl)
-        head = f"InformationGain of {count} data, {self.draws} draws of the ancestors"
+        head = f"InformationGain of {self.data} data, {self.draws} draws of the ancestors"
         extra = [line for name, a in self.addresses.items() for line in a.lines(name)]
         return "\n".join([head, table(rows), *extra, *(f"note: {note}" for note in self.notes)])
 
@@ -72,7 +78,8 @@ class InformationGain:
             }
             for name, a in self.addresses.items()
         }
-        return {"sites": sites, "addresses": addresses, "draws": self.draws, "notes": list(self.notes)}
+        counts = {"draws": self.draws, "data": self.data}
+        return {"sites": sites, "addresses": addresses, **counts, "notes": list(self.notes)}
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draws nats a site with two standard errors over data; a tick marks an address's ceiling."""
@@ -96,6 +103,7 @@ class InformationGain:
         return ax
 
 
+@checked
 @torch.no_grad()
 def information_gain(
     model: Callable,
@@ -118,8 +126,11 @@ def information_gain(
         draws: of the ancestors; their standard error is in the record.
         max_plate_nesting: how many plates the model nests; found by a trial run if not given.
 
+    Draws come from torch's global random stream; parameters, gradients and modes stay as they are.
+
     Raises:
-        ValueError: if a latent of the model is missing in the guide, or is a point there or drawn together with others.
+        ValueError: if a latent of the model is missing in the guide, or is a point there or drawn together with others,
+            or the guide samples what the model does not.
 
     Cost: ``draws`` passes of model and guide.
 
@@ -128,13 +139,12 @@ def information_gain(
     """
     if draws < 1:
         raise ValueError(f"`draws` must be at least 1; got {draws}")
+    check_call(model, guide, args, kwargs, "args")
     sampler = Particles(draws, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
     ((model_trace, guide_trace),) = sampler.traces(model, guide, args, kwargs)
     model_sites, guide_sites = stochastic_sites(model_trace), stochastic_sites(guide_trace)
     latents = [name for name, site in model_sites.items() if not site["is_observed"]]
-    missing = [name for name in latents if name not in guide_sites]
-    if missing:
-        raise ValueError(f"the guide must sample every latent of the model; missing: {', '.join(missing)}")
+    check_sites(model_sites, guide_sites)
     order = [name for name in guide_sites if name in latents]
     data_plates = _data_plates(model_sites)
     undefined = _without_own_kl(model, args, kwargs, latents, order)
@@ -151,10 +161,12 @@ def information_gain(
             else SiteInformation(None, unit, "joint only", math.nan)
         )
         if isinstance(base(q["fn"]), ADDRESSES) and kl is not None:
-            addresses[name] = address_information(base(q["fn"]), base(p["fn"]), args, kwargs)
+            lookups = math.prod(f.size for f in frames(q))
+            addresses[name] = address_information(base(q["fn"]), base(p["fn"]), lookups, args, kwargs)
     notes = [f"site {n} has no KL of its own: a parent of it in the model follows it in the guide" for n in undefined]
     joint = _joint(sites, order, guide_sites, model_sites, data_plates, bool(undefined))
-    return InformationGain(sites, joint, addresses, draws, tuple(notes))
+    count = math.prod(f.size for f in data_plates)
+    return InformationGain(sites, joint, addresses, draws, tuple(notes), count)
 
 
 def _with_density(name: str, guide_sites: dict[str, Site], p: Site) -> Site:
@@ -185,7 +197,7 @@ def _data_plates(model_sites: dict[str, Site]) -> list[Any]:
 
 def _unit(frames: Iterable[Any], data_plates: list[Any]) -> str:
     own = [f for f in frames if f in data_plates]
-    if own == data_plates:
+    if own and own == data_plates:
         return "datum"
     return " x ".join(f.name for f in own) if own else "data set"
 
@@ -220,7 +232,10 @@ def _joint(
     if not sites:
         return SiteInformation(None, unit, "no latents", math.nan)
     if not undefined:
-        kls = [s.kl if per_datum else s.kl.sum().reshape(1) for s in sites.values()]
+        # Of a subsample, what it says of the data set counts full size over size.
+        own = [[f for f in frames(guide_sites[name]) if f in data_plates] for name in order]
+        scales = [math.prod((f.full_size or f.size) / f.size for f in plates) for plates in own]
+        kls = [s.kl if per_datum else (s.kl.sum() * k).reshape(1) for s, k in zip(sites.values(), scales, strict=True)]
         error = math.sqrt(sum(s.draws_se**2 for s in sites.values())) if per_datum else math.nan
         return SiteInformation(sum(kls), unit, "sum of sites", error)
     total: Any = 0.0

@@ -13,9 +13,11 @@ from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 
 from pyro_memory.data import LabelledImages
+from pyro_memory.gate import checked
 from pyro_memory.nets import ImagePyramid
 
 
+@checked
 class FeatureClassifier(nn.Module):
     """A small convolutional classifier whose last hidden layer is what images are compared by.
 
@@ -44,6 +46,7 @@ class FeatureClassifier(nn.Module):
         return f"FeatureClassifier({self.classes} classes, accuracy on held-out images {accuracy})"
 
 
+@checked
 def train_classifier(
     data: LabelledImages, *, steps: int = 1500, batch: int = 128, seed: int = 0, progress: bool = True
 ) -> FeatureClassifier:
@@ -56,10 +59,10 @@ def train_classifier(
     """
     if data.classes < 2 or min(len(m) for m in data.members) < 2:
         raise ValueError(f"`data` must have two or more classes of two or more images; got {data}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     train, test = [], []
     for members in data.members:
-        order = members[torch.randperm(len(members), generator=generator)]
+        order = members[torch.randperm(len(members), generator=generator, device="cpu")]
         cut = max(1, len(members) // 10)
         test.append(order[:cut])
         train.append(order[cut:])
@@ -71,8 +74,8 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     bar = tqdm(range(steps), desc="classifier", disable=not progress, unit="step")
     for _ in bar:
-        chosen = learned[torch.randint(len(learned), (batch,), generator=generator)]
-        shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
+        chosen = learned[torch.randint(len(learned), (batch,), generator=generator, device="cpu")]
+        shift = torch.randint(-2, 3, (2,), generator=generator, device="cpu").tolist()
         loss = cross_entropy(model(data[chosen].roll(shift, (-2, -1))), data.labels[chosen], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
@@ -85,7 +88,8 @@ def train_classifier(
     return model.eval().requires_grad_(False)
 
 
-@dataclass(frozen=True)
+@checked
+@dataclass(frozen=True, repr=False)
 class FrechetDistance:
     """How far apart two sets of images lie: the squared Frechet distance of normals fitted to their features.
 
@@ -99,13 +103,18 @@ class FrechetDistance:
     se: float
     counts: tuple[int, int]
 
+    def __repr__(self) -> str:
+        one, other = self.counts
+        return f"FrechetDistance {self.distance:.4g}, se {self.se:.2g}, in squared features; {one} and {other} images"
+
     def to_dict(self) -> dict[str, Any]:
         """Gives the record as plain numbers."""
         return {"distance": self.distance, "se": self.se, "counts": list(self.counts)}
 
 
+@checked
 @torch.no_grad()
-def frechet_distance(one: Float[Tensor, "image dim"], other: Float[Tensor, "image dim"]) -> FrechetDistance:
+def frechet_distance(one: Float[Tensor, "image dim"], other: Float[Tensor, "other dim"]) -> FrechetDistance:
     r"""Computes ``|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^{1/2})`` of two sets of features.
 
     Compare distances of equal numbers of images only: the estimate is biased, and the bias depends on them.
@@ -133,7 +142,7 @@ def frechet_distance(one: Float[Tensor, "image dim"], other: Float[Tensor, "imag
 
 
 def _without(count: int, block: int, blocks: int) -> Tensor:
-    return torch.arange(count) % blocks != block
+    return torch.arange(count, device="cpu") % blocks != block
 
 
 def _frechet(one: Tensor, other: Tensor) -> Tensor:
@@ -144,7 +153,8 @@ def _frechet(one: Tensor, other: Tensor) -> Tensor:
     return (one.mean(0) - other.mean(0)).square().sum() + a.trace() + b.trace() - 2 * cross
 
 
-@dataclass(frozen=True)
+@checked
+@dataclass(frozen=True, repr=False)
 class ClassAgreement:
     """How often generated images look like the class that they were generated for.
 
@@ -160,11 +170,18 @@ class ClassAgreement:
     real_se: float
     chance: float
 
+    def __repr__(self) -> str:
+        return (
+            f"ClassAgreement, images of the right class: {self.agreement:.1%} of those generated (se {self.se:.1%}), "
+            f"{self.real:.1%} of real ones (se {self.real_se:.1%}), {self.chance:.1%} by chance; se over classes"
+        )
+
     def to_dict(self) -> dict[str, float]:
         """Gives the record as plain numbers."""
         return vars(self).copy()
 
 
+@checked
 @torch.no_grad()
 def class_agreement(
     generated: Float[Tensor, "class image dim"],
@@ -191,20 +208,21 @@ def class_agreement(
     shares = []
     for features in (generated, real):
         nearest = (normalize(features, dim=-1) @ centres.T).argmax(-1)
-        right = (nearest == torch.arange(len(centres)).unsqueeze(-1)).double().mean(-1)
+        right = (nearest == torch.arange(len(centres), device=nearest.device).unsqueeze(-1)).double().mean(-1)
         shares.append((right.mean().item(), (right.std() / math.sqrt(len(right))).item()))
     return ClassAgreement(*shares[0], *shares[1], 1 / len(centres))
 
 
+@checked
 def prototype_sets(
     data: LabelledImages, classes: Int[Tensor, " class"], *, support: int, seed: int = 0
 ) -> tuple[Int[Tensor, "class support"], Int[Tensor, "class image"], Int[Tensor, "class example"]]:
     """Divides the images of some classes into a support, images to compare with, and prototypes; all different."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     parts = []
     for label in classes.tolist():
         members = data.members[label]
-        order = members[torch.randperm(len(members), generator=generator)]
+        order = members[torch.randperm(len(members), generator=generator, device="cpu")]
         half = (len(order) - support) // 2
         if half < 1:
             raise ValueError(f"`support` must leave two images of each class; got {support} of {len(order)}")

@@ -12,13 +12,15 @@ from jaxtyping import Float
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_memory.diagnostics.tables import standard_error
+from pyro_memory.diagnostics.tables import counted, number, standard_error
+from pyro_memory.gate import checked
 from pyro_memory.inference import PARTICLES
 
 Site = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@checked
+@dataclass(frozen=True, repr=False)
 class SiteInformation:
     """What one latent site carried.
 
@@ -44,6 +46,12 @@ class SiteInformation:
     def se(self) -> float:
         """Standard error of the mean over data."""
         return math.nan if self.kl is None else standard_error(self.kl)
+
+    def __repr__(self) -> str:
+        if self.kl is None:
+            return f"SiteInformation: {self.method}"
+        count = counted(len(self.kl), self.unit)
+        return f"SiteInformation: {number(self.mean)} nats/{self.unit}, se {number(self.se)}, {count}, {self.method}"
 
 
 def frames(site: Site) -> list[Any]:

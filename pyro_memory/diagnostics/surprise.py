@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from pyro import poutine
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_memory.diagnostics.axes import BLUE, Axes, axes_or_new
 from pyro_memory.diagnostics.sites import Site, frames
 from pyro_memory.diagnostics.tables import number, standard_error, table
-from pyro_memory.inference import KeepFrozen
+from pyro_memory.gate import checked
+from pyro_memory.inference import KeepFrozen, SameData, check_call, check_sites, stochastic_sites, told_by_site
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class TokenSurprise:
     """How surprising each element of sequences was: ``-log p(x_t | x_<t)``, in nats.
@@ -76,6 +79,7 @@ class TokenSurprise:
         return ax
 
 
+@checked
 @torch.no_grad()
 def token_surprise(
     model: Callable, *args: Any, guide: Callable | None = None, draws: int = 1, site: str = "x", **kwargs: Any
@@ -94,22 +98,47 @@ def token_surprise(
         site: the observed site.
 
     Raises:
-        ValueError: if there is no such site, it is not observed, or it has no dimension of time.
+        ValueError: if there is no such site, it is not observed, or it has no dimension of time; if the model has
+            latents that the guide does not draw, or that lie in a plate.
 
-    Cost: ``draws`` passes of the model.
+    The guide draws from torch's global random stream; parameters, gradients and modes stay as they are. Cost: ``draws``
+    passes of the model.
     """
     if draws < 1:
         raise ValueError(f"`draws` must be at least 1; got {draws}")
-    log_probs = []
+    check_call(model, guide or model, args, kwargs, "args")
+    log_probs, same = [], SameData()
     for _ in range(draws):
-        with KeepFrozen():
-            trace = poutine.trace(guide).get_trace(*args, **kwargs) if guide is not None else None
-            run = model if trace is None else poutine.replay(model, trace=trace)
-            sites = poutine.trace(run).get_trace(*args, **kwargs).nodes
-        log_prob, scored = _element_log_probs(sites.get(site), site)
+        with KeepFrozen(), told_by_site():
+            given = poutine.trace(same(guide)).get_trace(*args, **kwargs) if guide is not None else None
+            run = same(model if given is None else poutine.replay(model, trace=given))
+            trace = poutine.trace(run).get_trace(*args, **kwargs)
+        _check_latents(stochastic_sites(trace), given)
+        same.check(model, (trace, trace), args, kwargs)
+        log_prob, scored = _element_log_probs(trace.nodes.get(site), site)
         log_probs.append(log_prob)
     mean = torch.stack(log_probs).logsumexp(0) - math.log(draws)
     return TokenSurprise(-mean, scored)
+
+
+def _check_latents(sites: dict[str, Site], given: Trace | None) -> None:
+    """What is latent must be global, and drawn by the guide."""
+    latents = {name: node for name, node in sites.items() if not node["is_observed"]}
+    drawn = {} if given is None else stochastic_sites(given)
+    missing = [name for name in latents if name not in drawn]
+    if missing:
+        raise ValueError(
+            f"`guide` must draw the latents of the model, {', '.join(missing)}: without it they come from the prior, "
+            "which has learned nothing. Give the guide that was trained with the model"
+        )
+    if drawn:
+        check_sites(sites, drawn)
+    local = [name for name, node in latents.items() if frames(node)]
+    if local:
+        raise ValueError(
+            f"`model` must have global latents only; {', '.join(local)} lies in a plate, and a guide of it has seen "
+            "what is to be surprising. Use importance_bound"
+        )
 
 
 def _element_log_probs(node: Site | None, name: str) -> tuple[Tensor, Tensor]:
@@ -131,6 +160,7 @@ def _element_log_probs(node: Site | None, name: str) -> tuple[Tensor, Tensor]:
     return log_prob, scored.expand(log_prob.shape)
 
 
+@checked
 def plot_text(
     text: str, nats: Float[Tensor, " time"], ax: Axes | None = None, *, columns: int = 72, highest: float = 8.0
 ) -> Axes:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_memory.gate import checked
 
+
+@checked
 def standard_error(values: Float[Tensor, " datum"]) -> float:
     """The standard error of the mean; NaN for fewer than two values."""
     return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
@@ -27,3 +30,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join(["  " + first.ljust(widths[0]), *cells]))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def counted(count: int, unit: str) -> str:
+    """Says how many of a unit there are."""
+    return f"{count} {unit}" + ("s" if count != 1 else "") if unit != "datum" else f"{count} data"

@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional
 
+from pyro_memory.gate import checked
 
+
+@checked
 class AddressedBernoulli(TorchDistribution):
     r"""Independent pixels whose logits are those of the slot at an address.
 
@@ -65,7 +68,8 @@ class AddressedBernoulli(TorchDistribution):
             self._validate_sample(value)
         flat = self.logits.flatten(1)
         lead = value.shape[: value.dim() - len(self.event_shape)]
-        scores = value.reshape(-1, flat.shape[1]) @ flat.mT - functional.softplus(flat).sum(-1)
+        with torch.autocast(flat.device.type, enabled=False):
+            scores = value.reshape(-1, flat.shape[1]) @ flat.mT - functional.softplus(flat).sum(-1)
         if self._enumerates(lead):
             return scores.mT.reshape(self.a.shape[:1] + (1,) * (self.a.dim() - 1 - len(lead)) + lead)
         datum = torch.arange(len(scores), device=scores.device).reshape(lead)

@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from pyro_memory.gate import check_least, check_places, checked
 
+
+@checked
 class CosineSchedule(nn.Module):
     r"""Says how much of an image is left after t of T steps of noise, and the distributions that follow from it.
 
@@ -56,17 +59,29 @@ class CosineSchedule(nn.Module):
         for name, values in (("kept", kept), ("beta", beta), ("posterior_variance", variance), ("gain", gain)):
             self.register_buffer(name, values.to(torch.get_default_dtype()), persistent=False)
 
-    def marginal(self, x0: Tensor, t: Int[Tensor, "*batch"]) -> dist.Normal:
+    def marginal(self, x0: Float[Tensor, "*lead channel height width"], t: Int[Tensor, "*batch"]) -> dist.Normal:
         """q(x_t | x_0)."""
+        check_places("t", t, self.steps + 1, "the steps of the noise")
         kept = spread(self.kept[t])
         return dist.Normal(kept.sqrt() * x0, (1 - kept).sqrt())
 
-    def posterior_mean(self, x0: Tensor, xt: Tensor, t: Int[Tensor, "*batch"]) -> Tensor:
+    def posterior_mean(
+        self,
+        x0: Float[Tensor, "*lead channel height width"],
+        xt: Float[Tensor, "*more channel height width"],
+        t: Int[Tensor, "*batch"],
+    ) -> Tensor:
         """Mean of q(x_(t-1) | x_t, x_0)."""
+        check_places("t", t, self.steps + 1, "the steps of the noise")
         kept, before, beta = (spread(b) for b in (self.kept[t], self.kept[t - 1], self.beta[t]))
         return (before.sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - before) * xt) / (1 - kept)
 
-    def reverse(self, ink_logits: Tensor, xt: Tensor, t: Int[Tensor, "*batch"]) -> dist.Distribution:
+    def reverse(
+        self,
+        ink_logits: Float[Tensor, "*lead channel height width"],
+        xt: Float[Tensor, "*more channel height width"],
+        t: Int[Tensor, "*batch"],
+    ) -> dist.Distribution:
         """p(x_(t-1) | x_t), t at least 2: the posteriors given ink and given paper, mixed pixel by pixel."""
         ends = torch.stack([torch.ones_like(xt), -torch.ones_like(xt)])
         means = self.posterior_mean(ends, xt, t).movedim(0, -1)
@@ -76,11 +91,13 @@ class CosineSchedule(nn.Module):
         return dist.MixtureSameFamily(which, parts, validate_args=False).to_event(3)
 
 
-def spread(t: Tensor) -> Tensor:
+@checked
+def spread(t: Shaped[Tensor, "*batch"]) -> Tensor:
     """Lays one number an image out against its pixels."""
     return t.reshape(t.shape + (1, 1, 1))
 
 
+@checked
 class NoisingPath(dist.TorchDistribution):
     """``q(x_1 ... x_T | x_0)``: an image under more and more noise, ``[*batch, T, channel, height, width]``."""
 
@@ -103,12 +120,13 @@ class NoisingPath(dist.TorchDistribution):
             path.append(x)
         return torch.stack(path, -4)
 
-    def log_prob(self, path: Tensor) -> Tensor:
+    def log_prob(self, path: Float[Tensor, "*lead step channel height width"]) -> Tensor:
         before = torch.cat([self.x0.unsqueeze(-4).expand(path[..., :1, :, :, :].shape), path[..., :-1, :, :, :]], -4)
         beta = spread(self.schedule.beta[1:])
         return dist.Normal((1 - beta).sqrt() * before, beta.sqrt()).log_prob(path).sum((-4, -3, -2, -1))
 
 
+@checked
 class DenoisingPath(dist.TorchDistribution):
     """``p(x_T) prod_t p(x_(t-1) | x_t)`` for t = 2 ... T: a path drawn back from noise.
 
@@ -125,6 +143,7 @@ class DenoisingPath(dist.TorchDistribution):
         self, step: Callable[[Tensor, Tensor], dist.Distribution], schedule: CosineSchedule,
         batch_shape: Sequence[int], image_shape: Sequence[int],
     ) -> None:  # fmt: skip
+        check_least(1, image_shape=image_shape)
         self.step, self.schedule = step, schedule
         super().__init__(torch.Size(batch_shape), torch.Size([schedule.steps, *image_shape]), validate_args=False)
 
@@ -142,7 +161,7 @@ class DenoisingPath(dist.TorchDistribution):
                 path.insert(0, x)
         return torch.stack(path, -4)
 
-    def log_prob(self, path: Tensor) -> Tensor:
+    def log_prob(self, path: Float[Tensor, "*lead step channel height width"]) -> Tensor:
         """One pass of the denoiser a step, so that memory does not grow with T."""
         if path.shape[-4] != self.schedule.steps:
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
 from pyro_memory.distributions.streamed import StreamedCategorical, log_prior_row
+from pyro_memory.gate import check_least, check_places, checked
 
 
+@checked
 class NearestCategorical(TorchDistribution):
     r"""Is a distribution over all slots whose mass lies on k candidates, but for a share ``epsilon``.
 
@@ -45,6 +48,10 @@ class NearestCategorical(TorchDistribution):
         epsilon: float = 0.0,
         validate_args: bool | None = None,
     ) -> None:
+        check_least(1, slots=slots)
+        check_places("best", best, slots, "the slots")
+        if not 0 <= epsilon < 1:
+            raise ValueError(f"`epsilon` must lie in [0, 1), a share of the probability; got {epsilon}")
         self.best, self.log_weights = best, scores.log_softmax(-1)
         self.slots, self.epsilon = slots, epsilon
         self.mask = mask  # type: ignore[assignment]  # Pyro's distributions have a method of that name
@@ -61,7 +68,7 @@ class NearestCategorical(TorchDistribution):
         values = torch.arange(self.slots, device=self.best.device)
         return self._log_prob(values.reshape((-1,) + (1,) * len(self.batch_shape))).movedim(0, -1).exp()
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> NearestCategorical:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> NearestCategorical:
         """Repeats it over more batch dimensions."""
         batch_shape = torch.Size(batch_shape)
         new = self._get_checked_instance(NearestCategorical, _instance)
@@ -84,7 +91,7 @@ class NearestCategorical(TorchDistribution):
         count, _ = self._others()
         return self.log_weights + torch.where(count > 0, math.log1p(-self.epsilon), 0.0).unsqueeze(-1)
 
-    def sample(self, sample_shape: Any = ()) -> Int[Tensor, "*sample *batch"]:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Int[Tensor, "*sample *batch"]:
         """Draws addresses."""
         shape = torch.Size(sample_shape) + self.batch_shape
         with torch.no_grad():

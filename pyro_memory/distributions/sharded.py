@@ -13,11 +13,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pyro_memory.distributions.streamed import StreamedCategorical
+from pyro_memory.gate import check_least, checked
 from pyro_memory.kernels import AddressRead, fused_address, nearest_slots
 
-Group = Any
+Group = (torch.distributed.ProcessGroup if torch.distributed.is_available() else object) | None
 
 
+@checked
 @dataclass(frozen=True)
 class Division:
     """Which of all slots this process holds: ``slots`` of them from ``first`` on, in the order of ranks.
@@ -33,12 +35,21 @@ class Division:
     total: int
     total_filled: int
 
+    def __post_init__(self) -> None:
+        check_least(0, first=self.first, slots=self.slots, total=self.total, total_filled=self.total_filled)
+        if self.first + self.slots > self.total or self.total_filled > self.total:
+            raise ValueError(
+                f"`total` must be at least `first` + `slots` and `total_filled`; got {self.total}, with {self.first} + "
+                f"{self.slots} and {self.total_filled}"
+            )
+
     def own(self, a: Int[Tensor, "*address"]) -> tuple[Int[Tensor, "*address"], Bool[Tensor, "*address"]]:
         """Gives addresses within this process's slots, and which of them it holds."""
         local = a - self.first
         return local.clamp(0, self.slots - 1), (local >= 0) & (local < self.slots)
 
 
+@checked
 class ShardedCategorical(StreamedCategorical):
     """Is a ``StreamedCategorical`` over the slots of all processes; this one holds the keys of its own slots.
 
@@ -121,6 +132,7 @@ class ShardedCategorical(StreamedCategorical):
         raise NotImplementedError("A ShardedCategorical has no dense form: no process holds the keys of all slots")
 
 
+@checked
 def all_of(tensor: Tensor, group: Group) -> Tensor:
     """Stacks every process's tensor, ``[rank, ...]``."""
     tensor = tensor.contiguous()
@@ -132,7 +144,7 @@ def all_of(tensor: Tensor, group: Group) -> Tensor:
 def _own_stream(group: Group, device: torch.device) -> torch.Generator:
     """A random stream of this process's own, from one seed for all: equal streams would draw equal noise for all
     shards."""
-    common = int(all_of(torch.randint(2**62, ()), group)[0])
+    common = int(all_of(torch.randint(2**62, (), device="cpu"), group)[0])
     return torch.Generator(device).manual_seed(common + torch.distributed.get_rank(group))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,11 +13,13 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
+from pyro_memory.gate import checked
 from pyro_memory.kernels import AddressRead, fused_address, nearest_slots
 
 STREAM_ABOVE = 16_384  # slots from which an address over a shared memory is streamed
 
 
+@checked
 class StreamedCategorical(TorchDistribution):
     r"""Is ``Categorical(logits=query @ key.T)`` without the logits: ``p(a) = softmax_a <q, k_a>``.
 
@@ -49,7 +52,7 @@ class StreamedCategorical(TorchDistribution):
     ) -> None:
         self.query, self.key = query, key
         self.mask = mask  # type: ignore[assignment]  # Pyro's distributions have a method of that name
-        self._known: dict[str, Tensor] = {}  # results of passes, shared with expanded copies
+        self._known: dict[str, Any] = {}  # results of passes, shared with expanded copies
         super().__init__(query.shape[:-1], validate_args=validate_args)
 
     @property
@@ -62,7 +65,7 @@ class StreamedCategorical(TorchDistribution):
         """The addresses 0 to slots - 1."""
         return constraints.integer_interval(0, self.slots - 1)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> StreamedCategorical:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> StreamedCategorical:
         """Repeats it over more batch dimensions; those to the left share its passes."""
         batch_shape, own = torch.Size(batch_shape), self.query.shape[:-1]
         new = self._get_checked_instance(type(self), _instance)
@@ -86,10 +89,17 @@ class StreamedCategorical(TorchDistribution):
 
     def _pass(self, **options: Any) -> AddressRead:
         result = self._address(self.query.reshape(-1, self.query.shape[-1]), **options)
-        self._known |= {"logsumexp": result.logsumexp, "entropy": result.entropy}
+        self._known |= {"logsumexp": result.logsumexp, "entropy": result.entropy, "written": self._written()}
         return result
 
+    def _written(self) -> list[int]:
+        """How often query, keys and mask were written on; nobody counts for those made in inference mode."""
+        tensors = [t for t in (self.query, self.key, self.mask) if isinstance(t, Tensor) and not t.is_inference()]
+        return [t._version for t in tensors]
+
     def _statistic(self, name: str) -> Float[Tensor, "*batch"]:
+        if self._known.get("written") != self._written():
+            self._known.clear()  # someone wrote on what it was computed from
         known = self._known.get(name)
         needs_grad = torch.is_grad_enabled() and (self.query.requires_grad or self.key.requires_grad)
         if known is None or (needs_grad and not known.requires_grad):
@@ -99,10 +109,12 @@ class StreamedCategorical(TorchDistribution):
     def _laid_out(self, rows: Float[Tensor, " row"]) -> Float[Tensor, "*batch"]:
         return rows.reshape(self.query.shape[:-1]).expand(self.batch_shape)
 
-    def sample(self, sample_shape: Any = ()) -> Int[Tensor, "*sample *batch"]:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Int[Tensor, "*sample *batch"]:
         """Draws exact addresses, all of them in one pass."""
         own = self.query.shape[:-1]
         lead = torch.Size(sample_shape) + self.batch_shape[: len(self.batch_shape) - len(own)]
+        if not lead.numel():
+            return torch.empty(lead + own, dtype=torch.long, device=self.query.device)
         return self._pass(samples=lead.numel()).samples.reshape(lead + own)
 
     def log_prob(self, value: Int[Tensor, "*address"]) -> Float[Tensor, "*lead"]:
@@ -114,7 +126,7 @@ class StreamedCategorical(TorchDistribution):
 
     def entropy(self) -> Float[Tensor, "*batch"]:
         """Gives the entropy in nats."""
-        return self._statistic("entropy")
+        return self._statistic("entropy").clone()
 
     def kl_to(self, prior: torch.distributions.Distribution) -> Float[Tensor, "*batch"]:
         """Gives KL(self || prior) in nats; ``prior`` is a Categorical over the same slots, one for all data.
@@ -141,13 +153,15 @@ class StreamedCategorical(TorchDistribution):
 
     def _log_row(self) -> Float[Tensor, " slot"]:
         """The log-probabilities of the one distribution that it is for all data."""
-        logits = self.query.flatten() @ self.key.to(self.query.dtype).mT
+        with torch.autocast(self.query.device.type, enabled=False):
+            logits = self.query.flatten() @ self.key.to(self.query.dtype).mT
         logits = logits if self.mask is None else logits.masked_fill(~self.mask, -torch.inf)
         return logits - self._statistic("logsumexp").flatten()[0]
 
     def dense(self) -> dist.Categorical:
         """Gives the same distribution with all its logits, ``[*batch, slot]``."""
-        logits = (self.query @ self.key.to(self.query.dtype).mT).expand(self.batch_shape + (self.slots,))
+        with torch.autocast(self.query.device.type, enabled=False):  # as its passes are computed
+            logits = (self.query @ self.key.to(self.query.dtype).mT).expand(self.batch_shape + (self.slots,))
         return dist.Categorical(logits=logits if self.mask is None else logits.masked_fill(~self.mask, -torch.inf))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
@@ -158,6 +172,7 @@ class StreamedCategorical(TorchDistribution):
         )
 
 
+@checked
 def log_prior_row(prior: torch.distributions.Distribution, slots: int) -> Float[Tensor, " slot"]:
     """Gives the log-probabilities of a prior over ``slots`` addresses that all data share.
 

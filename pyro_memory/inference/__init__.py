@@ -3,15 +3,20 @@
 Where is the thing that ... trains a pair with discrete addresses (``VIMCO``, ``LeaveOneOutELBO``,
 ``RaoBlackwellELBO``); makes an objective of a differentiable loss (``Objective``); gives each datum its importance
 weights (``weigh``); runs model and guide for all particles at once (``Particles``); keeps frozen parameters frozen
-(``KeepFrozen``); fills in what a datum lacks (``complete``)? Imports: ``distributions``.
+(``KeepFrozen``), and the passes of a program at the same data (``SameData``); looks at a pair before its first step
+(``first_pass``), and says what Pyro says of sites in words of the model (``told_by_site``); fills in what a datum
+lacks (``complete``)? Imports: ``distributions``.
 """
 
 from pyro_memory.inference.completion import complete
 from pyro_memory.inference.leave_one_out import LeaveOneOutELBO
 from pyro_memory.inference.objective import Objective
+from pyro_memory.inference.pairing import PARTICLES, check_given, check_sites, stochastic_sites
+from pyro_memory.inference.particles import KeepFrozen, Particles, SameData
 from pyro_memory.inference.rao_blackwell import RaoBlackwellELBO
+from pyro_memory.inference.trial import check_call, check_nesting, first_pass, told_by_site
 from pyro_memory.inference.vimco import VIMCO, leave_one_out_bound
-from pyro_memory.inference.weights import PARTICLES, KeepFrozen, Particles, Weights, stochastic_sites, weigh
+from pyro_memory.inference.weights import Weights, weigh
 
 __all__ = [
     "PARTICLES",
@@ -21,9 +26,16 @@ __all__ = [
     "Objective",
     "Particles",
     "RaoBlackwellELBO",
+    "SameData",
     "Weights",
+    "check_call",
+    "check_given",
+    "check_nesting",
+    "check_sites",
     "complete",
+    "first_pass",
     "leave_one_out_bound",
     "stochastic_sites",
+    "told_by_site",
     "weigh",
 ]

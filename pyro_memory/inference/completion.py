@@ -10,9 +10,11 @@ from jaxtyping import Bool, Float
 from pyro import poutine
 from torch import Tensor
 
-from pyro_memory.inference.weights import KeepFrozen
+from pyro_memory.gate import checked
+from pyro_memory.inference.particles import KeepFrozen, trial
 
 
+@checked
 @torch.no_grad()
 def complete(
     model: Callable[..., Any],
@@ -40,21 +42,20 @@ def complete(
         The chain, ``[sweeps + 1, batch, *event]``, x first.
 
     Raises:
-        ValueError: if ``known`` does not fit x, ``sweeps`` is below 1, or the model has no such observed site.
+        ValueError: if ``sweeps`` is below 1, the model has no such observed site, or the
+            guide does not belong to it.
 
-    Cost: a pass of model and guide a sweep.
+    Draws come from torch's global random stream; parameters, gradients and modes stay as they are.
+
+    Cost: a pass of model and guide a sweep, and one before.
 
     References: Stochastic Backpropagation and Approximate Inference in Deep Generative Models (Rezende et al., 2014),
     https://arxiv.org/abs/1401.4082
     """
     known = torch.zeros_like(x, dtype=torch.bool) if known is None else known
-    if known.shape != x.shape or known.dtype != torch.bool:
-        raise ValueError(
-            f"`known` must be boolean and of the shape of `x`, {list(x.shape)}; got {known.dtype} of shape "
-            f"{list(known.shape)}"
-        )
     if sweeps < 1:
         raise ValueError(f"`sweeps` must be at least 1; got {sweeps}")
+    trial(model, guide, (x, *args), {})
     chain = [x]
     for _ in range(sweeps):
         with KeepFrozen():

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.inference.objective import Objective
 from pyro_memory.inference.weights import weigh
 
 
+@checked
 class LeaveOneOutELBO(Objective):
     r"""Maximises the evidence lower bound, averaged over K particles, discrete latents included.
 

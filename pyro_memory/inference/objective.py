@@ -11,9 +11,11 @@ from pyro.infer.util import is_validation_enabled
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_memory.inference.weights import Particles
+from pyro_memory.gate import checked
+from pyro_memory.inference.particles import Particles
 
 
+@checked
 class Objective(Particles):
     """A Pyro objective given by its differentiable loss alone."""
 

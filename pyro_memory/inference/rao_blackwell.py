@@ -12,10 +12,13 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_memory.distributions import NearestCategorical
+from pyro_memory.gate import checked
 from pyro_memory.inference.objective import Objective
-from pyro_memory.inference.weights import stochastic_sites, weigh
+from pyro_memory.inference.pairing import stochastic_sites
+from pyro_memory.inference.weights import weigh
 
 
+@checked
 class RaoBlackwellELBO(Objective):
     r"""Sums the likeliest values of one discrete site exactly, and lets a sample stand for the rest.
 

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.inference.objective import Objective
 from pyro_memory.inference.weights import Weights, weigh
 
 
+@checked
 class VIMCO(Objective):
     r"""Maximises a bound of K particles for each datum, discrete latents included.
 
@@ -73,7 +75,7 @@ class VIMCO(Objective):
         score = (signal * weights.log_score).sum(0)
         for own in weights.local:
             with torch.no_grad():
-                without = leave_one_out_bound(weights.log_weight, self.baseline, part=own.log_weight)
+                without = leave_one_out_bound(weights.log_weight, self.baseline, log_part=own.log_weight)
             score = score + ((bound.detach().unsqueeze(-1) - without) * own.log_score).sum((0, -1))
         return -(weights.scale * (bound + score - score.detach())).sum()
 
@@ -91,19 +93,23 @@ _MEAN_OF_OTHERS = {
 }
 
 
+@checked
 def leave_one_out_bound(
     log_weight: Float[Tensor, "particle *cells"],
     baseline: str = "geometric",
     *,
-    part: Float[Tensor, "particle *cells inner"] | None = None,
+    log_part: Float[Tensor, "particle *cells inner"] | None = None,
 ) -> Float[Tensor, "particle *own"]:
     r"""Computes ``L_{-k}``: the bound with the k-th weight, or a part of it, replaced by a mean of the others'.
 
     Args:
-        part: a share of each log weight; the rest of the k-th weight then stays, and the result has its shape.
+        log_part: a share of each log weight, which may be -inf; the rest of the k-th weight then stays, and the
+            result has its shape.
 
     It is exact where one weight outweighs the others by any factor: nothing is subtracted inside the logarithm.
     """
+    if baseline not in _MEAN_OF_OTHERS:
+        raise ValueError(f"`baseline` must be one of {sorted(_MEAN_OF_OTHERS)}; got {baseline!r}")
     k = len(log_weight)
 
     def rows(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,9 +117,9 @@ def leave_one_out_bound(
         return weights.expand(k, *weights.shape), own
 
     all_of_them, own = rows(log_weight)
-    if part is None:
+    if log_part is None:
         stand_in = _MEAN_OF_OTHERS[baseline](all_of_them, own)
         return torch.where(own, stand_in.unsqueeze(1), all_of_them).logsumexp(1) - math.log(k)
     others = all_of_them.masked_fill(own, -math.inf).logsumexp(1).unsqueeze(-1)
-    rest = torch.where(part > -math.inf, log_weight.unsqueeze(-1) - part, -math.inf)
-    return torch.logaddexp(others, rest + _MEAN_OF_OTHERS[baseline](*rows(part))) - math.log(k)
+    rest = torch.where(log_part > -math.inf, log_weight.unsqueeze(-1) - log_part, -math.inf)
+    return torch.logaddexp(others, rest + _MEAN_OF_OTHERS[baseline](*rows(log_part))) - math.log(k)

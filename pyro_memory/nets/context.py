@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.nets.layers import Features
 
 
+@checked
 @dataclass(frozen=True)
 class Context:
     """What an image is generated from, beside the base model's own latents.
@@ -27,6 +29,7 @@ class Context:
     content: Features = ()
 
 
+@checked
 def with_code(z: Float[Tensor, "*batch latent"], context: Context) -> Float[Tensor, "*lead both"]:
     """Lays the context's code beside a latent."""
     if context.code is None:

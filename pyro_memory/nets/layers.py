@@ -7,19 +7,64 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-Features = tuple[Tensor, ...]
+from pyro_memory.gate import check_least, checked
+
+Features = tuple[Float[Tensor, "..."], ...]
 
 
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Chains linear layers with ReLU between them."""
+@checked
+class Linear(nn.Linear):
+    """Is torch's, and says what it was built for where it is given something else.
+
+    Args:
+        takes: what a caller knows its input as.
+
+    Raises:
+        ValueError: for an input of another size.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, takes: str = "x") -> None:
+        super().__init__(in_features, out_features)
+        self.takes = takes
+
+    def forward(self, x: Float[Tensor, "*batch features"]) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"`{self.takes}` must have {self.in_features} dimensions, as the network was built for; got "
+                f"{x.shape[-1]}. Build model and guide with the same `shape`, `latent_dim`, `code_dim` and `channels`"
+            )
+        return super().forward(x)
+
+
+def check_images_of(shape: Sequence[int], images: Tensor) -> None:
+    """Raises a ValueError unless images are of the shape that a network was built for."""
+    if tuple(images.shape[-3:]) != tuple(shape):
+        raise ValueError(
+            f"`images` must be {list(shape)}, channels, height and width, as the network was built for; got "
+            f"{list(images.shape[-3:])}. Resize them, or build model and guide with shape={tuple(images.shape[-3:])}"
+        )
+
+
+@checked
+def mlp(sizes: Sequence[int], *, takes: str = "x") -> nn.Sequential:
+    """Chains linear layers with ReLU between them; ``takes`` is what errors call the first one's input.
+
+    Raises:
+        ValueError: for fewer than two sizes, or one below 1.
+    """
+    if len(sizes) < 2:
+        raise ValueError(f"`sizes` must be two or more, of what comes in, in between and out; got {list(sizes)}")
+    check_least(1, sizes=sizes)
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [Linear(before, after, takes=takes), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
+@checked
 def scale_for_relu(module: nn.Module) -> None:
     """Draws weights that keep the signal's size through ReLU layers, and zeroes biases.
 
@@ -45,6 +90,20 @@ def on_images(f: Callable[[Tensor], Features], x: Tensor) -> Features:
     """Runs ``f`` with one batch dimension, whatever number ``x`` has."""
     lead = x.shape[:-3]
     return tuple(t.reshape(lead + t.shape[1:]) for t in f(x.reshape((-1,) + x.shape[-3:])))
+
+
+def check_channels(channels: Sequence[int]) -> None:
+    """Raises a ValueError unless there are channels at one resolution at least."""
+    if not channels:
+        raise ValueError("`channels` must hold a number for each resolution, the finest first; got none")
+    check_least(1, channels=channels)
+
+
+@checked
+def out_of_autocast(t: Tensor) -> Tensor:
+    """What autocast made half precision, in single: distributions are made of it, and nats are not counted in half."""
+    half = t.dtype in (torch.float16, torch.bfloat16)
+    return t.float() if half and torch.is_autocast_enabled(t.device.type) else t
 
 
 def coarsest(features: Features, batch_dims: int) -> Tensor:

@@ -11,9 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyro_memory.gate import check_image_shape, check_least, checked
 from pyro_memory.nets.layers import (
     Features,
     channels_last,
+    check_channels,
+    check_images_of,
     coarsest,
     halvings,
     mlp,
@@ -23,6 +26,7 @@ from pyro_memory.nets.layers import (
 )
 
 
+@checked
 class ImagePyramid(nn.Module):
     """Computes convolutional features of the images' 2x2 blocks and at each halving of the resolution from there.
 
@@ -40,6 +44,9 @@ class ImagePyramid(nn.Module):
 
     def __init__(self, shape: Sequence[int], channels: Sequence[int] = (48, 48, 64)) -> None:
         super().__init__()
+        check_image_shape(shape)
+        check_channels(channels)
+        self.shape = tuple(shape)
         self.padding = (0, shape[2] % 2, 0, shape[1] % 2)
         self.shapes = [(n, *size) for n, size in zip(channels, halvings(shape, len(channels)), strict=True)]
         self.stem = nn.Conv2d(4 * shape[0], channels[0], 3, padding=1)
@@ -49,6 +56,7 @@ class ImagePyramid(nn.Module):
         scale_for_relu(self)
 
     def forward(self, images: Float[Tensor, "*batch channel height width"]) -> Features:
+        check_images_of(self.shape, images)
         return on_images(self._levels, images)
 
     def _levels(self, images: Tensor) -> Features:
@@ -60,6 +68,7 @@ class ImagePyramid(nn.Module):
         return tuple(levels)
 
 
+@checked
 class SkipPyramid(nn.Module):
     """Computes what an image adds to a ``ConvDecoder`` at each resolution: a pyramid's features, each convolved.
 
@@ -80,25 +89,34 @@ class SkipPyramid(nn.Module):
         return tuple(skip(level) for skip, level in zip(self.skips, self.pyramid(images), strict=True))
 
 
+@checked
 class ImageMLP(nn.Module):
     """Computes one vector of features of a flattened image, ``[*batch, hidden[-1]]``."""
 
     def __init__(self, shape: Sequence[int], hidden: Sequence[int] = (256, 128)) -> None:
         super().__init__()
+        check_image_shape(shape)
+        if not hidden:
+            raise ValueError("`hidden` must hold the size of a layer at least; got none")
+        check_least(1, hidden=hidden)
+        self.shape = tuple(shape)
         self.net = mlp([shape[0] * shape[1] * shape[2], *hidden])
         self.shapes = [(hidden[-1],)]
         self.out_features = hidden[-1]
         scale_for_relu(self)
 
     def forward(self, images: Float[Tensor, "*batch channel height width"]) -> Features:
+        check_images_of(self.shape, images)
         return (torch.relu(self.net(images.flatten(-3))),)
 
 
+@checked
 class Embedding(nn.Module):
     """Embeds an image for matching: its coarsest features, projected to ``dim``."""
 
     def __init__(self, features: nn.Module, dim: int = 128) -> None:
         super().__init__()
+        check_least(1, dim=dim)
         self.features = features
         self.project = nn.Linear(features.out_features, dim)
 

@@ -19,7 +19,7 @@ from pyro_memory.recall.consolidation import (
 from pyro_memory.recall.lifetime import Lifetime, remember
 from pyro_memory.recall.recall import Recall
 from pyro_memory.recall.recognition import Recognition
-from pyro_memory.recall.task import check_task
+from pyro_memory.recall.task import check_remembered, check_task
 
 __all__ = [
     "BREADTH",
@@ -27,6 +27,7 @@ __all__ = [
     "Lifetime",
     "Recall",
     "Recognition",
+    "check_remembered",
     "check_task",
     "consolidate",
     "conversion_prior",

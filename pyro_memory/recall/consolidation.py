@@ -13,11 +13,13 @@ from torch import Tensor
 
 from pyro_memory.diagnostics import Axes, axes_or_new
 from pyro_memory.distributions import expected_log_prob
+from pyro_memory.gate import check_least, checked, told
 from pyro_memory.stores import ConceptMemory, EpisodicMemory
 
 BREADTH = 1.1  # how much wider than an empty concept's predictive the base measure of kept episodes is
 
 
+@checked
 def conversion_prior(
     concepts: ConceptMemory, ages: Int[Tensor, " episode"], timescale: float
 ) -> Float[Tensor, "episode outcome"]:
@@ -38,6 +40,7 @@ def conversion_prior(
     return torch.cat([1 - hazard, hazard * pi.masked_fill(empty, 0.0), hazard * pi[empty].sum()], -1).log()
 
 
+@checked
 def conversion_scores(
     concepts: ConceptMemory, loc: Float[Tensor, "episode dim"], variance: Float[Tensor, "episode dim"]
 ) -> Float[Tensor, "episode outcome"]:
@@ -50,6 +53,7 @@ def conversion_scores(
     return torch.cat([ends[0], concepts.expected_log_predictive(loc, variance), ends[1]], -1)
 
 
+@checked
 def exact_posterior(
     concepts: ConceptMemory,
     loc: Float[Tensor, "episode dim"],
@@ -61,6 +65,7 @@ def exact_posterior(
     return (conversion_prior(concepts, ages, timescale) + conversion_scores(concepts, loc, variance)).softmax(-1)
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class Consolidation:
     """What a consolidation did.
@@ -95,8 +100,9 @@ class Consolidation:
                 f"  KL(q(r) || p(r))   {self.kl.mean():.3f} nats an episode",
                 f"  entropy of q(r)    {self.entropy.mean():.3f} nats an episode",
                 f"  concepts opened    {self.opened}",
-                f"  mean width         {self.widths_before.mean():.3f} before, {self.widths_after.mean():.3f} after",
-                f"  the store moved    {self.moved.sum():.3f} nats",
+                f"  mean width         {self.widths_before.mean():.3f} before, {self.widths_after.mean():.3f} after, "
+                "of the embedding",
+                f"  the store moved    {self.moved.sum():.3f} nats, all concepts together",
             ]
         )
 
@@ -128,6 +134,7 @@ class Consolidation:
         return ax
 
 
+@checked
 @torch.no_grad()
 def consolidate(
     concepts: ConceptMemory,
@@ -159,6 +166,8 @@ def consolidate(
     before = concepts
     concepts = concepts.forget(forgetting)
     converted = torch.zeros_like(considered)
+    if guide is not None and not hasattr(guide, "probabilities"):
+        raise TypeError(f"`guide` must have probabilities(concepts, loc, variance, ages); got {told(guide)}")
     rows = concepts.loc.new_zeros(episodes.slots, concepts.concepts + 2)
     kl, entropy, opened = [], [], 0
     order = [i for i in episodes.ages.argsort(descending=True).tolist() if considered[i]]
@@ -202,6 +211,7 @@ def _take_in(
     return concepts.update(loc, variance, shares.unsqueeze(0), rule=rule), opens
 
 
+@checked
 @torch.no_grad()
 def replay(
     concepts: ConceptMemory,
@@ -223,8 +233,9 @@ def replay(
         items: images an episode; a slot's width by default.
 
     Raises:
-        ValueError: if no concept holds anything yet, or ``count`` is more than the free slots.
+        ValueError: if no concept holds anything yet, ``count`` is more than the free slots, or ``items`` is below 1.
     """
+    check_least(1, items=items)
     free = int((~episodes.filled).sum())
     count = free if count is None else count
     if not 0 <= count <= free:

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.recall.consolidation import Consolidation, consolidate, replay
 from pyro_memory.recall.recall import Recall
 from pyro_memory.stores import SlotMemory, StructuredMemory
 
 
+@checked
 class Lifetime:
     """Lives through tasks in order, for ``fit``: ``lifetime[step]`` gives ``(x, support, memory)``.
 
@@ -81,7 +83,7 @@ class Lifetime:
         return *self._task, self.memory
 
     def _rehearsed(self, x: Tensor, support: SlotMemory, imagined: Tensor) -> tuple[Tensor, SlotMemory]:
-        chosen = imagined[torch.randint(len(imagined), (self.rehearse,))]
+        chosen = imagined[torch.randint(len(imagined), (self.rehearse,), device=imagined.device)]
         images, counts = self.memory.episodes.items[chosen].round(), self.memory.episodes.counts[chosen]
         queries, width = x.shape[1], support.slots
         left = images[:, queries : queries + width]
@@ -103,7 +105,7 @@ class Lifetime:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Gives the stores and the step, for a checkpoint."""
-        return self.memory.to_tensors() | {"newest": torch.tensor(self.newest)}
+        return self.memory.to_tensors() | {"newest": torch.tensor(self.newest, device="cpu")}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Goes on from what ``state_dict`` gave.
@@ -118,6 +120,7 @@ class Lifetime:
         self.memory = StructuredMemory.from_tensors(state)
 
 
+@checked
 @torch.no_grad()
 def remember(recall: Recall, memory: StructuredMemory, support: SlotMemory) -> StructuredMemory:
     """Writes each task's support as an episode; an empty one leaves nothing to remember."""

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_memory.addressing import NormalizedKey
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
-from pyro_memory.nets import ImagePyramid, mlp, scale_for_relu
+from pyro_memory.nets import ImagePyramid, mlp, out_of_autocast, scale_for_relu
 from pyro_memory.stores import SlotMemory, StructuredMemory
 
 
@@ -50,6 +51,7 @@ class Evidence:
         return 0.5 * (exponent - grown.log()).sum(-1)
 
 
+@checked
 class Recall(PyroModule):
     r"""Recalls concept, episode and context from a set of images S, empty or not: ``r(h | S)``, h = (k, s, j, c).
 
@@ -132,13 +134,13 @@ class Recall(PyroModule):
     def look(self, images: Float[Tensor, "*batch channel height width"]) -> Float[Tensor, "*batch hidden"]:
         """Computes the features of each image from which its evidence, its query and its key are read."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.fixed):
-            return torch.relu(self.hidden(self.features(images)[-1].flatten(-3)))
+            return torch.relu(out_of_autocast(self.hidden(self.features(images)[-1].flatten(-3))))
 
     def evidence(self, seen: Float[Tensor, "*batch hidden"]) -> tuple[Evidence, Evidence, Evidence]:
         """Gives each image's evidence on addresses, content and context, from what ``look`` gave."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.fixed):
-            address, aim = self.address(seen).chunk(2, -1)
-        content, code, code_aim = self.told(seen).split([self.dim, self.code_dim, self.code_dim], -1)
+            address, aim = out_of_autocast(self.address(seen)).chunk(2, -1)
+        content, code, code_aim = out_of_autocast(self.told(seen)).split([self.dim, self.code_dim, self.code_dim], -1)
 
         def of(logits: Tensor, aim: Tensor) -> Evidence:
             precision = softplus(logits)
@@ -150,13 +152,17 @@ class Recall(PyroModule):
         """Sums the evidence of each task's support, ``[task, 1, dim]``.
 
         A guide reads the support first, and the model that follows it in the same evaluation takes what the guide
-        found: once, for this very object, and only while no parameter has changed.
+        found: once, for this very object, and only while neither its images nor anything of this module has changed.
 
         Cost: one pass of the encoder over the images that are there; padding costs nothing.
         """
+        if support.batch_dim != -2 or not len(support.values):
+            raise ValueError(
+                "`support` must be a SlotMemory of one set for each of one task or more, [task, item, *event] with "
+                f"batch_dim=-2; got {support}"
+            )
         given, self.given = self.given, None
-        state = support, torch.is_grad_enabled(), self.told.weight._version
-        if given is not None and given[0][0] is support and given[0][1:] == state[1:]:
+        if given is not None and given[0][0] is support and given[0][1] == self._state(support):
             return given[1]
         tasks, width = support.filled.shape
         owners = torch.arange(tasks, device=support.values.device).unsqueeze(-1).expand(tasks, width)[support.filled]
@@ -168,10 +174,19 @@ class Recall(PyroModule):
         address, content, code = (Evidence(summed(e.precision), summed(e.shift)) for e in each)
         return address, content, code
 
+    def _state(self, support: SlotMemory) -> list[Any]:
+        """What evidence depends on beside which support it is of."""
+        held = [support.values, support.mask, *self.parameters(), *self.buffers()]
+        state: list[Any] = [torch.is_grad_enabled(), torch.is_autocast_enabled(support.values.device.type)]
+        state += [self.fixed, self.training]
+        for t in held:  # tensors of inference mode count no versions, and hold still but there
+            state += [] if t is None else [t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version]
+        return state
+
     def gather_all(self, support: SlotMemory, seen: Float[Tensor, "task query hidden"]) -> tuple[Evidence, ...]:
         """Sums the evidence of each task's support and queries, and leaves the support's for the model."""
         found = self.gather(support)
-        self.given = (support, torch.is_grad_enabled(), self.told.weight._version), found
+        self.given = (support, self._state(support)), found
         asked = (Evidence(e.precision.sum(1, keepdim=True), e.shift.sum(1, keepdim=True)) for e in self.evidence(seen))
         return tuple(one + other for one, other in zip(found, asked, strict=True))
 
@@ -217,7 +232,8 @@ class Recall(PyroModule):
         """r(c | s, e_j, S), the episode as ``episode`` gives it."""
         lead = torch.broadcast_shapes(s.shape[:-1], episode.shape[:-1])
         inputs = [s, episode]
-        prior_loc, raw = self.context(torch.cat([t.expand(lead + t.shape[-1:]) for t in inputs], -1)).chunk(2, -1)
+        raw = self.context(torch.cat([t.expand(lead + t.shape[-1:]) for t in inputs], -1))
+        prior_loc, raw = out_of_autocast(raw).chunk(2, -1)
         # It starts narrow, 0.13: what s and the episode say should reach the decoder before c has a use of its own.
         loc, variance = evidence.update(prior_loc, (softplus(raw - 2.0) + 1e-3).square())
         return dist.Normal(loc, variance.sqrt()).to_event(1)
@@ -235,8 +251,8 @@ class Recall(PyroModule):
         there[:, -1] = False
         images = episodes.items[slots.clamp(max=episodes.slots - 1)][there[:, :-1]]
         keys = seen.new_zeros(*there.shape, self.key.out_features)
-        keys = keys.masked_scatter(there.unsqueeze(-1), self.key(self.look(images)))
-        query, unit = self.similarity(self.key(seen), keys)
+        keys = keys.masked_scatter(there.unsqueeze(-1), out_of_autocast(self.key(self.look(images))))
+        query, unit = self.similarity(out_of_autocast(self.key(seen)), keys)
         scores = (unit[place] * query.unsqueeze(-2)).sum(-1) + episodes.which(j).logits
         return dist.Categorical(logits=scores), lambda i: keys[place, i]
 

@@ -9,11 +9,13 @@ from jaxtyping import Float
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.recall.recall import Recall
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class Recognition(PyroModule):
     r"""Says to which of several sets each image belongs, by the evidence with which a ``Recall`` addresses episodes.
 
@@ -47,6 +49,8 @@ class Recognition(PyroModule):
 
     def own_dist(self, x: Float[Tensor, "task query channel height width"], support: SlotMemory) -> dist.Categorical:
         """p(own | x, sets)."""
+        if not x.shape[0] or not x.shape[1]:
+            raise ValueError(f"`x` must hold an image of a task at least; got shape {list(x.shape)}")
         if not bool(support.filled.any(-1).all()):
             raise ValueError("`support` must hold at least one image a task; a set of none cannot be recognised")
         address, _, _ = self.recall.evidence(self.recall.look(x))
@@ -55,9 +59,10 @@ class Recognition(PyroModule):
     def forward(self, x: Float[Tensor, "task query channel height width"], support: SlotMemory) -> None:
         if self.recall.fixed:
             raise ValueError("`recall` must not be fixed while it is taught; set `recall.fixed = False`")
+        own_dist = self.own_dist(x, support)
         with pyro.plate("task", len(x), dim=-2), pyro.plate("item", x.shape[1], dim=-1):
             own = torch.arange(len(x), device=x.device).unsqueeze(-1).expand(x.shape[:2])
-            pyro.sample("own", self.own_dist(x, support), obs=own)
+            pyro.sample("own", own_dist, obs=own)
 
     @torch.no_grad()
     def accuracy(self, x: Float[Tensor, "task query channel height width"], support: SlotMemory) -> float:

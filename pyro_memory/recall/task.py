@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pyro_memory.checks import check_images
+from pyro_memory.gate import checked
 from pyro_memory.recall.recall import Recall
 from pyro_memory.stores import SlotMemory, StructuredMemory
 
 
+@checked
 def check_task(
     x: Tensor, support: SlotMemory, memory: StructuredMemory, recall: Recall, likelihood: nn.Module | None = None
 ) -> None:
@@ -34,3 +36,24 @@ def check_task(
         raise ValueError(
             f"`memory` must hold episodes of {list(recall.shape)} images; got {list(memory.episodes.items.shape[2:])}"
         )
+
+
+@checked
+def check_remembered(support: SlotMemory, memory: StructuredMemory) -> None:
+    """Raises a ValueError unless each task's support, where it has images, is an episode of the memory.
+
+    Cost: O(tasks x slots x pixels), an image at a time.
+    """
+    episodes = memory.episodes
+    for task in support.filled.any(-1).nonzero().flatten().tolist():
+        same = episodes.filled.clone()
+        for image in support.values[task][support.filled[task]]:
+            # A store may have been saved in half precision.
+            near = ((episodes.items[same] - image).abs() < 1e-3).flatten(2).all(-1).any(-1)
+            same = same.masked_scatter(same, near)
+        if not bool(same.any()):
+            raise ValueError(
+                f"`support` must be remembered before the model recalls it; that of task {task} is no episode of "
+                "`memory`. Write it, `memory = remember(model.recall, memory, support)`, or draw from concepts and "
+                "other episodes by remembered=False"
+            )

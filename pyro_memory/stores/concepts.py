@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyro_memory.distributions import expected_log_prob
+from pyro_memory.gate import check_places, checked
+from pyro_memory.stores.tensors import check_finite, saved
 
 RULES = ("projected", "fractional", "hard")
 _PRIOR = ("prior_loc", "prior_kappa", "prior_alpha", "prior_beta")
 
 
+@checked
 @dataclass(frozen=True, repr=False)
 class ConceptMemory:
     r"""Holds concepts: what the embeddings of many episodes had in common. A value: ``update`` gives a new store.
@@ -53,6 +57,8 @@ class ConceptMemory:
     prior_beta: float = 0.09
 
     def __post_init__(self) -> None:
+        for name, tensor in self._tensors().items():
+            check_finite(name, tensor, "concept", "A concept is a posterior: start from ConceptMemory.reserve")
         for name in ("kappa", "alpha", "beta"):
             tensor = getattr(self, name)
             if tensor.shape != self.loc.shape or self.loc.dim() != 2:
@@ -67,8 +73,6 @@ class ConceptMemory:
                 f"`counts` must be one number for each of the {len(self.loc)} concepts, not negative; got shape "
                 f"{list(self.counts.shape)}"
             )
-        if not all(bool(torch.isfinite(t).all()) for t in self._tensors().values()):
-            raise ValueError("the parameters of concepts must be finite; got NaN or infinity")
         if not (self.concentration > 0 and self.prior_kappa > 0 and self.prior_alpha > 1 and self.prior_beta > 0):
             raise ValueError(
                 "`concentration`, `prior_kappa` and `prior_beta` must be positive and `prior_alpha` above 1, so that "
@@ -78,8 +82,9 @@ class ConceptMemory:
 
     @classmethod
     def reserve(
-        cls, concepts: int, dim: int, *, dtype: Any = None, device: Any = None, **prior: float
-    ) -> ConceptMemory:
+        cls, concepts: int, dim: int, *, dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None, **prior: float,
+    ) -> ConceptMemory:  # fmt: skip
         """Makes a store of empty concepts; ``prior`` are the weak prior's scalars and the concentration."""
         if concepts < 1 or dim < 1:
             raise ValueError(f"`concepts` and `dim` must be at least 1; got {concepts} and {dim}")
@@ -120,6 +125,8 @@ class ConceptMemory:
 
     def predictive(self, k: Int[Tensor, "*batch"] | None = None) -> dist.Independent:
         """p(e | concept k), of all concepts or of those at addresses ``k``, any shape."""
+        if k is not None:
+            check_places("k", k, len(self.loc), "the concepts")
         loc, kappa, alpha, beta = (t if k is None else t[k] for t in (self.loc, self.kappa, self.alpha, self.beta))
         return dist.StudentT(2 * alpha, loc, (beta * (kappa + 1) / (alpha * kappa)).sqrt()).to_event(1)
 
@@ -193,13 +200,8 @@ class ConceptMemory:
         """
         if rule not in RULES:
             raise ValueError(f"`rule` must be one of {', '.join(RULES)}; got {rule!r}")
-        wanted = (len(loc), self.dim), (len(loc), self.dim), (len(loc), self.concepts)
-        got = tuple(tuple(t.shape) for t in (loc, variance, responsibilities))
-        if got != wanted:
-            raise ValueError(f"`loc`, `variance` and `responsibilities` must have shapes {wanted}; got {got}")
-        given = torch.cat([loc, variance, responsibilities], -1)
-        if not bool(torch.isfinite(given).all()) or bool((variance < 0).any()):
-            raise ValueError("`loc`, `variance` and `responsibilities` must be finite and `variance` not negative")
+        if bool((variance < 0).any()):
+            raise ValueError("`variance` must not be negative")
         if bool((responsibilities < 0).any()) or bool((responsibilities.sum(-1) > 1 + 1e-4).any()):
             raise ValueError("`responsibilities` must be probabilities: not negative, rows summing to at most 1")
         store = self
@@ -273,12 +275,12 @@ class ConceptMemory:
     def to_tensors(self) -> dict[str, Tensor]:
         """Gives the tensors that rebuild the store, for saving."""
         scalars = [getattr(self, name) for name in ("concentration", *_PRIOR)]
-        return self._tensors() | {"scalars": torch.tensor(scalars, dtype=torch.float64)}
+        return self._tensors() | {"scalars": torch.tensor(scalars, dtype=torch.float64, device="cpu")}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> ConceptMemory:
-        """Rebuilds a store from ``to_tensors``."""
-        tensors = dict(tensors)
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ConceptMemory:
+        """Rebuilds a store from ``to_tensors``; raises a ValueError if one is missing."""
+        tensors = saved(tensors, "loc", "kappa", "alpha", "beta", "counts", "scalars")
         scalars = tensors.pop("scalars").tolist()
         return cls(**tensors, **dict(zip(("concentration", *_PRIOR), scalars, strict=True)))
 

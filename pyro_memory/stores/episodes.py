@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from pyro_memory.gate import check_places, checked
 from pyro_memory.stores.slots import SlotMemory
+from pyro_memory.stores.tensors import saved
 
 NONE_OF_THEM = 0.05  # against 1 for each image: enough to learn what to do without one, too little to be tempting
 
 
+@checked
 @dataclass(frozen=True)
 class EpisodicMemory:
     r"""Holds the posterior embedding and the images of recent episodes, a ring of slots; a value, as all stores are.
@@ -36,6 +39,22 @@ class EpisodicMemory:
 
     store: SlotMemory
     dim: int
+
+    def __post_init__(self) -> None:
+        keys, values = self.store.keys, self.store.values
+        if self.dim < 1 or keys is None or keys.dim() != 2 or keys.shape[1] < 2 * self.dim + 3 or values.dim() < 2:
+            got = [list(values.shape), None if keys is None else list(keys.shape)]
+            raise ValueError(
+                f"`store` must hold images [slot, item, *event] with keys [slot, 2 dim + concepts + 2] for dim "
+                f"{self.dim}; got {got}. Start from EpisodicMemory.reserve"
+            )
+        wrong = self.filled & ((self.counts < 0) | (self.counts > values.shape[1]) | (self.variance < 0).any(-1))
+        if bool(wrong.any()):
+            at = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"an episode must have from 0 to {values.shape[1]} images and variances that are not negative; slot "
+                f"{at} has {int(self.counts[at])} and {self.variance[at].min().item():g}"
+            )
 
     @classmethod
     def reserve(
@@ -102,6 +121,7 @@ class EpisodicMemory:
         """The distribution over the images of each episode j, all alike, and "none of them", the last address, which
         has the weight of a twentieth of an image. The episode "none", j = slots, has no images.
         """
+        check_places("j", j, self.slots + 1, "the episodes and none")
         counts = torch.cat([self.counts, self.counts.new_zeros(1)])[j].unsqueeze(-1)
         width = self.items.shape[1]
         place = torch.arange(width + 1, device=j.device)
@@ -115,6 +135,8 @@ class EpisodicMemory:
         ``f`` works image by image and returns a tensor or a tuple of tensors.
         """
         width = self.items.shape[1]
+        check_places("j", j, self.slots + 1, "the episodes and none")
+        check_places("i", i, width + 1, "the images and none")
         nothing = self.slots * width
         read, place = torch.where((j < self.slots) & (i < width), j * width + i, nothing).unique(return_inverse=True)
         shown = self.items.flatten(0, 1)[read.clamp(max=nothing - 1)]
@@ -182,7 +204,8 @@ class EpisodicMemory:
     def shuffle_items(self, seed: int = 0) -> EpisodicMemory:
         """Returns a store in which every filled slot shows another filled slot's images, its address unchanged."""
         filled = self.filled.nonzero().squeeze(-1)
-        order = torch.randperm(len(filled), generator=torch.Generator().manual_seed(seed)).to(filled.device)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        order = torch.randperm(len(filled), generator=generator, device="cpu").to(filled.device)
         source = torch.arange(self.slots, device=filled.device)
         source[filled[order]] = filled[order.roll(1)]
         keys = torch.cat([self.store.keys[:, :-2], self.store.keys[source, -2:]], -1)
@@ -197,11 +220,11 @@ class EpisodicMemory:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Gives the tensors that rebuild the store, for saving."""
-        return self.store.to_tensors() | {"dim": torch.tensor(self.dim)}
+        return self.store.to_tensors() | {"dim": torch.tensor(self.dim, device="cpu")}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> EpisodicMemory:
-        """Rebuilds a store from ``to_tensors``."""
-        tensors = dict(tensors)
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> EpisodicMemory:
+        """Rebuilds a store from ``to_tensors``; raises a ValueError if one is missing."""
+        tensors = saved(tensors, "values", "keys", "ages", "seen", "batch_dim", "dim", also=("mask",))
         dim = int(tensors.pop("dim"))
         return cls(SlotMemory.from_tensors(tensors), dim)

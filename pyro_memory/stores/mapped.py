@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_memory.stores.files import replace_file
-from pyro_memory.stores.slots import SlotMemory, readable
+from pyro_memory.gate import check_places, checked, told
+from pyro_memory.stores.folder import (
+    DTYPES,
+    MANIFEST,
+    entry_of,
+    fitting,
+    locked,
+    map_items,
+    publish,
+    read_manifest,
+    said,
+    write_items,
+)  # fmt: skip
+from pyro_memory.stores.slots import SlotMemory
+from pyro_memory.stores.tensors import readable
 
-MANIFEST = "memory.json"
-DTYPES = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 BLOCK = 65_536  # slots embedded between two writes
 
 
+@checked
 class MappedMemory(SlotMemory):
     """Holds the slots of a shared memory in files of a folder, which may be larger than RAM.
 
     ``create`` makes one, ``open`` maps one without reading it, ``append`` adds items, ``memory[a]`` reads slots in the
     default floating dtype. It is a value like every memory: ``append`` returns a new one, and the old one still reads
-    the slots that it had. A crash while appending leaves the state before: items count once ``memory.json``, replaced
-    as a whole, says so. All slots are filled.
+    the slots that it had. A crash while appending, or a full disk, leaves the state before: items count once
+    ``memory.json``, replaced as a whole, says so. One process appends at a time; others go on reading what they opened.
+    All slots are filled. ``memory.json`` is checked against a sum when it is opened; the items, unread then, are not.
 
     Files: ``memory.json``, ``values.bin`` and, with keys, ``keys-*.bin``: the items' bytes, one after the other.
 
@@ -43,18 +55,18 @@ class MappedMemory(SlotMemory):
     def __init__(self, folder: str | Path, manifest: dict[str, Any]) -> None:
         self.folder, self._manifest = Path(folder), manifest
         slots = manifest["slots"]
-        self.values = _mapped(self.folder, manifest["values"], slots)
-        self.keys = None if manifest["keys"] is None else _mapped(self.folder, manifest["keys"], slots)
+        self.values = map_items(self.folder, manifest["values"], slots)
+        self.keys = None if manifest["keys"] is None else map_items(self.folder, manifest["keys"], slots)
         self.mask = self.batch_dim = None
-        self.ages = torch.zeros((), dtype=torch.long).expand(slots)
-        self.seen = torch.tensor(slots)
+        self.ages = torch.zeros((), dtype=torch.long, device="cpu").expand(slots)
+        self.seen = torch.tensor(slots, device="cpu")
         self._prior: dist.Categorical | None = None
 
     @classmethod
     def create(
         cls,
         folder: str | Path,
-        event_shape: Iterable[int],
+        event_shape: Sequence[int],
         *,
         dtype: torch.dtype = torch.uint8,
         key_dim: int | None = None,
@@ -70,7 +82,8 @@ class MappedMemory(SlotMemory):
             key_dtype: of the keys in the file.
 
         Raises:
-            ValueError: if the folder holds a memory already, or for another dtype.
+            ValueError: if the folder holds a memory already, or files of its names, or for another dtype.
+            OSError: if the folder cannot be written.
         """
         folder = Path(folder)
         if (folder / MANIFEST).exists():
@@ -80,17 +93,21 @@ class MappedMemory(SlotMemory):
         for name, wanted in (("dtype", dtype), ("key_dtype", key_dtype)):
             if wanted not in DTYPES.values():
                 raise ValueError(f"`{name}` must be one of {', '.join(DTYPES)}; got {wanted}")
-        folder.mkdir(parents=True, exist_ok=True)
         manifest = {
             "format": 1,
             "slots": 0,
-            "values": _entry("values.bin", dtype, event_shape),
-            "keys": None if key_dim is None else _entry("keys-0.bin", key_dtype, [key_dim]),
+            "values": entry_of("values.bin", dtype, event_shape),
+            "keys": None if key_dim is None else entry_of("keys-0.bin", key_dtype, [key_dim]),
         }
-        for entry in (manifest["values"], manifest["keys"]):
-            if entry is not None:
-                (folder / entry["file"]).touch()
-        _publish(folder, manifest)
+        files = [folder / entry["file"] for entry in (manifest["values"], manifest["keys"]) if entry is not None]
+        full = [file for file in files if file.exists() and file.stat().st_size]
+        if full:  # what a killed `create` left is empty
+            raise ValueError(f"`folder` must hold no file of a memory's; {full[0]} is there. Choose another folder")
+        with said(folder, 0):
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                file.touch()
+            publish(folder, manifest)
         return cls(folder, manifest)
 
     @classmethod
@@ -98,19 +115,9 @@ class MappedMemory(SlotMemory):
         """Maps the memory of a folder, without reading its items.
 
         Raises:
-            ValueError: if there is none, or a file is shorter than ``memory.json`` says.
+            ValueError: if there is none, ``memory.json`` is damaged, or a file is shorter than it says.
         """
-        path = Path(folder) / MANIFEST
-        try:
-            manifest = json.loads(path.read_text())
-            if manifest["format"] != 1:
-                raise ValueError(f"format {manifest['format']}")
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"`folder` must hold a memory that this version wrote; {path} cannot be read ({error}). Make one with "
-                "`MappedMemory.create`"
-            ) from error
-        return cls(folder, manifest)
+        return cls(folder, read_manifest(Path(folder)))
 
     def append(
         self, values: Float[Tensor, "item *event"], keys: Float[Tensor, "item dim"] | None = None
@@ -118,7 +125,9 @@ class MappedMemory(SlotMemory):
         """Adds items (and their keys, where the memory has keys) and returns the longer memory.
 
         Raises:
-            ValueError: if shapes do not fit, values do not fit the file's dtype, or another process appended since.
+            ValueError: if shapes do not fit, values do not fit the file's dtype, or another process appended since, or
+                is appending.
+            OSError: if the files cannot be written; they hold the slots that they had.
         """
         if values.shape[1:] != self.event_shape:
             raise ValueError(f"`values` must be [item, {_listed(self.event_shape)}]; got {list(values.shape)}")
@@ -127,39 +136,65 @@ class MappedMemory(SlotMemory):
         ):
             wanted = "None, as the memory has no keys" if self.keys is None else f"[item, {self.keys.shape[-1]}]"
             raise ValueError(f"`keys` must be {wanted}; got {None if keys is None else list(keys.shape)}")
-        newest = MappedMemory.open(self.folder).slots
-        if newest != self.slots:
-            raise ValueError(
-                f"`append` goes on from the newest state, of {newest} slots; this memory saw {self.slots}. Open "
-                f"{self.folder} again"
-            )
-        for name, items in (("values", values), ("keys", keys)):
-            if items is not None:
-                _write(self.folder, self._manifest[name], self.slots, _fitting(items, self._manifest[name], name))
+        stored = {
+            name: fitting(items, self._manifest[name], name)
+            for name, items in (("values", values), ("keys", keys)) if items is not None
+        }  # fmt: skip
         manifest = self._manifest | {"slots": self.slots + len(values)}
-        _publish(self.folder, manifest)
+        with said(self.folder, self.slots), self._newest("append"):
+            for name, items in stored.items():
+                write_items(self.folder, self._manifest[name], self.slots, items)
+            publish(self.folder, manifest)
         return MappedMemory(self.folder, manifest)
 
+    @contextmanager
+    def _newest(self, what: str) -> Iterator[None]:
+        """Keeps other processes from writing while this one goes on from the newest state.
+
+        Raises:
+            ValueError: if another one is writing, or wrote since.
+        """
+        with open(self.folder / self._manifest["values"]["file"], "rb") as file:
+            if not locked(file):
+                raise ValueError(f"`{what}` needs the memory to itself; another process writes to {self.folder}. Wait")
+            newest = MappedMemory.open(self.folder)
+            if newest._manifest != self._manifest:
+                raise ValueError(
+                    f"`{what}` goes on from the newest state, of {newest.slots} slots; this memory saw {self.slots}, "
+                    f"or other keys. Open {self.folder} again"
+                )
+            yield
+
     @torch.no_grad()
-    def with_keys(self, address: Any, *, dtype: torch.dtype = torch.float16) -> MappedMemory:
+    def with_keys(self, address: nn.Module, *, dtype: torch.dtype = torch.float16) -> MappedMemory:
         """Embeds every slot by a ``ContentAddress``, writes the keys beside the values, and returns the memory.
 
         Cost: O(slots) embeddings, a block at a time; earlier keys are replaced when all are written.
+
+        Raises:
+            ValueError: for an empty memory, keys that do not fit ``dtype``, or one that is not the newest state.
+            OSError: if the files cannot be written.
         """
+        if not self.slots:
+            raise ValueError("`with_keys` needs items to embed; got an empty memory. Append some first")
+        if not hasattr(address, "keys_for"):
+            raise TypeError(f"`address` must be a ContentAddress, which gives keys; got {told(address)}")
+        with said(self.folder, self.slots), self._newest("with_keys"):
+            self._embed(address, dtype)
+        return MappedMemory.open(self.folder)
+
+    def _embed(self, address: Any, dtype: torch.dtype) -> None:
         number = 0 if self.keys is None else int(self._manifest["keys"]["file"].split("-")[1].split(".")[0]) + 1
         plain = self._manifest | {"keys": None}
         entry = None
         for start in range(0, self.slots, BLOCK):
-            slots = torch.arange(start, min(start + BLOCK, self.slots))
+            slots = torch.arange(start, min(start + BLOCK, self.slots), device="cpu")
             block = address.keys_for(MappedMemory(self.folder, plain), slots)
-            entry = entry or _entry(f"keys-{number}.bin", dtype, block.shape[1:])
-            _write(self.folder, entry, start, block.to(dtype))
-        if entry is None:
-            raise ValueError("`with_keys` needs items to embed; got an empty memory. Append some first")
-        _publish(self.folder, plain | {"keys": entry})
+            entry = entry or entry_of(f"keys-{number}.bin", dtype, block.shape[1:])
+            write_items(self.folder, entry, start, fitting(block, entry, "dtype"))
+        publish(self.folder, plain | {"keys": entry})
         if self.keys is not None:
             (self.folder / self._manifest["keys"]["file"]).unlink()  # a mapping of it stays readable
-        return MappedMemory.open(self.folder)
 
     def head(self, slots: int) -> MappedMemory:
         """Gives the memory of the first ``slots`` items, for reading.
@@ -173,6 +208,7 @@ class MappedMemory(SlotMemory):
 
     def gather(self, tensor: Tensor, a: Int[Tensor, "*address"]) -> Tensor:
         """Takes entries at addresses ``a``, in a floating dtype."""
+        check_places("a", a, self.slots, "the slots")
         return readable(tensor[a])
 
     def read(self, a: Int[Tensor, "*address"], f: Callable[[Tensor], Any]) -> Any:
@@ -183,7 +219,7 @@ class MappedMemory(SlotMemory):
         """Gives the uniform distribution over the slots."""
         self.check_filled()
         if self._prior is None:
-            self._prior = dist.Categorical(logits=torch.full((self.slots,), -math.log(self.slots)))
+            self._prior = dist.Categorical(logits=torch.full((self.slots,), -math.log(self.slots), device="cpu"))
         return self._prior
 
     def loaded(self) -> SlotMemory:
@@ -196,9 +232,18 @@ class MappedMemory(SlotMemory):
         Raises:
             ValueError: for another device.
         """
-        if torch.empty(0).to(*args, **kwargs).device.type != "cpu":
+        if torch.empty(0, device="cpu").to(*args, **kwargs).device.type != "cpu":
             raise ValueError("A MappedMemory is read on the CPU; use `memory.loaded().to(device)` where it fits")
         return self
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Raises: it is in files already."""
+        raise ValueError("A MappedMemory is saved: open its folder again, or save `memory.loaded().to_tensors()`")
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> MappedMemory:
+        """Raises: it needs a folder."""
+        raise ValueError("A MappedMemory needs a folder: use `MappedMemory.create(folder, ...).append(values)`")
 
     def write(self, *args: Any, **kwargs: Any) -> SlotMemory:
         """Raises: slots in a file are appended to, not overwritten."""
@@ -213,56 +258,5 @@ class MappedMemory(SlotMemory):
         return self
 
 
-def _listed(shape: Iterable[int]) -> str:
+def _listed(shape: Sequence[int]) -> str:
     return ", ".join(map(str, shape))
-
-
-def _entry(file: str, dtype: torch.dtype, shape: Iterable[int]) -> dict[str, Any]:
-    return {"file": file, "dtype": str(dtype).removeprefix("torch."), "shape": list(shape)}
-
-
-def _bytes_of(entry: dict[str, Any], slots: int) -> int:
-    return slots * math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize
-
-
-def _mapped(folder: Path, entry: dict[str, Any], slots: int) -> Tensor:
-    shape, dtype, path = (slots, *entry["shape"]), DTYPES[entry["dtype"]], folder / entry["file"]
-    size = path.stat().st_size if path.exists() else 0
-    if size < _bytes_of(entry, slots):
-        raise ValueError(
-            f"`{path}` is truncated: {slots} slots of {entry['shape']} {entry['dtype']} take {_bytes_of(entry, slots)} "
-            f"bytes, it has {size}. Restore a copy of it, or write the memory again"
-        )
-    if not slots:
-        return torch.zeros(shape, dtype=dtype)
-    return torch.from_file(str(path), shared=False, size=math.prod(shape), dtype=dtype).reshape(shape)
-
-
-def _fitting(items: Tensor, entry: dict[str, Any], name: str) -> Tensor:
-    """Brings items to the file's dtype, if that loses no more than rounding."""
-    dtype = DTYPES[entry["dtype"]]
-    stored = items.detach().cpu().to(dtype)
-    fits = stored.isfinite().all() if dtype.is_floating_point else (stored == items.detach().cpu()).all()
-    if not fits:
-        wanted = "finite in that dtype" if dtype.is_floating_point else "integers from 0 to 255"
-        raise ValueError(
-            f"`{name}` must be {wanted}, since the file holds {entry['dtype']}; got others. Create the memory with a "
-            "wider `dtype`"
-        )
-    return stored
-
-
-def _write(folder: Path, entry: dict[str, Any], slots: int, items: Tensor) -> None:
-    """Puts items after the first ``slots``, over what an earlier crash may have left there."""
-    path = folder / entry["file"]
-    path.touch()
-    with path.open("r+b") as file:
-        file.truncate(_bytes_of(entry, slots))
-        file.seek(0, os.SEEK_END)
-        file.write(items.contiguous().numpy().tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _publish(folder: Path, manifest: dict[str, Any]) -> None:
-    replace_file(folder / MANIFEST, lambda temporary: temporary.write_text(json.dumps(manifest, indent=1) + "\n"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_memory.distributions import Copied, Division, Group, ShardedCategorical, Summed, all_of
-from pyro_memory.stores.slots import SlotMemory, readable
+from pyro_memory.gate import checked
+from pyro_memory.stores.slots import SlotMemory
+from pyro_memory.stores.tensors import readable
 
 
+@checked
 class ShardedMemory(SlotMemory):
     """Holds this process's part of a shared memory; addresses count the slots of all processes, in the order of ranks.
 
@@ -44,7 +47,7 @@ class ShardedMemory(SlotMemory):
         self.ages, self.seen = shard.ages, shard.seen
         masked = shard.mask is not None
         filled = int(shard.mask.sum()) if masked else shard.slots
-        sizes = all_of(torch.tensor([shard.slots, filled, int(masked)]), group)
+        sizes = all_of(torch.tensor([shard.slots, filled, int(masked)], device="cpu"), group)
         if (sizes[:, 1] == 0).any():
             raise ValueError(
                 "`shard` must hold at least one filled slot in every process; filled slots by rank: "
@@ -56,7 +59,7 @@ class ShardedMemory(SlotMemory):
         self.every_mask = None
         if sizes[:, 2].any():
             widest = int(sizes[:, 0].max())
-            own = torch.zeros(widest, dtype=torch.uint8)
+            own = torch.zeros(widest, dtype=torch.uint8, device="cpu")
             own[: shard.slots] = shard.filled.cpu()
             parts = [part[: int(n)] for part, n in zip(all_of(own, group), sizes[:, 0], strict=True)]
             self.every_mask = torch.cat(parts).bool().to(self.values.device)
@@ -84,6 +87,15 @@ class ShardedMemory(SlotMemory):
     def detach(self) -> ShardedMemory:
         """Cuts values and keys from the graph; every process must call it."""
         return ShardedMemory(self.shard.detach(), self.division.group)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Gives the tensors of this process's slots; each process saves its own."""
+        return self.shard.to_tensors()
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ShardedMemory:
+        """Rebuilds from the tensors of this process's slots, over all processes; every process must call it."""
+        return cls(SlotMemory.from_tensors(tensors))
 
     def write(self, *args: Any, **kwargs: Any) -> SlotMemory:
         """Raises: each process writes to its own slots."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from pyro_memory.distributions import StreamedCategorical
+from pyro_memory.gate import check_places, checked
+from pyro_memory.stores.tensors import check_finite, readable, saved
 from pyro_memory.stores.writing import overwrite, place
 
 
+@checked
 class SlotMemory:
     r"""Holds items in slots; a model reads one by its address, ``memory[a]``.
 
@@ -32,7 +35,7 @@ class SlotMemory:
         batch_dim: the plate dimension (-1, -2, ...) that owns the memories, or None for a shared memory.
 
     Raises:
-        ValueError: if shapes do not fit one another, or ``values`` are not finite.
+        ValueError: if shapes do not fit one another, or values or keys are not finite.
 
     Example::
 
@@ -46,8 +49,8 @@ class SlotMemory:
 
     def __init__(
         self,
-        values: Float[Tensor, "*batch slot *event"],
-        keys: Float[Tensor, "*batch slot *key"] | None = None,
+        values: Num[Tensor, "*batch slot *event"],
+        keys: Num[Tensor, "*batch slot *key"] | None = None,
         mask: Bool[Tensor, "*batch slot"] | None = None,
         *,
         ages: Int[Tensor, "*batch slot"] | None = None,
@@ -68,12 +71,9 @@ class SlotMemory:
                 raise ValueError(
                     f"`{name}` must start with {list(shape)}, as `values` do; got shape {list(tensor.shape)}"
                 )
-        if mask is not None and mask.dtype != torch.bool:
-            raise ValueError(
-                f"`mask` must be boolean, True where a slot is filled; got {mask.dtype}: use `mask.bool()`"
-            )
-        if not torch.isfinite(values.detach()).all():
-            raise ValueError("`values` must be finite; got NaN or infinity. Clean the items before writing them")
+        for name, tensor in (("values", values), ("keys", keys)):
+            if tensor is not None:
+                check_finite(name, tensor, "slot" if lead == 1 else "memory", "Clean the items before writing them")
         self.values = values
         self.keys = keys
         self.mask = mask
@@ -82,12 +82,12 @@ class SlotMemory:
         self.batch_dim = batch_dim
 
     @classmethod
-    def empty(cls, event_shape: Iterable[int], **kwargs: Any) -> SlotMemory:
+    def empty(cls, event_shape: Sequence[int], **kwargs: Any) -> SlotMemory:
         """Makes a shared memory of no slots, for a model with a "none" slot."""
         return cls(torch.zeros(0, *event_shape, **kwargs))
 
     @classmethod
-    def reserve(cls, slots: int, event_shape: Iterable[int], **kwargs: Any) -> SlotMemory:
+    def reserve(cls, slots: int, event_shape: Sequence[int], **kwargs: Any) -> SlotMemory:
         """Makes a shared memory of ``slots`` unfilled slots, to be written."""
         if slots < 1:
             raise ValueError(f"`slots` must be at least 1; got {slots}")
@@ -119,6 +119,9 @@ class SlotMemory:
     def __len__(self) -> int:
         return self.slots
 
+    def __iter__(self) -> NoReturn:
+        raise TypeError("a memory is read by addresses, `memory[a]`; to loop over its slots, loop over `memory.values`")
+
     def __repr__(self) -> str:
         owner = "shared" if self.batch_dim is None else f"{self.values.shape[0]} memories at plate dim {self.batch_dim}"
         counts = self._filled_counts()
@@ -135,6 +138,7 @@ class SlotMemory:
 
     def gather(self, tensor: Tensor, a: Int[Tensor, "*address"]) -> Tensor:
         """Takes entries at addresses ``a`` from a tensor laid out like the values, any shape of ``a``."""
+        check_places("a", a, self.slots, "the slots")
         if self.batch_dim is None:
             return tensor[a]
         owner = torch.arange(tensor.shape[0], device=tensor.device)
@@ -216,8 +220,8 @@ class SlotMemory:
 
     def write(
         self,
-        values: Float[Tensor, "*batch item *event"],
-        keys: Float[Tensor, "*batch item *key"] | None = None,
+        values: Num[Tensor, "*batch item *event"],
+        keys: Num[Tensor, "*batch item *key"] | None = None,
         *,
         policy: str = "ring",
         generator: torch.Generator | None = None,
@@ -256,14 +260,14 @@ class SlotMemory:
         """Takes the memories of some data (per-datum memories only); a permutation shuffles them."""
         if self.batch_dim is None:
             raise ValueError("`select` needs one memory per datum; this memory is shared by all data (batch_dim=None)")
+        check_places("indices", indices, len(self.values), "the data")
         return self._map(lambda t: t[indices])
 
     def to(self, *args: Any, **kwargs: Any) -> SlotMemory:
         """Moves to a device, or casts values and keys to a floating dtype."""
+        like = self.values.new_empty(0, dtype=torch.float32)
         return self._map(
-            lambda t: (
-                t.to(*args, **kwargs) if t.is_floating_point() else t.to(torch.empty(0).to(*args, **kwargs).device)
-            )
+            lambda t: t.to(*args, **kwargs) if t.is_floating_point() else t.to(like.to(*args, **kwargs).device)
         )
 
     def detach(self) -> SlotMemory:
@@ -273,13 +277,13 @@ class SlotMemory:
     def to_tensors(self) -> dict[str, Tensor]:
         """Gives the tensors that rebuild the memory, for saving."""
         tensors = {n: getattr(self, n) for n in ("values", "keys", "mask", "ages", "seen")}
-        tensors["batch_dim"] = torch.tensor(0 if self.batch_dim is None else self.batch_dim)
+        tensors["batch_dim"] = torch.tensor(self.batch_dim or 0, device="cpu")
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> SlotMemory:
-        """Rebuilds a memory from ``to_tensors``."""
-        tensors = dict(tensors)
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> SlotMemory:
+        """Rebuilds a memory from ``to_tensors``; raises a ValueError if one is missing."""
+        tensors = saved(tensors, "values", "ages", "seen", "batch_dim", also=("keys", "mask"))
         batch_dim = int(tensors.pop("batch_dim"))
         return cls(**tensors, batch_dim=batch_dim or None)
 
@@ -290,8 +294,3 @@ class SlotMemory:
             None if self.mask is None else f(self.mask),
             ages=f(self.ages), seen=f(self.seen) if self.seen.dim() else self.seen, batch_dim=self.batch_dim,
         )  # fmt: skip
-
-
-def readable(contents: Tensor) -> Tensor:
-    """Brings contents kept as integers or in half precision to the default dtype, in which networks read them."""
-    return contents if contents.dtype in (torch.float32, torch.float64) else contents.to(torch.get_default_dtype())

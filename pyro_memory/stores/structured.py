@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_memory.gate import checked
 from pyro_memory.stores.concepts import ConceptMemory
 from pyro_memory.stores.episodes import EpisodicMemory
 
 
+@checked
 @dataclass(frozen=True)
 class StructuredMemory:
     """Holds a semantic and an episodic store; an argument of model and guide, so that either can be swapped or emptied.
@@ -60,7 +63,7 @@ class StructuredMemory:
         return {f"concepts.{k}": v for k, v in concepts.items()} | {f"episodes.{k}": v for k, v in episodes.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> StructuredMemory:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> StructuredMemory:
         """Rebuilds the stores from ``to_tensors``."""
 
         def part(name: str) -> dict[str, Tensor]:

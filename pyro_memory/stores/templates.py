@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
 from pyro_memory.stores.slots import SlotMemory
 
 
+@checked
 class TemplateMemory(PyroModule):
     """Owns learned slot contents; calling it gives the SlotMemory that holds them.
 
@@ -27,7 +29,7 @@ class TemplateMemory(PyroModule):
     def __init__(
         self,
         slots: int,
-        event_shape: Iterable[int],
+        event_shape: Sequence[int],
         *,
         init: Float[Tensor, "slot *event"] | None = None,
         scale: float = 0.5,

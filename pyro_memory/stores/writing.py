@@ -38,7 +38,8 @@ def place(
         slot = torch.where(filled, ages, torch.iinfo(torch.long).max).argmax(-1)  # a free one, else the oldest
         kept = torch.ones_like(full)
         if policy == "reservoir":
-            drawn = (torch.rand(seen.shape, generator=generator, dtype=torch.float64).to(seen.device) * seen).long()
+            uniform = torch.rand(seen.shape, generator=generator, dtype=torch.float64, device="cpu").to(seen.device)
+            drawn = (uniform * seen).long()
             slot, kept = torch.where(full, drawn.clamp(max=slots - 1), slot), ~full | (drawn < slots)
         chosen = one_hot(slot, slots).bool() & kept.unsqueeze(-1)
         source = torch.where(chosen, item, source)

@@ -13,6 +13,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.inference import stochastic_sites
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Context
@@ -56,6 +57,7 @@ def _doubt(code: Tensor) -> Tensor:
     return pyro.sample("doubt", dist.Normal(torch.zeros_like(code[:, :1]), 0.3).to_event(1))
 
 
+@checked
 def check_base(
     base: nn.Module,
     guide: nn.Module,

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.testing.demands import copied, demand, demand_close, demand_gradients, isolated, parameters_of, pickled
 
 BATCH, TIME = 3, 23
@@ -15,6 +16,7 @@ CUTS = (1, 4, 11, 22)
 FORGETS = "Carry all that later outputs depend on in the state: memories, windows, open chunks, positions"
 
 
+@checked
 def check_mixer(mixer: nn.Module, *, dim: int | None = None) -> None:
     """Checks what a mixer must keep to stand in a ``SequenceModel``, to stream and to be saved.
 

@@ -16,12 +16,14 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from pyro_memory.diagnostics import importance_bound, information_gain
+from pyro_memory.gate import checked
 from pyro_memory.inference import VIMCO, stochastic_sites
 from pyro_memory.testing.demands import copied, demand, isolated, pickled
 from pyro_memory.testing.enumeration import check_gradient, check_particles
 from pyro_memory.testing.moves import Pair, check_training, in_mode, pair_parameters
 
 
+@checked
 def check_pair(
     model: nn.Module,
     guide: nn.Module,

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from pyro_memory.gate import checked, told
 from pyro_memory.testing.demands import copied, demand, isolated, pickled
 
 
+@checked
 def check_store(
     store: Any,
     *,
@@ -50,6 +52,8 @@ def check_store(
     """
     if read is None:
         read = _read_one if hasattr(store, "__getitem__") and hasattr(store, "prior") else lambda store: ()
+    if not hasattr(store, "__dict__"):
+        raise TypeError(f"`store` must be an object with tensors in its attributes; got {told(store)}")
     with isolated():
         demand(
             any(isinstance(t, Tensor) for t in _held(store).values()),

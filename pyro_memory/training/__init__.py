@@ -1,10 +1,11 @@
 """The training loop and what surrounds it.
 
 Where is the thing that ... trains a pair (``fit``); is the batch of a step (``batches``); takes a step and refuses
-what would not train (``loop``); writes and reads a run (``save_checkpoint``, ``load_checkpoint``, ``load_weights``);
-keeps what it did (``FitResult``, ``log``); lets several processes train one model (``Ranks``); changes the learning
-rate (``warm_cosine``); lets a step end before a signal counts (``signals``)? Imports: ``diagnostics``, ``inference``,
-``stores`` (for files).
+what would not train (``loop``, ``reach``); takes them all (``run``); makes the optimizer (``optimizers``); counts data
+(``counting``); writes and reads a run (``save_checkpoint``, ``load_checkpoint``, ``load_weights``), whole to the byte
+(``seal``); keeps what it did (``FitResult``, ``log``, ``kept``); lets several processes train one model (``Ranks``);
+changes the learning rate (``warm_cosine``); lets a step end before a signal counts (``signals``)? Imports:
+``diagnostics``, ``inference``, ``stores`` (for files).
 """
 
 from pyro_memory.training.checkpoints import (
@@ -15,8 +16,9 @@ from pyro_memory.training.checkpoints import (
     restore_random_state,
     save_checkpoint,
 )
-from pyro_memory.training.fitting import FitResult, fit
+from pyro_memory.training.fitting import fit
 from pyro_memory.training.ranks import Ranks
+from pyro_memory.training.result import FitResult
 from pyro_memory.training.schedules import warm_cosine
 
 __all__ = [

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +13,18 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pyro_memory.gate import checked
 from pyro_memory.stores import replace_file
+from pyro_memory.training.optimizers import matched_state, optimizer_options, optimizer_state, parameter_names
+from pyro_memory.training.seal import SEAL, Damaged, load_file, save_file
+from pyro_memory.training.summary import HEADER, write_summary
 
-FORMAT = 1
-HEADER = "pyro_memory"
+OF_AN_INDEX = re.compile(r"\.then\.(weight_\d+|calls|print)$")
+FORMAT = 2
+READABLE = (1, 2)  # 1 has no checksums, and the optimizer's state by position
 
 
 def module_of(program: Callable[..., Any]) -> nn.Module | None:
@@ -26,12 +33,14 @@ def module_of(program: Callable[..., Any]) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
+@checked
 def random_state() -> dict[str, Any]:
     """Reads the global random states of torch (each device), Python and NumPy."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return pyro.util.get_rng_state() | {"cuda": cuda}
 
 
+@checked
 def restore_random_state(state: Mapping[str, Any]) -> None:
     """Sets what ``random_state`` read; states of devices that this machine lacks are left out."""
     pyro.util.set_rng_state(state)
@@ -39,6 +48,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(device_state, index)
 
 
+@checked
 def save_checkpoint(
     path: str | Path,
     model: Callable[..., Any],
@@ -51,28 +61,54 @@ def save_checkpoint(
 ) -> Path:
     """Writes weights, optimizer state and random states to one file, so that a crash leaves the old file or the new.
 
-    Beside it ``<stem>.json`` repeats step and record for people; loading never reads it. Parameters shared by model
-    and guide are written under each of their names. Cost: one copy of weights and optimizer state in host memory.
+    Beside it ``<name>.json`` (``run.safetensors.json``) repeats step and record for people; loading never reads it, and
+    a file of that name which is not such a summary stays as it is, with a warning. Parameters shared by model and guide
+    are written under each of their names. The file has checksums and the mode that the umask gives. Cost: two copies
+    of weights and optimizer state in host memory.
 
     Args:
         path: the safetensors file; its folder is made where it is missing.
         model: a module, a method of one, or a plain function, which has no weights.
         guide: likewise.
-        optimizer: the torch optimizer whose state is kept.
+        optimizer: the torch optimizer whose state is kept, by the names of its parameters.
         step: the number of optimizer steps taken.
         record: anything JSON can hold: hyperparameters, history.
-        batches: the state of the source of batches, where it has one; ``load_batches`` reads it.
+        batches: the state of the source of batches, where it has one; a resumed run gets it back.
+
+    Raises:
+        ValueError: if ``path`` is a folder.
+        OSError: if the file cannot be written; what was there before stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state, scalars = _optimizer_state(optimizer)
+    if path.is_dir():
+        raise ValueError(f"`path` must be a file; got the folder {path}. Give {path / 'run.safetensors'}")
+    summary = write_checkpoint(path, model, guide, optimizer, step=step, record=record, batches=batches)
+    if trouble := write_summary(path, summary):
+        warnings.warn(trouble, stacklevel=2)
+    return path
+
+
+def write_checkpoint(
+    path: Path,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    step: int,
+    record: Mapping[str, Any] | None,
+    batches: Mapping[str, Tensor] | None,
+) -> dict[str, Any]:
+    """Writes the file itself, as ``save_checkpoint`` says, and gives its summary."""
+    weights = _weights(model, guide)
+    names = [] if optimizer is None else parameter_names(optimizer, weights)
+    state, scalars = optimizer_state(optimizer, names)
     rng = random_state()
     rng_tensors = {"random.torch": rng["torch"]} | {f"random.cuda.{i}": s for i, s in enumerate(rng["cuda"])}
     source = {f"batches.{key}": tensor for key, tensor in (batches or {}).items()}
     # Clones, for safetensors refuses tensors that share memory.
     tensors = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, tensor in (_weights(model, guide) | state | rng_tensors | source).items()
+        for key, tensor in (weights | state | rng_tensors | source).items()
     }
     kind, keys, *rest = rng["numpy"]
     summary = {
@@ -83,13 +119,25 @@ def save_checkpoint(
         "optimizer": None if optimizer is None else type(optimizer).__name__,
         "record": dict(record or {}),
     }
-    states = {"optimizer_scalars": scalars, "python": rng["random"], "numpy": [kind, keys.tolist(), *rest]}
-    replace_file(path, lambda temporary: save_file(tensors, temporary, {HEADER: json.dumps(summary | states)}))
-    readable = json.dumps(summary, indent=2)
-    replace_file(path.with_suffix(".json"), lambda temporary: temporary.write_text(readable + "\n"))
-    return path
+    states = {
+        "optimizer_parameters": names,
+        "optimizer_options": None if optimizer is None else optimizer_options(optimizer),
+        "optimizer_scalars": scalars,
+        "python": rng["random"],
+        "numpy": [kind, keys.tolist(), *rest],
+    }
+    for name, part in (("record", summary), ("optimizer", states)):
+        try:
+            json.dumps(part)
+        except TypeError as error:
+            raise ValueError(f"`{name}` must hold what JSON can: numbers, texts, lists, dicts ({error})") from error
+    metadata = {HEADER: json.dumps(summary | states)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata))
+    return summary
 
 
+@checked
 def load_checkpoint(
     path: str | Path,
     model: Callable[..., Any],
@@ -98,24 +146,34 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restores a training run: weights in place, optimizer state, and the global random states.
 
-    The optimizer keeps its own hyperparameters; only its state is read.
+    The optimizer keeps its own hyperparameters; only its state is read, by the names of the parameters. One that did
+    not train then starts fresh, the state of one that is frozen now is dropped, and a warning tells both, as it does
+    other options than those of the file (the rate apart).
 
     Args:
         path: a file that ``save_checkpoint`` wrote.
         model: built as the one that was saved.
         guide: likewise; one that makes its parameters lazily must have been called once.
-        optimizer: over the same parameters in the same order.
+        optimizer: of the class that was saved; in a file of format 1, over the same parameters in the same order.
 
     Returns:
         The file's header: ``step``, ``record`` and class names.
 
     Raises:
         ValueError: if the file is damaged or holds another model, guide or optimizer. Nothing has changed then.
+        FileNotFoundError: if there is none.
     """
-    header, tensors = _read(path)
+    return restore(path, read(path), model, guide, optimizer)
+
+
+def restore(path, content, model, guide, optimizer) -> dict[str, Any]:
+    """Restores a run as ``load_checkpoint`` does, from what ``read`` gave: another process may write the file since."""
+    header, tensors = content
     pairs = _matched(path, header, tensors, model, guide)
     if optimizer is not None:
-        _load_optimizer(path, header, tensors, optimizer)
+        names = parameter_names(optimizer, _weights(model, guide))
+        state = matched_state(path, header, tensors, optimizer, names)
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     _copy(pairs)
     version, words, gauss = header["python"]
     kind, keys, *rest = header["numpy"]
@@ -131,45 +189,57 @@ def load_checkpoint(
     return header
 
 
+@checked
 def load_weights(path: str | Path, model: Callable[..., Any], guide: Callable[..., Any]) -> dict[str, Any]:
     """Copies the weights of a checkpoint into model and guide, and touches nothing else.
 
     Arguments, result and errors are those of ``load_checkpoint``.
     """
-    header, tensors = _read(path)
+    header, tensors = read(path)
     _copy(_matched(path, header, tensors, model, guide))
     return header
 
 
-def load_batches(path: str | Path) -> dict[str, Tensor]:
-    """Reads the state of the source of batches, empty where the run's had none.
-
-    Raises:
-        ValueError: if the file is damaged or something else.
-    """
-    return {k.removeprefix("batches."): t for k, t in _read(path)[1].items() if k.startswith("batches.")}
+def batches_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of the source of batches among a checkpoint's tensors, empty where the run's had none."""
+    return {k.removeprefix("batches."): t for k, t in tensors.items() if k.startswith("batches.")}
 
 
+@checked
 def read_header(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint's step, record and class names, without its tensors.
 
     Raises:
         ValueError: if the file is damaged or something else.
+        FileNotFoundError: if there is none.
     """
-    return _read(path, tensors=False)[0]
+    return read(path, tensors=False)[0]
 
 
-def _read(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads a checkpoint's header and tensors."""
+    if os.path.isdir(path):
+        raise ValueError(f"`path` must be the file of a checkpoint; `{path}` is a folder. Name the file in it")
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"`path` must be a file that `fit` or `save_checkpoint` wrote; there is none at `{path}`. Look at its "
+            f"name, seen from {os.getcwd()}"
+        )
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER])
-            content = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+        metadata, content = load_file(path, tensors=tensors)
+        header = json.loads(metadata[HEADER])
+        if header["format"] != 1 and SEAL not in metadata:
+            raise Damaged("its checksums are missing")
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"`{path}` is not a whole pyro-memory checkpoint ({error}); restore a copy of it, or delete it"
+            f"`{path}` is not a whole pyro-memory checkpoint: it is damaged, or another file ({error}). Restore a copy "
+            "of it, or delete it"
         ) from error
-    if header["format"] != FORMAT:
-        raise ValueError(f"`{path}` must have format {FORMAT}; got {header['format']}: another version wrote it")
+    if header["format"] not in READABLE:
+        raise ValueError(
+            f"`{path}` must have format {' or '.join(map(str, READABLE))}; got {header['format']}: another version "
+            "wrote it"
+        )
     return header, content
 
 
@@ -184,7 +254,7 @@ def _weights(model: Callable[..., Any], guide: Callable[..., Any]) -> dict[str, 
         f"{role}.{key}": value
         for role, module in modules.items()
         if module is not None
-        for key, value in module.state_dict().items()
+        for key, value in module.state_dict(keep_vars=True).items()
     }
 
 
@@ -192,6 +262,8 @@ def _matched(path, header, tensors, model, guide) -> list[tuple[Tensor, Tensor]]
     """Pairs each weight of model and guide with its saved value, before anything is changed."""
     own = _weights(model, guide)
     saved = {k: t for k, t in tensors.items() if k.startswith(("model.", "guide."))}
+    without = {k for k in own.keys() ^ saved.keys() if OF_AN_INDEX.search(k)}  # one of both has an index, one none
+    own, saved = ({k: t for k, t in side.items() if k not in without} for side in (own, saved))
     differences = [
         f"{role} is a {header[role]} in the file, a {_kind(program)} here"
         for role, program in (("model", model), ("guide", guide))
@@ -222,24 +294,3 @@ def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
     # In place, for optimizers, tied modules and Pyro's parameter store hold these very tensors.
     for own, saved in pairs:
         own.copy_(saved)
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    state = {} if optimizer is None else optimizer.state_dict()["state"]
-    flat = {f"optimizer.{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
-    tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
-    return tensors, {key: value for key, value in flat.items() if key not in tensors}
-
-
-def _load_optimizer(path, header, tensors, optimizer: torch.optim.Optimizer) -> None:
-    if header["optimizer"] != type(optimizer).__name__:
-        raise ValueError(
-            f"`optimizer` must be {header['optimizer']}, as in `{path}`; got {type(optimizer).__name__}. To change it, "
-            "start from `load_weights` with another checkpoint path"
-        )
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in (tensors | header["optimizer_scalars"]).items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

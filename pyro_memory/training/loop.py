@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,46 +11,63 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
+from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from pyro_memory.inference import KeepFrozen
+from pyro_memory.inference import KeepFrozen, check_nesting, first_pass, told_by_site
 from pyro_memory.training.checkpoints import random_state, restore_random_state
+from pyro_memory.training.counting import DataCount
 from pyro_memory.training.ranks import Ranks
+from pyro_memory.training.reach import backward_watched, refuse_strangers
 
 NAMES = "give each module a unique `name=`, or call pyro.clear_param_store() before building them"
 
 
+class NotFinite(FloatingPointError):
+    """Is raised by the loop itself: the checkpoint then stays as it was."""
+
+
 @dataclass
 class Loop:
-    """One optimizer step, with the checks that keep it honest."""
+    """One optimizer step, with the checks that keep it honest.
+
+    Attributes:
+        places: where to look for the name of what takes part in the loss and is not trained.
+        data: how many data the last call explained, see ``DataCount``.
+        whole: False while the optimizer moves parameters.
+    """
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
     compute: Callable[..., Any]
-    parameters: list[Tensor]
+    parameters: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     clip_norm: float | None
     ranks: Ranks
+    places: dict[str, Any]
+    data: float | None = None
     checked: bool = False
+    whole: bool = True
 
     def step(self, args: tuple[Any, ...], step: int, rate: float, last_good: str) -> float:
         self.optimizer.zero_grad()
-        with KeepFrozen():
+        count = DataCount()
+        with KeepFrozen(), count:
             loss = self.ranks.mean(self._loss_and_grads(args))
-        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if count.observed:  # a compiled objective runs no model
+            self.data = count.data
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        norm = get_total_norm(gradients.values())
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"Step {step + 1} gave a loss of {loss} and a gradient of norm {norm:g}; the parameters are still "
-                f"those before it. The last good checkpoint is {last_good}. Lower "
-                f"`learning_rate` (now {rate:g}) or `clip_norm` (now {self.clip_norm}), and look at this batch"
-            )
-        if self.clip_norm is not None:
-            clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+            self._clip_huge(gradients, loss, step, rate, last_good)
+        elif self.clip_norm is not None:
+            clip_grads_with_norm_(self.parameters.values(), self.clip_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.whole = False
         self.optimizer.step()
+        self.whole = True
         return loss
 
     def _loss_and_grads(self, args: tuple[Any, ...]) -> float:
@@ -58,54 +75,58 @@ class Loop:
         if self.checked:
             loss = compute()
         else:
-            _check_arguments(args, self.parameters)
-            loss = _with_capture(compute, self.parameters)
+            places = {f"argument {i}": arg for i, arg in enumerate(args)} | self.places
+            watched = backward_watched(lambda tensors: refuse_strangers(tensors, [*self.parameters.values()], places))
+            with watched, told_by_site():
+                loss = compute()
+            if all(p.grad is None for p in self.parameters.values()):
+                raise ValueError(
+                    "`objective` must give a gradient to some parameter of model and guide; its loss reaches none. "
+                    "Look for `.detach()`, `.item()` or torch.no_grad() in them, and make plain modules PyroModules"
+                )
             self.checked = True
         # Wake-sleep gives a pair: the model's loss, then the guide's, which is no bound.
         return float(loss[0] if isinstance(loss, tuple) else loss)
 
-
-def _with_capture(compute: Callable[[], Any], parameters: list[Tensor]) -> Any:
-    """Computes gradients and refuses those that would go to something the optimizer does not hold.
-
-    The test is the gradient, not membership in the parameter store: a store entry left by an earlier module of the same
-    name is harmless, as modules use their own ``nn.Parameter``.
-    """
-    for _, parameter in pyro.get_param_store().named_parameters():
-        parameter.grad = None
-    with poutine.trace(param_only=True) as capture:
-        loss = compute()
-    own = {id(p) for p in parameters}
-    values = {name: site["value"] for name, site in capture.trace.nodes.items()}
-    leaves = {name: v.unconstrained() if hasattr(v, "unconstrained") else v for name, v in values.items()}
-    strangers = [name for name, leaf in leaves.items() if id(leaf) not in own and leaf.grad is not None]
-    if strangers:
-        raise ValueError(
-            f"`model` and `guide` must own all they train; got global parameters {strangers}, which would stay as they "
-            "are. Make them `nn.Parameter` or `PyroParam` attributes of a module"
+    def _clip_huge(self, gradients: dict[str, Tensor], loss: float, step: int, rate: float, last_good: str) -> None:
+        """Clips gradients that are finite, only their squares are not; refuses all else that is not."""
+        broken = [name for name, g in gradients.items() if not g.isfinite().all()]
+        largest = 1.0 if broken else max((g.abs().max().item() for g in gradients.values() if g.numel()), default=1.0)
+        scaled = math.hypot(*(torch.linalg.vector_norm((g.abs() / largest).float()).item() for g in gradients.values()))
+        if math.isfinite(loss) and not broken and self.clip_norm is not None:
+            for gradient in gradients.values():
+                gradient.mul_(min(1.0, self.clip_norm / scaled / largest))
+            return
+        remedy = (
+            f"Lower `learning_rate` (now {rate:g}) or `clip_norm` (now {self.clip_norm}), and look at this batch"
+            if step
+            else "No step was taken yet, so the rate is not the cause: look at this batch, at the initial scales of "
+            "model and guide, and at divisions, logarithms and square roots of what may be 0"
         )
-    return loss
-
-
-def _check_arguments(args: tuple[Any, ...], parameters: list[Tensor]) -> None:
-    own = {id(p) for p in parameters}
-    for index, arg in enumerate(args):
-        held = arg.parameters() if isinstance(arg, nn.Module) else [arg, *getattr(arg, "__dict__", {}).values()]
-        if any(isinstance(t, Tensor) and t.requires_grad and t.is_leaf and id(t) not in own for t in held):
-            raise ValueError(
-                f"`batches` must give data; argument {index} holds a parameter that is not of `model` or `guide` and "
-                "would not train. Make it an attribute of one of them (a TemplateMemory, for slots)"
-            )
+        what = f"a loss of {loss}"
+        if math.isfinite(loss) and broken:
+            what = f"a finite loss of {loss:g} with a gradient that is not finite, of {', '.join(broken[:5])}"
+        elif math.isfinite(loss):
+            what = f"a finite gradient of norm {largest * scaled:g}, whose square is not"
+            remedy = "Give `clip_norm`, which scales it down, and look at this batch"
+        raise NotFinite(
+            f"Step {step + 1} gave {what}; the parameters are still those before it. The last good checkpoint is "
+            f"{last_good}. {remedy}"
+        )
 
 
 def make_parameters(
-    model: Callable[..., Any], guide: Callable[..., Any], trained: nn.Module, args: tuple[Any, ...]
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    trained: nn.Module,
+    objective: ELBO,
+    args: tuple[Any, ...],
 ) -> None:
-    """Runs guide and model once, so that lazy parameters exist, and refuses names that collide in Pyro's store."""
+    """Runs guide and model once, so that lazy parameters exist; refuses what does not fit together, names in Pyro's
+    store that collide among it."""
     stored = {id(p): p for _, p in pyro.get_param_store().named_parameters()}
     before = {id(p): (name, p) for name, p in trained.named_parameters()}
-    guide_trace = poutine.trace(guide).get_trace(*args)
-    poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
+    check_nesting(objective, first_pass(model, guide, args, {}, "batches"))
     after = {id(p): (name, p) for name, p in trained.named_parameters()}
     if not after:
         raise ValueError(
@@ -122,25 +143,47 @@ def make_parameters(
         )
 
 
-def make_optimizer(
-    optimizer: Callable[..., torch.optim.Optimizer], parameters: list[Tensor], learning_rate: float
-) -> torch.optim.Optimizer:
-    """Makes the optimizer, fused where torch can."""
-    # One fused kernel over all parameters is what brings a Pyro step to the speed of plain torch.
-    places = {(p.dtype, p.device.type, p.device.index) for p in parameters}
-    fusible = optimizer in (torch.optim.Adam, torch.optim.AdamW) and len(places) == 1
-    if fusible and next(iter(places))[:2] in {(torch.float32, "cpu"), (torch.float32, "cuda")}:
-        return optimizer(parameters, lr=learning_rate, fused=True)
-    return optimizer(parameters, lr=learning_rate)
+@contextmanager
+def aside(trained: nn.Module) -> Iterator[None]:
+    """Runs its body in evaluation mode and leaves no trace in training's random streams and modes."""
+    state = random_state()
+    with modes_kept(trained):
+        trained.eval()
+        try:
+            yield
+        finally:
+            restore_random_state(state)
 
 
 @contextmanager
-def aside(trained: nn.Module) -> Iterator[None]:
-    """Runs its body in evaluation mode and leaves no trace in training's random streams."""
-    state = random_state()
-    trained.eval()
+def modes_kept(trained: nn.Module) -> Iterator[None]:
+    """Gives each part back in the mode, training or evaluation, that it came in."""
+    modes = {module: module.training for module in trained.modules()}
     try:
         yield
     finally:
-        trained.train()
-        restore_random_state(state)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def as_trained(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Runs its body in training mode, but for parts that are in evaluation mode alone, and without gradients so far.
+
+    Modes and gradients are afterwards as they were.
+    """
+    modules = list(modules)
+    kept = [(p, p.grad) for module in modules for p in module.parameters()]
+    for parameter, _ in kept:
+        parameter.grad = None
+    with modes_kept(nn.ModuleList(modules)):
+        for module in modules:
+            if not module.training:
+                module.train()
+        try:
+            yield
+        finally:
+            for module in modules:  # of what was made meanwhile, too
+                module.zero_grad()
+            for parameter, gradient in kept:
+                parameter.grad = None if gradient is None else gradient.to(parameter.device)

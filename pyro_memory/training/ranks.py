@@ -13,7 +13,10 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pyro_memory.gate import checked
 
+
+@checked
 class Ranks:
     """Is this process among those that ``torchrun`` started; alone without it.
 
@@ -21,6 +24,7 @@ class Ranks:
         size: how many processes there are.
         rank: which one this is; 0 writes files and shows progress.
         divided: whether they share each batch because a memory is divided over them, instead of taking batches in turn.
+        streams: what the random streams of the other processes are made from; None before it is drawn.
     """
 
     def __init__(self, device: torch.device | str | None = None) -> None:
@@ -34,6 +38,7 @@ class Ranks:
         self.size = torch.distributed.get_world_size() if together else 1
         self.rank = torch.distributed.get_rank() if together else 0
         self.divided = False
+        self.streams: int | None = None
         self._device = "cpu" if not together or torch.distributed.get_backend() == "gloo" else "cuda"
 
     @property
@@ -45,10 +50,16 @@ class Ranks:
         """The number of the batch that this process takes at a step."""
         return step if self.divided else step * self.size + self.rank
 
-    def scatter_streams(self) -> None:
-        """Gives the other processes random streams of their own, made from the one that all have."""
-        if self.rank and not self.divided:
-            pyro.set_rng_seed(int(torch.randint(2**31, ())) + self.rank)
+    def draw_streams(self) -> int:
+        """Draws in the first process, whose stream stays where it is, what the streams of the others are made from."""
+        with torch.random.fork_rng(devices=[]):
+            drawn = int(torch.randint(2**31, (), device="cpu"))
+        return int(self.mean(float(drawn * self.size if self.main else 0)))
+
+    def begin_step(self, step: int) -> None:
+        """Gives the other processes streams of their own, made from the step's number: no file has to hold them."""
+        if self.rank and self.streams is not None and not self.divided:
+            pyro.set_rng_seed((self.streams + step * self.size + self.rank) % 2**32)
 
     def mean(self, value: float) -> float:
         """Averages over processes."""

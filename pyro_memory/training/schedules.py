@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+from pyro_memory.gate import checked, told
 
 
+@runtime_checkable
+class Schedule(Protocol):
+    """Gives the factor on the learning rate for a step, counted from 0."""
+
+    def __call__(self, step: int, /) -> float: ...
+
+
+@checked
 def warm_cosine(steps: int, *, warm: int = 100, floor: float = 0.05) -> Callable[[int], float]:
     """Gives the factor on the learning rate for each step: a linear rise, then half a cosine down to ``floor``.
 
@@ -25,4 +36,25 @@ def warm_cosine(steps: int, *, warm: int = 100, floor: float = 0.05) -> Callable
         rise = min(1.0, (step + 1) / warm) if warm else 1.0
         return rise * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))))
 
+    return factor
+
+
+def check_schedule(schedule: Any) -> None:
+    """Refuses what is no function of the step."""
+    if schedule is not None and (isinstance(schedule, type) or not callable(schedule)):
+        raise TypeError(
+            "`schedule` must be a function from the step to a factor on `learning_rate`, such as warm_cosine(steps) or "
+            f"lambda step: 0.999**step, not a scheduler of torch or Pyro; got {told(schedule)}"
+        )
+
+
+def factor_at(schedule: Schedule | None, step: int) -> float:
+    """The factor of a step.
+
+    Raises:
+        ValueError: unless it is finite and not negative.
+    """
+    factor = 1.0 if schedule is None else float(schedule(step))
+    if not 0 <= factor < math.inf:
+        raise ValueError(f"`schedule` must give finite factors that are not negative; got {factor} at step {step}")
     return factor

@@ -66,7 +66,7 @@ def test_bad_input_is_refused():
     a = normal(30, [0.0, 1.0], [1.0, 1.0])
     with pytest.raises(ValueError, match="20 images or more; got"):
         frechet_distance(a[:10], a)
-    with pytest.raises(ValueError, match=r"must be .* of one dim"):
+    with pytest.raises(ValueError, match=r"`other` must be .* with dim = 2, as `one` has"):
         frechet_distance(a, a[:, :1])
     with pytest.raises(ValueError, match="of the same two or more classes"):
         class_agreement(a[None], a[None], a[None])

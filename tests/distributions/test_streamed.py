@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from address_parts import assert_drawn_from
-from conftest import ink
+from conftest import ink, sharpen
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import nn
 from torch.distributions import kl_divergence
@@ -208,8 +208,12 @@ def test_bounds_and_information_agree_with_the_dense_address(tiny_pair, shared_m
     for stream in (False, True):
         guide.address.stream = stream
         pyro.set_rng_seed(0)
-        bounds.append(importance_bound(model, guide, x, shared_memory, particles=2000, chunk_size=500))
         gains.append(information_gain(model, guide, x, shared_memory))
+    for module in (model, guide):
+        sharpen(module, 0.5)  # where few particles hold all the weight, the error of their mean is not honest
+    for stream in (False, True):
+        guide.address.stream = stream
+        bounds.append(importance_bound(model, guide, x, shared_memory, particles=2000, chunk_size=500))
     noise = math.hypot(bounds[0].monte_carlo_se, bounds[1].monte_carlo_se)
     assert abs(bounds[0].mean - bounds[1].mean) < 5 * noise + 1e-3
     dense, streamed = (g.to_dict()["addresses"]["a"] for g in gains)

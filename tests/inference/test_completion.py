@@ -53,7 +53,9 @@ def test_without_known_all_is_drawn_anew():
 @pytest.mark.unchecked
 def test_misuse_is_refused():
     x = torch.ones(2, 3)
-    with pytest.raises(ValueError, match=r"`known` must be boolean and of the shape of `x`, \[2, 3\]; got torch.bool"):
+    with pytest.raises(
+        ValueError, match=r"`known` must be a boolean tensor \[batch, \*event\] with \*event = \[3\], as `x` has"
+    ):
         complete(model, guide, x, known=torch.ones(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="`sweeps` must be at least 1; got 0"):
         complete(model, guide, x, sweeps=0)

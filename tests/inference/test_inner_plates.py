@@ -184,10 +184,10 @@ def test_particles_one_by_one_score_items_alike():
 
 def test_a_share_that_has_no_mass_gives_no_nan():
     log_weight = torch.tensor([[0.0], [-math.inf]])
-    part = torch.tensor([[[0.0]], [[-math.inf]]])
-    out = leave_one_out_bound(log_weight, "arithmetic", part=part)
+    log_part = torch.tensor([[[0.0]], [[-math.inf]]])
+    out = leave_one_out_bound(log_weight, "arithmetic", log_part=log_part)
     assert not out.isnan().any()
     whole = torch.randn(4, 3, dtype=torch.float64)
     for baseline in ("geometric", "arithmetic"):
-        same = leave_one_out_bound(whole, baseline, part=whole.unsqueeze(-1)).squeeze(-1)
+        same = leave_one_out_bound(whole, baseline, log_part=whole.unsqueeze(-1)).squeeze(-1)
         assert_close(same, leave_one_out_bound(whole, baseline))

@@ -223,7 +223,7 @@ class Training:
     def wait(self, seconds):
         if not Training.signals:
             raise subprocess.TimeoutExpired("training", seconds)
-        (self.out / "vma.json").write_text(json.dumps({"step": 900}))
+        (self.out / "vma.safetensors.json").write_text(json.dumps({"step": 900}))
         (self.out / "vma.safetensors").write_bytes(bytes(10))
 
     def send_signal(self, which):
@@ -255,7 +255,7 @@ def test_the_whole_runs_on_a_pretended_device(pretended, monkeypatch, capsys):
     assert "--device=cuda" in Training.command
     assert any(row["note"].startswith("not here: ") for row in rows if row["part"] == "others")
     files = {path.name for path in (folder / "out").iterdir()}
-    assert files == {"rows.csv", "table.txt", "times.png", "vma.json", "vma.safetensors"}
+    assert files == {"rows.csv", "table.txt", "times.png", "vma.safetensors", "vma.safetensors.json"}
     assert len((folder / "out" / "table.txt").read_text().splitlines()) <= 60
 
 

@@ -6,9 +6,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import ink, sharpen
+from conftest import ink
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
+from set_parts import CODE, DIM, SHAPE, SLOTS, K, pair, sets, stores
 from torch.testing import assert_close
 
 from pyro_memory import (
@@ -25,46 +26,9 @@ from pyro_memory import (
     remember,
 )
 from pyro_memory.data import SetTasks, glyphs
-from pyro_memory.guides import DiffusionBaseGuide, HierarchicalBaseGuide, VAEBaseGuide, VSMGuide
-from pyro_memory.models import VSM, DiffusionBase, HierarchicalBase, VAEBase
+from pyro_memory.guides import VAEBaseGuide, VSMGuide
+from pyro_memory.models import VSM, VAEBase
 from pyro_memory.recall.recall import Evidence
-
-SHAPE, DIM, CODE, K, SLOTS = (1, 9, 7), 3, 4, 3, 4
-SIZES = {"channels": (8, 8), "code_dim": CODE}
-
-
-def bases(kind):
-    if kind == "hierarchical":
-        dims = {"latent_dims": (3, 2)}
-        return HierarchicalBase(SHAPE, **dims, **SIZES), HierarchicalBaseGuide(SHAPE, **dims, **SIZES)
-    if kind == "diffusion":
-        return DiffusionBase(SHAPE, steps=4, **SIZES), DiffusionBaseGuide(4)
-    return VAEBase(SHAPE, latent_dim=2, **SIZES), VAEBaseGuide(SHAPE, latent_dim=2, **SIZES)
-
-
-def pair(kind="vae", factor=1.5):
-    recall = Recall(SHAPE, dim=DIM, code_dim=CODE, channels=(4, 5), hidden=8)
-    base, base_guide = bases(kind)
-    return sharpen(VSM(base, recall), factor), VSMGuide(base_guide, recall)
-
-
-def sets(counts, width=None):
-    """A support a task, of given sizes."""
-    width = max(counts) if width is None else width
-    mask = torch.arange(width) < torch.tensor(counts).unsqueeze(-1)
-    return SlotMemory(ink(len(counts), width, *SHAPE) * mask.reshape(*mask.shape, 1, 1, 1), mask=mask, batch_dim=-2)
-
-
-def stores(slots=SLOTS):
-    """Two concepts in use and one empty, a slot free."""
-    g = torch.Generator().manual_seed(0)
-    loc, variance = torch.randn(8, DIM, generator=g), torch.full((8, DIM), 0.2)
-    concepts = ConceptMemory.reserve(K, DIM).update(loc, variance, torch.eye(K)[torch.arange(8) % 2])
-    episodes = EpisodicMemory.reserve(slots, 3, SHAPE, DIM, K)
-    rho = concepts.responsibilities(loc, variance)
-    n = slots - 1
-    episodes = episodes.write(loc[:n], variance[:n], ink(n, 3, *SHAPE), torch.full((n,), 3), rho[:n])
-    return StructuredMemory(concepts, episodes)
 
 
 def evidence(tasks=2):
@@ -282,7 +246,7 @@ def test_an_address_stays_among_the_images_that_are_there():
 def test_it_generates_images_of_a_task_and_of_a_concept(kind):
     model, _ = pair(kind)
     model.eval()
-    images = model.generate(sets([2, 0]), stores(), 5)
+    images = model.generate(sets([2, 0]), stores(), 5, remembered=False)
     assert images.shape == (2, 5, *SHAPE)
     assert 0 <= images.min() <= images.max() <= 1
     assert model.decode_concepts(torch.randn(4, DIM), stores(), 2).shape == (4, 2, *SHAPE)
@@ -372,7 +336,7 @@ def test_bad_input_is_refused_with_the_remedy():
     model, guide = pair()
     x, support, memory = ink(2, 2, *SHAPE), sets([1, 2]), stores()
     cases = [
-        ((x[0], support, memory), r"`x` must be \[task, query, channel, height, width\]"),
+        ((x[0], support, memory), r"`x` must be a floating-point tensor \[task, query, channel, height, width\]"),
         ((x * math.nan, support, memory), "`x` must be finite"),
         ((x, SlotMemory(ink(2, *SHAPE)), memory), "`support` must be a SlotMemory of one set for each of the 2 tasks"),
         ((x[:1], support, memory), "one set for each of the 1 tasks"),
@@ -388,6 +352,6 @@ def test_bad_input_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match="`memory` must hold embeddings of 3 dimensions, as `recall`; got 5"):
         guide(x, support, other)
     with pytest.raises(ValueError, match="`consolidate_every` must be at least 1"):
-        Lifetime(None, None, None, consolidate_every=0)
+        Lifetime([], model.recall, memory, consolidate_every=0)
     with pytest.raises(ValueError, match="`state` must hold stores and step"):
         life()[2].load_state_dict({})

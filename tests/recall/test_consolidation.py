@@ -188,6 +188,6 @@ def test_bad_input_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match="`timescale` must be positive"):
         consolidate(concepts, store(loc, variance), timescale=0)
     with pytest.raises(ValueError, match="`count` must be at most the 0 free slots; got 1"):
-        replay(concepts, store(loc, variance), None, count=1)
+        replay(concepts, store(loc, variance), print, count=1)
     with pytest.raises(ValueError, match="all are empty"):
-        replay(concepts.emptied(), EpisodicMemory.reserve(2, 2, EVENT, DIM, K), None)
+        replay(concepts.emptied(), EpisodicMemory.reserve(2, 2, EVENT, DIM, K), print)

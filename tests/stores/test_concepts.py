@@ -195,9 +195,9 @@ def test_bad_input_is_refused_with_the_remedy():
     q = certain(2, 2, 0)
     with pytest.raises(ValueError, match="`rule` must be one of projected, fractional, hard; got 'soft'"):
         concepts.update(loc, variance, q, rule="soft")
-    with pytest.raises(ValueError, match="`loc`, `variance` and `responsibilities` must have shapes"):
+    with pytest.raises(ValueError, match=r"`loc` must be .* with dim = 3, as the ConceptMemory has"):
         concepts.update(loc[:, :2], variance, q)
-    with pytest.raises(ValueError, match="must be finite and `variance` not negative"):
+    with pytest.raises(ValueError, match="`loc` must be finite; got nan"):
         concepts.update(loc * math.nan, variance, q)
     with pytest.raises(ValueError, match="rows summing to at most 1"):
         concepts.update(loc, variance, 2 * q)

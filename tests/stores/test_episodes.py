@@ -95,7 +95,7 @@ def test_bad_input_is_refused_with_the_remedy():
     loc, variance, images, counts, rho = episode(1)
     with pytest.raises(ValueError, match="`counts` must be at most the 2 images"):
         store.write(loc, variance, images, counts + 1, rho)
-    with pytest.raises(ValueError, match="must be finite, of 2, 2 and 3 columns"):
+    with pytest.raises(ValueError, match="`loc` must be finite; got nan"):
         store.write(loc * math.nan, variance, images, counts, rho)
     with pytest.raises(ValueError, match="must be finite, of 2, 2 and 3 columns; got"):
         store.write(loc, variance, images, counts, rho[:, :2])

@@ -56,7 +56,7 @@ def test_a_crash_while_appending_leaves_the_old_state_readable(tmp_path, monkeyp
     )
     import pyro_memory.stores.mapped as module
 
-    write, calls = module._write, []
+    write, calls = module.write_items, []
 
     def dies(folder, entry, slots, items):
         calls.append(entry["file"])
@@ -69,7 +69,7 @@ def test_a_crash_while_appending_leaves_the_old_state_readable(tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, *(("_publish", no_manifest) if at == "manifest" else ("_write", dies)))
+        patch.setattr(module, *(("publish", no_manifest) if at == "manifest" else ("write_items", dies)))
         with pytest.raises(KeyboardInterrupt):
             memory.append(torch.zeros(2, 2), torch.zeros(2, 3))
     again = MappedMemory.open(tmp_path)
@@ -138,7 +138,7 @@ def test_a_truncated_file_is_named(tmp_path):
         (lambda m, p: m.with_none(), "append a blank item once"),
         (lambda m, p: m.to("meta"), "is read on the CPU"),
         (lambda m, p: MappedMemory.create(p / "y", (2,)).prior(), "no slots. Write items first"),
-        (lambda m, p: MappedMemory.create(p / "z", (2,)).with_keys(None), "`with_keys` needs items to embed"),
+        (lambda m, p: MappedMemory.create(p / "z", (2,)).with_keys(torch.nn.Identity()), "`with_keys` needs items to embed"),
     ],
 )
 def test_bad_input_is_refused_with_the_remedy(tmp_path, call, message):

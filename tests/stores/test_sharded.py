@@ -53,6 +53,7 @@ def check_addresses(rank, world, masked):
     prior = dist.Categorical(logits=torch.randn(SLOTS))
     assert_close(shard.prior().probs, full.prior().probs)
     assert (shard.slots, len(shard)) == (SLOTS, SLOTS)
+    assert_close(ShardedMemory.from_tensors(shard.to_tensors()).prior().probs, full.prior().probs)
 
     def results(memory):
         q = address(x, memory)

@@ -160,7 +160,7 @@ def test_a_selection_takes_the_memories_of_some_data():
         (lambda: SlotMemory(torch.tensor(1.0)), "`values` must be"),
         (lambda: SlotMemory(torch.tensor([1.0, math.nan])), "`values` must be finite"),
         (lambda: SlotMemory(torch.randn(4), mask=torch.ones(3, dtype=torch.bool)), r"`mask` must start with \[4\]"),
-        (lambda: SlotMemory(torch.randn(4), mask=torch.ones(4)), "use `mask.bool\\(\\)`"),
+        (lambda: SlotMemory(torch.randn(4), mask=torch.ones(4)), "Convert it: mask.bool\\(\\)"),
         (lambda: SlotMemory(torch.randn(4, 2), keys=torch.randn(3, 2)), "`keys` must start with"),
         (lambda: SlotMemory(torch.randn(4), batch_dim=0), "`batch_dim` counts"),
         (lambda: SlotMemory(torch.randn(4), mask=torch.zeros(4, dtype=torch.bool)).prior(), "all slots masked"),

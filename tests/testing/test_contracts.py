@@ -2,11 +2,13 @@
 
 from functools import partial
 
+import pyro
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
 from pyro_memory import (
+    VIMCO,
     ConceptMemory,
     EpisodicMemory,
     LearnedPrior,
@@ -18,6 +20,7 @@ from pyro_memory import (
     SlotMemory,
     StructuredMemory,
     TemplateMemory,
+    fit,
 )
 from pyro_memory.guides import (
     AddressedGuide,
@@ -210,6 +213,26 @@ PAIRS = {
 def test_a_pair_keeps_its_contract(name):
     make, args, options = PAIRS[name]
     check_pair(*make(), *args(), make=make, **options)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_pair_trains_in_mixed_precision_and_counts_nats_in_single(name):
+    make, args, options = PAIRS[name]
+    (model, guide), args = make(), args()
+    objective = type(options["objective"])() if "objective" in options else VIMCO(2)
+    pyro.set_rng_seed(1)
+    expected = objective.loss(model, guide, *args)
+    with torch.autocast("cpu", torch.bfloat16):
+        pyro.set_rng_seed(1)
+        assert objective.loss(model, guide, *args) == pytest.approx(expected, rel=5e-3)
+        fit(model, guide, [args], objective, steps=2, progress=False)
+
+
+@pytest.mark.parametrize("name", ["VMA convolutional", "VSM vae", "TitansAddressing"])
+def test_enumerated_addresses_train_in_mixed_precision(name):
+    make, args, _ = PAIRS[name]
+    with torch.autocast("cpu", torch.bfloat16):
+        fit(*make(), [args()], TraceEnum_ELBO(max_plate_nesting=2), steps=2, progress=False)
 
 
 TOLD = {

@@ -138,7 +138,41 @@ def test_a_signal_stops_all_after_one_step_and_one_process_goes_on(tmp_path):
         w -= 0.01 * (w - batch(number)[0]).sum().item()
     load_weights(path, line, silent)
     assert line.w.item() == pytest.approx(w, abs=1e-4)
-    assert json.loads(path.with_suffix(".json").read_text())["step"] == step + 5
+    assert json.loads(path.with_name(f"{path.name}.json").read_text())["step"] == step + 5
+
+
+def test_two_processes_go_on_with_the_noise_of_both(tmp_path):
+    def last(path, *ends):
+        """What each process draws next, after the last of some calls of one checkpoint."""
+        for steps in ends:
+            out, err = (run := command(tmp_path, path, steps)).communicate(timeout=120)
+            assert run.returncode == 0, err
+        return sorted(line.split("]")[-1] for line in out.splitlines() if line.startswith("result"))
+
+    noise = last(tmp_path / "c.safetensors", 10)
+    assert len(set(noise)) == 2
+    assert last(tmp_path / "d.safetensors", 6, 10) == noise
+
+
+def test_the_streams_of_a_step_are_known_without_a_file():
+    ranks, noise = Ranks(), {}
+    pyro.set_rng_seed(5)
+    before = torch.get_rng_state()
+    ranks.streams = ranks.draw_streams()
+    assert torch.equal(torch.get_rng_state(), before)  # the first process's own stream stays where it is
+    ranks.begin_step(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    ranks.size = 3
+    for ranks.rank in (1, 2):
+        for step in (7, 8, 7):
+            ranks.begin_step(step)
+            drawn = torch.rand(()).item()
+            assert noise.setdefault((ranks.rank, step), drawn) == drawn
+    assert len(set(noise.values())) == 4
+    ranks.divided = True
+    pyro.set_rng_seed(5)
+    ranks.begin_step(7)
+    assert torch.equal(torch.get_rng_state(), before)  # all have one stream
 
 
 def test_alone_nothing_changes_and_batches_come_in_turn(monkeypatch):

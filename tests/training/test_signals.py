@@ -38,7 +38,7 @@ def test_a_signal_leaves_a_checkpoint_that_resumes_to_the_same_weights(tmp_path,
         process.kill()
     assert process.returncode == code, errors
 
-    step = json.loads(path.with_suffix(".json").read_text())["step"]
+    step = json.loads(path.with_name(f"{path.name}.json").read_text())["step"]
     assert 3 <= step < 1000
     parts, whole = pair(seed=5), pair()
     run(*parts, steps=step + 5, checkpoint=path)

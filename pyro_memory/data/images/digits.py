@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from pyro_memory.data.images.labelled import LabelledImages
-from pyro_memory.data.sources import find_file
+from pyro_memory.data.sources import check_content, find_file
+from pyro_memory.gate import checked
 
 CHECKSUMS = {
     "train-images-idx3-ubyte.gz": "0b367032e93c5d0cea0925647cfdb18614af8ee15f83e6f2fc2ad904a6835971",
@@ -19,9 +20,16 @@ CHECKSUMS = {
     "t10k-images-idx3-ubyte.gz": "1a1a05eab793c14bb050b398624a11b0ffd1a2953baed553b1b9bd079e2a20be",
     "t10k-labels-idx1-ubyte.gz": "b91679a0acfe4ba0e50a2437a903084cba1f5f92592b016a25a7dfd00455798b",
 }
+CONTENTS = {  # of the files, not compressed
+    "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 
+@checked
 def mnist(split: str, *, binary: bool = True, root: str | Path | None = None) -> LabelledImages:
     """Reads one split of MNIST from its official files.
 
@@ -61,6 +69,8 @@ def _read_idx(path: Path, dims: int) -> np.ndarray:
         magic, *shape = struct.unpack(f">{1 + dims}I", content[: 4 * (1 + dims)])
         if magic != 0x0800 + dims:
             raise ValueError(f"header {magic:#x}, not {0x0800 + dims:#x}")
-        return np.frombuffer(content, np.uint8, offset=4 * (1 + dims)).reshape(shape).copy()
+        numbers = np.frombuffer(content, np.uint8, offset=4 * (1 + dims)).reshape(shape).copy()
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         raise ValueError(f"{path} is damaged or no idx file ({error}); fetch it again from {URL}") from error
+    check_content(path, content, CONTENTS[path.name], URL + path.name)
+    return numbers

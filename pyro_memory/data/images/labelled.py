@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,29 +10,71 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from pyro_memory.data.given import Numbers, integers, names_of, tensor_of
 from pyro_memory.data.images.variations import smooth_maps
+from pyro_memory.gate import check_places, checked
 
 
-@dataclass(frozen=True, eq=False)
+@checked
+@dataclass(frozen=True, eq=False, init=False)
 class LabelledImages:
-    """Images with classes, kept as bytes.
+    """Images with classes, kept as bytes in the memory of the CPU.
+
+    Images and labels may be given as tensors, arrays or lists of any number type: they are looked at and converted.
 
     Attributes:
-        images: ``[image, 1, height, width]``, ink from 0 to ``levels``.
-        labels: the class of each image.
-        class_names: a name a class.
+        images: ``[image, 1, height, width]``, ink in whole steps from 0 to ``levels``; ``[image, height, width]`` will
+            do.
+        labels: the class of each image, from 0 on.
+        class_names: a name a class; by default the numbers of the labels.
         levels: what full ink is: 1 for binary images, 255 for grey ones.
         originals: gives the images as they were before they were subsampled, where they are at hand: ``varied`` redraws
             from these.
 
-    ``data[indices]`` gives floating-point images in [0, 1].
+    ``data[indices]`` gives images in [0, 1], in torch's default dtype.
+
+    Raises:
+        ValueError: if images have colours or channels last, hold anything but whole numbers from 0 to ``levels``, or
+            are not one for each label, or a label names no class. The first bad item is named.
+
+    Example::
+
+        data = LabelledImages(np.zeros((20, 28, 28), bool), [0] * 10 + [1] * 10, ["circle", "square"])
     """
 
     images: UInt8[Tensor, "image 1 height width"]
     labels: Int[Tensor, " image"]
     class_names: tuple[str, ...]
-    levels: int = 1
-    originals: Callable[[], UInt8[Tensor, "image 1 rows columns"]] | None = None
+    levels: int
+    originals: Callable[[], UInt8[Tensor, "image 1 rows columns"]] | None
+
+    def __init__(
+        self,
+        images: Numbers,
+        labels: Numbers,
+        class_names: Iterable[str] = (),
+        levels: int = 1,
+        originals: Callable[[], UInt8[Tensor, "image 1 rows columns"]] | None = None,
+    ) -> None:
+        if not 1 <= levels <= 255:
+            raise ValueError(f"`levels` must lie in 1 .. 255, what a byte holds; got {levels}")
+        images, labels = _one_channel(tensor_of("images", images)), tensor_of("labels", labels)
+        remedy = "Grey levels need levels=255, and (images * 255).round() if they lie in [0, 1]"
+        if images.is_floating_point() and levels > 1 and 0 < images.max() <= 1:
+            raise ValueError(f"`images` must be whole numbers from 0 to {levels}; got at most 1. {remedy}")
+        images = integers("images", images, low=0, high=levels, item="image", dtype=torch.uint8, remedy=remedy)
+        if labels.shape != images.shape[:1]:
+            one_hot = ": give labels.argmax(-1)" if labels.dim() == 2 and len(labels) == len(images) else ""
+            raise ValueError(
+                f"`labels` must be one class for each of {len(images)} images; got shape {list(labels.shape)}{one_hot}"
+            )
+        names = names_of("class_names", class_names, None, "a class")
+        remedy = "Number classes from 0 on" + ("; each has a name" if names else ", or give `class_names`")
+        most = len(names or images) - 1
+        labels = integers("labels", labels, low=0, high=most, item="image", remedy=remedy)
+        count = len(names) or int(labels.max()) + 1
+        self.__dict__.update(images=images, labels=labels, levels=levels, originals=originals)
+        self.__dict__["class_names"] = names_of("class_names", names, count, "a class")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -59,7 +101,13 @@ class LabelledImages:
         return order.split(torch.bincount(self.labels, minlength=self.classes).tolist())
 
     def __getitem__(self, indices: Int[Tensor, "*index"]) -> Float[Tensor, "*index 1 height width"]:
-        return self.images[indices].float() / self.levels
+        if indices.dim() == 0 and indices == len(self):  # where a loop over the images ends
+            raise IndexError(f"`indices` must be below {len(self)}, the images")
+        check_places("indices", indices, len(self), "the images")
+        return self._shown(self.images[indices])
+
+    def _shown(self, images: Tensor) -> Tensor:
+        return images.to(torch.get_default_dtype()) / self.levels
 
     def varied(
         self, indices: Int[Tensor, "*index"], generator: torch.Generator
@@ -71,13 +119,34 @@ class LabelledImages:
         """
         source = self.images if self.originals is None else self.originals()
         images, (height, width), (tall, wide) = indices.flatten(), self.shape[1:], source.shape[2:]
-        noise = torch.randn(len(images), 24, generator=generator)
-        moved = smooth_maps(noise, height, width) - smooth_maps(torch.zeros(1, 24), height, width)
+        noise = torch.randn(len(images), 24, generator=generator, device="cpu", dtype=torch.float32)
+        moved = smooth_maps(noise, height, width) - smooth_maps(torch.zeros_like(noise[:1]), height, width)
         # Unmoved, these are the rows and columns that subsampling took, rounding aside; or the pixel itself.
         slack = 0.5 if self.originals is None else 1e-3
-        rows = torch.arange(height).unsqueeze(-1) * (tall / height) + moved[..., 1] * (tall / 2) + slack
-        columns = torch.arange(width) * (wide / width) + moved[..., 0] * (wide / 2) + slack
+        rows = torch.arange(height, device="cpu").unsqueeze(-1) * (tall / height) + moved[..., 1] * (tall / 2) + slack
+        columns = torch.arange(width, device="cpu") * (wide / width) + moved[..., 0] * (wide / 2) + slack
         inside = (rows >= 0) & (rows < tall) & (columns >= 0) & (columns < wide)
         rows, columns = rows.long().clamp(0, tall - 1), columns.long().clamp(0, wide - 1)
         found = source[images[:, None, None], 0, rows, columns] * inside
-        return found.reshape(*indices.shape, *self.shape).float() / self.levels
+        return self._shown(found.reshape(*indices.shape, *self.shape))
+
+
+def _one_channel(images: Tensor) -> Tensor:
+    """Images as ``[image, 1, height, width]``.
+
+    Raises:
+        ValueError: if there are none, or channels cannot be told.
+    """
+    shape = list(images.shape)
+    if images.dim() == 3:
+        images = images.unsqueeze(1)
+    if images.dim() != 4 or images.shape[1] != 1:
+        remedy = ""
+        if images.dim() == 4:
+            last, colours = shape[-1] in (1, 3, 4), shape[1] in (3, 4)
+            remedy = ": give images.permute(0, 3, 1, 2), of one channel" if last and not colours else remedy
+            remedy = ": give one channel of grey, as images.mean(1, keepdim=True)" if colours else remedy
+        raise ValueError(f"`images` must be [image, 1, height, width], or [image, height, width]; got {shape}{remedy}")
+    if not images.numel():
+        raise ValueError(f"`images` must hold at least one image of at least one pixel; got shape {shape}")
+    return images

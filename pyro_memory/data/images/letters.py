@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from torch.nn import functional
 
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.variations import smooth_maps
+from pyro_memory.gate import checked
 
 CANVAS = 96  # pixels of a letter before it is varied
 # Scripts whose letters are set aside; no letter of them, nor one that looks like it, is in the background.
 EVALUATION = frozenset({"GREEK", "ARABIC", "GEORGIAN", "TIFINAGH", "LISU"})
 
 
+@checked
 def glyphs(split: str, *, size: int = 28, drawings: int = 20, seed: int = 0) -> LabelledImages:
     """Draws one split of the glyphs, as binary images with ink 1; the same bits for the same seed.
 
@@ -42,7 +45,8 @@ def glyphs(split: str, *, size: int = 28, drawings: int = 20, seed: int = 0) -> 
         raise ValueError(f'`split` must be "background" or "evaluation"; got {split!r}')
     if size < 16 or drawings < 1:
         raise ValueError(f"`size` must be at least 16 and `drawings` at least 1; got {size} and {drawings}")
-    return _draw(split, size, drawings, seed)
+    kept = _draw(split, size, drawings, seed)
+    return replace(kept, images=kept.images.clone(), labels=kept.labels.clone())  # a caller may write on them
 
 
 @lru_cache(maxsize=8)
@@ -61,7 +65,7 @@ def _draw(split: str, size: int, drawings: int, seed: int) -> LabelledImages:
         _vary(originals[at].float().unsqueeze(1), n, size)
         for at, n in zip(chosen.split(500), noise.split(500), strict=True)
     ]
-    labels = torch.arange(len(letters)).repeat_interleave(drawings)
+    labels = torch.arange(len(letters), device="cpu").repeat_interleave(drawings)
     names = tuple(unicodedata.name(letter) for letter in letters)
     return LabelledImages(torch.cat(parts), labels, names)
 
@@ -72,7 +76,7 @@ def _vary(letters: Tensor, noise: Tensor, size: int) -> Tensor:
     varied = functional.grid_sample(letters, grid, align_corners=False)
     small = functional.interpolate(varied, (size, size), mode="area")
     # The level sits below the darkest pixels, so that a thin letter never vanishes.
-    return (small > torch.minimum(torch.tensor(0.35), 0.5 * small.amax((1, 2, 3), keepdim=True))).byte()
+    return (small > (0.5 * small.amax((1, 2, 3), keepdim=True)).clamp(max=0.35)).byte()
 
 
 @lru_cache(maxsize=1)

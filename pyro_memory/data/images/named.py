@@ -9,6 +9,7 @@ from pyro_memory.data.images.drawings import omniglot
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.letters import glyphs
 from pyro_memory.data.images.pairs import digit_pairs
+from pyro_memory.gate import checked
 
 LICENCES = {
     "glyphs": "drawn from matplotlib's fonts: Bitstream Vera, DejaVu and STIX licences",
@@ -20,6 +21,7 @@ LICENCES = {
 NAMES = ("glyphs", "omniglot", "omniglot26", "mnist", "digit-pairs")
 
 
+@checked
 def load_images(name: str, split: str, root: str | Path | None = None) -> LabelledImages:
     """Loads "glyphs", "omniglot" (28x28), "omniglot26", "mnist" or "digit-pairs" (two MNIST digits).
 

@@ -8,11 +8,13 @@ import torch
 
 from pyro_memory.data.images.digits import mnist
 from pyro_memory.data.images.labelled import LabelledImages
-from pyro_memory.data.seeds import generator_for
+from pyro_memory.data.seeds import below, generator_for, order
+from pyro_memory.gate import checked
 
 SPLITS = {"background": (0, 64), "validation": (64, 80), "evaluation": (80, 100)}
 
 
+@checked
 def digit_pairs(
     split: str, *, per_class: int = 100, seed: int = 0, binary: bool = True, root: str | Path | None = None
 ) -> LabelledImages:
@@ -37,14 +39,14 @@ def digit_pairs(
         raise ValueError(f"`per_class` must be at least 1; got {per_class}")
     digits = mnist("test" if split == "evaluation" else "train", binary=binary, root=root)
     first, last = SPLITS[split]
-    classes = torch.randperm(100, generator=generator_for(seed, 7))[first:last].sort().values.tolist()
+    classes = order(100, generator_for(seed, 7))[first:last].sort().values.tolist()
     images = []
     for number in classes:
         generator = generator_for(seed, 8, number)
         halves = []
         for digit in divmod(number, 10):
             members = digits.members[digit]
-            halves.append(digits.images[members[torch.randint(len(members), (per_class,), generator=generator)]])
+            halves.append(digits.images[members[below(len(members), generator, per_class)]])
         images.append(torch.cat(halves, -1))
-    labels = torch.arange(len(classes)).repeat_interleave(per_class)
+    labels = torch.arange(len(classes), device="cpu").repeat_interleave(per_class)
     return LabelledImages(torch.cat(images), labels, tuple(f"{n:02d}" for n in classes), digits.levels)

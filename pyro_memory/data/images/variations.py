@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from pyro_memory.data.seeds import below
+
 
 def check_shares(shape: tuple[int, ...], *, turned: float, varied: float, fixed: bool) -> None:
     """Raises a ValueError unless both are shares, images of this shape can be turned, where they are to be, and fixed
@@ -25,7 +27,7 @@ def turn(
     images: Float[Tensor, "*image height width"], generator: torch.Generator
 ) -> Float[Tensor, "*image height width"]:
     """Shows all images in one of the square's eight symmetries, drawn at random."""
-    symmetry = int(torch.randint(8, (), generator=generator))
+    symmetry = int(below(8, generator))
     return (images.mT if symmetry >= 4 else images).rot90(symmetry % 4, (-2, -1))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyro_memory.data.seeds import generator_for
+from pyro_memory.data.given import Numbers, finite, first, integers, names_of, tensor_of
+from pyro_memory.data.seeds import below, generator_for
 from pyro_memory.data.sources import VARIABLE, find_file
+from pyro_memory.gate import checked
 
 CHECKSUMS = {  # of the csv files, not compressed
     "ETTh1": "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
@@ -28,35 +31,75 @@ SERIES = (*CHECKSUMS, "eeg")
 SPLITS = ("train", "valid", "test")
 
 
-@dataclass(frozen=True, eq=False)
+@checked
+@dataclass(frozen=True, eq=False, init=False)
 class Series:
     """Several series over the same time, normalised by the mean and deviation of their training part.
 
     Attributes:
-        raw: ``[time, channel]``, as measured.
-        channels: a name a channel.
+        raw: ``[time, channel]``, as measured: a tensor, array or list of any number type; ``[time]`` is one channel.
+        channels: a name a channel; their numbers if none are given.
         ends: where the train, validation and test parts end; what comes later is not used.
+
+    Raises:
+        ValueError: if a number is missing or infinite, a channel is constant in the training part (it cannot be
+            normalised), or ``ends`` do not follow each other within the series. Time and channel are named.
+
+    Example::
+
+        series = Series(np.sin(np.arange(500)), ["sine"], (300, 400, 500))
+        past, future = series.windows("train", past=20, horizon=5, batch=8, seed=0)[0]
     """
 
     raw: Float[Tensor, "time channel"]
     channels: tuple[str, ...]
     ends: tuple[int, int, int]
 
+    def __init__(self, raw: Numbers, channels: Iterable[str], ends: Numbers) -> None:
+        raw = tensor_of("raw", raw)
+        raw = raw if raw.is_floating_point() else raw.double()
+        raw = raw.unsqueeze(-1) if raw.dim() == 1 else raw
+        if raw.dim() != 2 or not raw.numel():
+            raise ValueError(f"`raw` must be [time, channel]; got shape {list(raw.shape)}")
+        names = names_of("channels", channels, raw.shape[1], "a channel")
+        finite("raw", raw, items=("time", "channel"))
+        ends = tuple(integers("ends", ends, low=0, high=len(raw), item="end").tolist())
+        if len(ends) != 3 or not 2 <= ends[0] <= ends[1] <= ends[2]:
+            raise ValueError(
+                f"`ends` must be three times, where train (2 times at least), validation and test end one after the "
+                f"other; got {ends}"
+            )
+        train = raw[: ends[0]]
+        flat = train.amax(0) == train.amin(0)
+        if bool(flat.any()):
+            raise ValueError(
+                f"`raw` must vary in the training part, whose deviation normalises it; channel "
+                f"{names[first(flat)[0]]!r} is {train[0, first(flat)[0]].item():g} throughout. Leave it out"
+            )
+        self.__dict__.update(raw=raw, channels=names, ends=ends)
+        finite("raw", self._normalised.float(), items=("time", "channel"))
+
     def __repr__(self) -> str:
         names = ", ".join(self.channels)
         return f"Series({len(self.raw)} times of {len(self.channels)} channels ({names}), parts end at {self.ends})"
 
     @cached_property
-    def values(self) -> Float[Tensor, "time channel"]:
-        """The normalised series."""
+    def _normalised(self) -> Float[Tensor, "time channel"]:
+        """In double precision, for whatever dtype is torch's default when it is asked for."""
         train = self.raw[: self.ends[0]].double()
-        return ((self.raw.double() - train.mean(0)) / train.std(0, correction=0)).float()
+        return (self.raw.double() - train.mean(0)) / train.std(0, correction=0)
+
+    @property
+    def values(self) -> Float[Tensor, "time channel"]:
+        """The normalised series, in torch's default dtype."""
+        return self._normalised.to(torch.get_default_dtype())
 
     def windows(self, split: str, *, past: int, horizon: int, batch: int, seed: int | None = None) -> SeriesWindows:
         """Gives windows of one part; see ``SeriesWindows``."""
         return SeriesWindows(self, split, past=past, horizon=horizon, batch=batch, seed=seed)
 
 
+@checked
 def load_series(name: str, root: str | Path | None = None) -> Series:
     """Loads "ETTh1", "ETTh2" (hourly), "ETTm1" (quarter-hourly), or the embedded "eeg".
 
@@ -103,6 +146,7 @@ def _csv(name: str, root: str | Path | None) -> bytes:
     return find_file(name, folder="ett", root=root, url=URL + name, sha256=checksum).read_bytes()
 
 
+@checked
 class SeriesWindows:
     """Windows of one part of a series: ``windows[i]`` gives ``(past, future)``, each channel a sequence of its own.
 
@@ -131,7 +175,7 @@ class SeriesWindows:
             raise ValueError(f"`past`, `horizon` and `batch` must be at least 1; got {past}, {horizon} and {batch}")
         at = SPLITS.index(split)
         first = past if at == 0 else series.ends[at - 1]
-        self.starts = torch.arange(first - past, series.ends[at] - horizon - past + 1)
+        self.starts = torch.arange(first - past, series.ends[at] - horizon - past + 1, device="cpu")
         if first < past or len(self.starts) == 0:
             raise ValueError(
                 f"`past` + `horizon` must fit into the {split} part, which forecasts from time {first} and ends at "
@@ -153,8 +197,8 @@ class SeriesWindows:
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "sequence past"], Float[Tensor, "sequence horizon"]]:
         starts = self._starts(index)
-        rows = self.series.values[starts[:, None] + torch.arange(self.past + self.horizon)]
-        past, future = rows.mT.flatten(0, 1).split([self.past, self.horizon], -1)
+        rows = self.series._normalised[starts[:, None] + torch.arange(self.past + self.horizon, device="cpu")]
+        past, future = rows.to(torch.get_default_dtype()).mT.flatten(0, 1).split([self.past, self.horizon], -1)
         return past, future
 
     def _starts(self, index: int) -> Int[Tensor, " window"]:
@@ -162,5 +206,5 @@ class SeriesWindows:
             if not 0 <= index < len(self):
                 raise IndexError(f"`index` must be below {len(self)}; got {index}")
             return self.starts[index * self.batch : (index + 1) * self.batch]
-        chosen = torch.randint(len(self.starts), (self.batch,), generator=generator_for(self.seed, 7, index))
+        chosen = below(len(self.starts), generator_for(self.seed, 7, index), self.batch)
         return self.starts[chosen]

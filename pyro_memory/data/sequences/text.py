@@ -12,22 +12,27 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pyro_memory.data.seeds import generator_for
+from pyro_memory.data.given import Numbers, integers
+from pyro_memory.data.seeds import below, generator_for
+from pyro_memory.gate import checked
 
 SPLITS = ("train", "valid", "test")
 
 
-def load_text(data_dir: str | Path | None = None) -> str:
+@checked
+def load_text(data_dir: str | Path | None = None, *, encoding: str = "utf-8") -> str:
     """Reads a text: one file, or all of a folder in the order of their names; plain, or compressed with gzip.
 
     Args:
-        data_dir: a ``.txt`` or ``.txt.gz`` file, or a folder of them; UTF-8, or else Latin-1. By default the embedded
-            text: the language reference of Python that ``pydoc_data.topics`` holds, 460,000 characters, which differ
-            a little from one version of Python to the next.
+        data_dir: a ``.txt`` or ``.txt.gz`` file, or a folder of them. By default the embedded text: the language
+            reference of Python that ``pydoc_data.topics`` holds, 460,000 characters, which differ a little from one
+            version of Python to the next.
+        encoding: of all files; read those of another one by one, as "latin-1" for older books of Project Gutenberg. A
+            byte order mark is left out.
 
     Raises:
         FileNotFoundError: if there is no such file, or no text in the folder.
-        ValueError: if a compressed file is damaged.
+        ValueError: if a compressed file is damaged, or a file is not in that encoding.
     """
     if data_dir is None:
         from pydoc_data.topics import topics
@@ -40,10 +45,10 @@ def load_text(data_dir: str | Path | None = None) -> str:
             f"`data_dir` must be a text file or a folder that holds .txt or .txt.gz files; found none at {path}. Give "
             "no folder to use the embedded text"
         )
-    return "\n\n".join(map(_read, files))
+    return "\n\n".join(_read(file, encoding) for file in files)
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, encoding: str) -> str:
     content = path.read_bytes()
     if path.name.endswith(".gz"):
         try:
@@ -51,11 +56,18 @@ def _read(path: Path) -> str:
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is damaged or no gzip ({error}); fetch it again") from error
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("latin-1")  # as older books of Project Gutenberg are
+        return content.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not in the `encoding` {encoding!r}: {error.reason} at byte {error.start}, "
+            f"{content[error.start : error.start + 4]!r}. It is cut or damaged, or give its encoding, "
+            'as encoding="latin-1"'
+        ) from error
+    except LookupError as error:
+        raise ValueError(f'`encoding` must be one that Python knows, as "utf-8"; got {encoding!r}') from error
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class CharacterText:
     """A text as numbers, a character each, cut into train, validation and test parts that follow each other.
@@ -74,7 +86,8 @@ class CharacterText:
     def __post_init__(self) -> None:
         if not self.text:
             raise ValueError("`text` must hold characters; got none")
-        if min(self.valid, self.test) < 0 or self.valid + self.test >= 1:
+        shares = self.valid >= 0 and self.test >= 0 and self.valid + self.test < 1  # false of NaN
+        if not shares or not self.part("train"):
             raise ValueError(
                 f"`valid` and `test` must be shares that leave some text to train on; got {self.valid} and {self.test}"
             )
@@ -103,10 +116,15 @@ class CharacterText:
                 f"`text` must use the characters of the vocabulary; {''.join(strange)!r} are not in it. Name them in "
                 "`extra`"
             )
-        return torch.tensor([self._codes[c] for c in text], dtype=torch.long)
+        return torch.tensor([self._codes[c] for c in text], dtype=torch.long, device="cpu")
 
-    def decode(self, tokens: Int[Tensor, " time"]) -> str:
-        """Gives the text of tokens."""
+    def decode(self, tokens: Numbers) -> str:
+        """Gives the text of tokens.
+
+        Raises:
+            ValueError: naming the first that is no place in the vocabulary.
+        """
+        tokens = integers("tokens", tokens, low=0, high=len(self.vocabulary) - 1, item="token")
         return "".join(self.vocabulary[i] for i in tokens.tolist())
 
     def part(self, split: str) -> str:
@@ -129,14 +147,20 @@ class CharacterText:
         return tokens[: len(tokens) // length * length].reshape(-1, length)
 
 
+@checked
 class TextBatches:
     """Random windows of a sequence of tokens: ``batches[i]`` gives ``(tokens [batch, length],)``.
+
+    ``tokens`` may be a tensor, array or list of any integer type.
 
     Raises:
         ValueError: if an argument is unusable.
     """
 
-    def __init__(self, tokens: Int[Tensor, " time"], *, length: int, batch: int, seed: int = 0) -> None:
+    def __init__(self, tokens: Numbers, *, length: int, batch: int, seed: int = 0) -> None:
+        tokens = integers("tokens", tokens, low=0, high=2**31 - 1, item="token")
+        if tokens.dim() != 1:
+            raise ValueError(f"`tokens` must be one sequence, [time]; got shape {list(tokens.shape)}")
         if batch < 1 or not 1 <= length <= len(tokens):
             raise ValueError(
                 f"`batch` must be at least 1 and `length` lie in 1 .. {len(tokens)}, the tokens there are; got {batch} "
@@ -148,7 +172,5 @@ class TextBatches:
         self.seed = seed
 
     def __getitem__(self, index: int) -> tuple[Int[Tensor, "batch time"]]:
-        starts = torch.randint(
-            len(self.tokens) - self.length + 1, (self.batch, 1), generator=generator_for(self.seed, 5, index)
-        )
-        return (self.tokens[starts + torch.arange(self.length)],)
+        starts = below(len(self.tokens) - self.length + 1, generator_for(self.seed, 5, index), self.batch, 1)
+        return (self.tokens[starts + torch.arange(self.length, device="cpu")],)

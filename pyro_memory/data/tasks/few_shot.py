@@ -9,14 +9,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pyro_memory.data.given import Numbers, integers
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.variations import check_shares, turn
-from pyro_memory.data.seeds import generator_for
+from pyro_memory.data.seeds import below, generator_for, order, uniform
+from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory
 
 Task = tuple[Float[Tensor, "target 1 height width"], SlotMemory]
 
 
+@checked
 class FewShotTasks:
     """Draws a task for each index: ``tasks[i]`` gives ``(x, memory)``, the same for the same seed and index.
 
@@ -59,7 +62,7 @@ class FewShotTasks:
         protocol: str = "vma",
         per_target: bool = False,
         seed: int = 0,
-        target_indices: Int[Tensor, " target"] | None = None,
+        target_indices: Numbers | None = None,
         turned: float = 0.0,
         varied: float = 0.0,
     ) -> None:
@@ -72,10 +75,12 @@ class FewShotTasks:
         if most_classes > data.classes:
             raise ValueError(f"`classes` must be at most the data's {data.classes}; got {classes}")
         fewest = min(len(m) for m in data.members)
-        if protocol == "vma" and most_shots + 1 > fewest:
+        if (most_shots if protocol == "vma" else 0) + 1 > fewest:
             raise ValueError(
                 f"`shots` must leave an image of each class for the target; got {shots} where a class has {fewest}"
             )
+        if target_indices is not None:
+            target_indices = integers("target_indices", target_indices, low=0, high=len(data) - 1, item="target")
         check_shares(data.shape, turned=turned, varied=varied, fixed=target_indices is not None)
         if target_indices is not None and not len(target_indices):
             raise ValueError("`target_indices` must name at least one target; got none")
@@ -109,12 +114,21 @@ class FewShotTasks:
         return self._task(index, wrong=False)
 
     def wrong_classes(self, index: int) -> SlotMemory:
-        """Gives a memory of the same size with none of its task's classes in it: a control."""
+        """Gives a memory of the same size with none of its task's classes in it: a control.
+
+        Raises:
+            ValueError: if the data may have too few other classes for that, whatever the index.
+        """
+        most = self._ranges[0][1]
+        if 2 * most > self.data.classes:
+            raise ValueError(
+                f"`classes` must leave other classes to draw, {2 * most} in all; the data have {self.data.classes}"
+            )
         return self._task(index, wrong=True)[1]
 
     def _task(self, index: int, wrong: bool) -> Task:
         sizes = generator_for(self.seed, 11, index)
-        classes, shots = (int(torch.randint(fewest, most + 1, (), generator=sizes)) for fewest, most in self._ranges)
+        classes, shots = (fewest + int(below(most + 1 - fewest, sizes)) for fewest, most in self._ranges)
         if self.per_target:
             targets = self._targets(index)
             slots = [
@@ -124,10 +138,10 @@ class FewShotTasks:
             x, values = self._show(index, targets, torch.stack(slots))
             return x, SlotMemory(values, batch_dim=-1)
         generator = generator_for(self.seed, 0, index)
-        chosen = torch.randperm(self.data.classes, generator=generator)[:classes]
+        chosen = order(self.data.classes, generator)[:classes]
         shared = self._slots(chosen, shots, None, generator)
         taken = shared if self.protocol == "vma" else None
-        labels = chosen[torch.arange(self.targets) % classes]
+        labels = chosen[torch.arange(self.targets, device="cpu") % classes]
         drawn = torch.stack([self._member(int(c), generator, taken) for c in labels])
         if wrong:
             shared = self._slots(self._other_classes(chosen, classes, generator), shots, None, generator)
@@ -138,9 +152,9 @@ class FewShotTasks:
         """The images of targets and slots: varied each by itself, turned all alike."""
         images = torch.cat([group.flatten() for group in groups])
         redraw, turning = generator_for(self.seed, 9, index), generator_for(self.seed, 4, index)
-        varied = torch.rand((), generator=redraw) < self.varied
+        varied = uniform(redraw) < self.varied
         x = self.data.varied(images, redraw) if varied else self.data[images]
-        if torch.rand((), generator=turning) < self.turned:
+        if uniform(turning) < self.turned:
             x = turn(x, turning)
         parts = x.split([group.numel() for group in groups])
         return [part.reshape(*group.shape, *x.shape[1:]) for group, part in zip(groups, parts, strict=True)]
@@ -151,7 +165,7 @@ class FewShotTasks:
                 raise IndexError(f"`index` must be below {len(self)}; got {index}")
             return self.target_indices[index * self.targets : (index + 1) * self.targets]
         generator = generator_for(self.seed, 2, index)
-        labels = torch.randint(self.data.classes, (self.targets,), generator=generator)
+        labels = below(self.data.classes, generator, self.targets)
         return torch.stack([self._member(int(c), generator) for c in labels])
 
     def _slots_for(
@@ -164,24 +178,24 @@ class FewShotTasks:
         chosen = torch.cat([label, self._other_classes(label, classes - 1, generator)])
         if wrong:
             chosen = self._other_classes(chosen, classes, generator)
-        slots = self._slots(chosen, shots, torch.tensor([target]), generator)
-        return slots[torch.randperm(len(slots), generator=generator)]
+        slots = self._slots(chosen, shots, torch.tensor([target], device="cpu"), generator)
+        return slots[order(len(slots), generator)]
 
     def _slots(
         self, classes: Tensor, shots: int, target: Tensor | None, generator: torch.Generator
     ) -> Int[Tensor, " slot"]:
         if self.protocol == "gmn":
-            labels = classes[torch.randint(len(classes), (len(classes) * shots,), generator=generator)]
+            labels = classes[below(len(classes), generator, len(classes) * shots)]
             return torch.stack([self._member(int(c), generator) for c in labels])
         slots = []
         for label in classes.tolist():
             free = self._free(label, target)
-            slots.append(free[torch.randperm(len(free), generator=generator)[:shots]])
+            slots.append(free[order(len(free), generator)[:shots]])
         return torch.cat(slots)
 
     def _member(self, label: int, generator: torch.Generator, taken: Tensor | None = None) -> Tensor:
         free = self._free(label, taken)
-        return free[torch.randint(len(free), (), generator=generator)]
+        return free[below(len(free), generator)]
 
     def _free(self, label: int, taken: Tensor | None) -> Int[Tensor, " image"]:
         """A class's images but for these."""
@@ -189,11 +203,8 @@ class FewShotTasks:
         return members if taken is None else members[~torch.isin(members, taken)]
 
     def _other_classes(self, taken: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        order = torch.randperm(self.data.classes, generator=generator)
-        others = order[~torch.isin(order, taken)][:count]
-        if len(others) < count:
-            raise ValueError(f"`classes` must leave other classes to draw; the data have {self.data.classes} in all")
-        return others
+        every = order(self.data.classes, generator)
+        return every[~torch.isin(every, taken)][:count]
 
 
 def _range(name: str, value: int | tuple[int, int]) -> tuple[int, int]:

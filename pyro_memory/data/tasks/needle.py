@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from pyro_memory.data.seeds import generator_for
+from pyro_memory.data.seeds import below, generator_for, uniform
 from pyro_memory.data.sequences.text import CharacterText
+from pyro_memory.gate import checked
 
 NEEDLE = " The secret number of {name} is {answer}. "
 QUESTION = " The secret number of {name} is {answer}."
@@ -15,6 +16,7 @@ NAMES = ("Amsterdam", "Bergen", "Cairo", "Dakar", "Eton", "Fez", "Genoa", "Havan
 CHARACTERS = "".join(sorted(set(NEEDLE + QUESTION + "".join(NAMES) + "0123456789") - set("{}")))
 
 
+@checked
 class NeedleTasks:
     r"""Draws texts that hide a sentence: ``tasks[i]`` gives ``(tokens, answers)``.
 
@@ -81,13 +83,13 @@ class NeedleTasks:
     def read(self, index: int, row: int) -> str:
         """Gives one sequence of a batch as text."""
         draw = generator_for(self.seed, 6, index, row)
-        name = NAMES[int(torch.randint(len(NAMES), (), generator=draw))]
-        answer = "".join(map(str, torch.randint(10, (self.digits,), generator=draw).tolist()))
+        name = NAMES[int(below(len(NAMES), draw))]
+        answer = "".join(map(str, below(10, draw, self.digits).tolist()))
         needle, question = (part.format(name=name, answer=answer) for part in (NEEDLE, QUESTION))
         room = self.length - len(needle) - len(question)
-        start = int(torch.randint(len(self.prose) - room + 1, (), generator=draw))
+        start = int(below(len(self.prose) - room + 1, draw))
         hay = self.prose[start : start + room]
-        depth = float(torch.rand((), generator=draw)) if self.depth is None else self.depth
+        depth = float(uniform(draw)) if self.depth is None else self.depth
         at = _word_end(hay, round(depth * room))
         return hay[:at] + needle + hay[at:] + question
 

@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from pyro_memory.data.seeds import generator_for
+from pyro_memory.data.seeds import below, generator_for, uniform
+from pyro_memory.gate import checked
 
 
+@checked
 class RecallTasks:
     r"""Draws a batch of recall sequences for each index: ``tasks[i]`` gives ``(tokens, answers)``.
 
@@ -77,11 +79,11 @@ class RecallTasks:
     def __getitem__(self, index: int) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
         draw = generator_for(self.seed, 4, index)
         rows, start = (self.batch, self.pairs), 2 * self.pairs
-        keys = self.fillers + torch.rand(self.batch, self.keys, generator=draw).argsort(-1)[:, : self.pairs]
-        values = self.fillers + self.keys + torch.randint(self.keys, rows, generator=draw)
-        tokens = torch.randint(self.fillers, (self.batch, self.length), generator=draw)
+        keys = self.fillers + uniform(draw, self.batch, self.keys).argsort(-1)[:, : self.pairs]
+        values = self.fillers + self.keys + below(self.keys, draw, *rows)
+        tokens = below(self.fillers, draw, self.batch, self.length)
         tokens[:, :start:2], tokens[:, 1:start:2] = keys, values
-        asked = torch.rand(rows, generator=draw).argsort(-1)
+        asked = uniform(draw, *rows).argsort(-1)
         where = start + self._places(draw)
         tokens.scatter_(1, where, keys.gather(1, asked))
         tokens.scatter_(1, where + 1, values.gather(1, asked))
@@ -90,8 +92,8 @@ class RecallTasks:
     def _places(self, draw: torch.Generator) -> Int[Tensor, "batch pair"]:
         """Where each question begins, counted from the end of the pairs; two tokens each, none overlapping."""
         if self.gap is not None:
-            return (self.gap + 2 * torch.arange(self.pairs)).expand(self.batch, -1)
+            return (self.gap + 2 * torch.arange(self.pairs, device="cpu")).expand(self.batch, -1)
         # Choosing among the places that remain when every question is one token gives each arrangement equal chance.
         free = self.length - 3 * self.pairs
-        chosen = torch.rand(self.batch, free, generator=draw).argsort(-1)[:, : self.pairs].sort(-1).values
-        return chosen + torch.arange(self.pairs)
+        chosen = uniform(draw, self.batch, free).argsort(-1)[:, : self.pairs].sort(-1).values
+        return chosen + torch.arange(self.pairs, device="cpu")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pyro_memory.data.given import Numbers, integers
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.variations import check_shares, turn
-from pyro_memory.data.seeds import generator_for
+from pyro_memory.data.seeds import below, generator_for, order, uniform
+from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory
 
 
+@checked
 class SetTasks:
     """Draws few-shot sets for each index: ``tasks[i]`` gives ``(x, support)``, the same for the same seed and index.
 
@@ -44,35 +45,39 @@ class SetTasks:
         *,
         tasks: int,
         queries: int = 1,
-        shots: int | Sequence[int] = 5,
+        shots: Numbers = 5,
         items: int | None = None,
         seed: int = 0,
         turned: float = 0.0,
         varied: float = 0.0,
-        targets: Int[Tensor, " target"] | None = None,
+        targets: Numbers | None = None,
     ) -> None:
-        self.shots = torch.tensor([shots] if isinstance(shots, int) else list(shots))
-        if tasks < 1 or queries < 1 or not len(self.shots) or int(self.shots.min()) < 0:
+        self.shots = integers("shots", shots, low=0, high=len(data), item="entry").flatten()
+        if tasks < 1 or queries < 1 or not len(self.shots):
             raise ValueError(
-                f"`tasks` and `queries` must be at least 1 and `shots` not negative; got {tasks}, {queries}, {shots}"
+                f"`tasks` and `queries` must be at least 1 and `shots` a number or several; got {tasks}, {queries}, "
+                f"{shots}"
             )
         most = int(self.shots.max())
         self.items = most if items is None else items
         if self.items < most:
             raise ValueError(f"`items` must be at least the most shots, {most}; got {items}")
-        sizes = torch.tensor([len(m) for m in data.members])
-        if most + queries > int(sizes.min()):
+        smallest = min(len(m) for m in data.members)
+        if most + queries > smallest:
             raise ValueError(
-                f"`shots` and `queries` together must be at most the {int(sizes.min())} images of the smallest class; "
+                f"`shots` and `queries` together must be at most the {smallest} images of the smallest class; "
                 f"got {most} and {queries}"
             )
         if targets is None and tasks > data.classes:
             raise ValueError(f"`tasks` must be at most the data's {data.classes} classes; got {tasks}")
-        if targets is not None and not len(targets):
-            raise ValueError("`targets` must name at least one image; got none")
         if targets is not None and queries != 1:
             raise ValueError(f"`queries` must be 1 with fixed `targets`, each a task of its own; got {queries}")
         check_shares(data.shape, turned=turned, varied=varied, fixed=targets is not None)
+        if targets is not None:
+            targets = integers("targets", targets, low=0, high=len(data) - 1, item="target").flatten()
+            if not len(targets):
+                raise ValueError("`targets` must name at least one image; got none")
+            _check_left(data, targets, tasks, most)
         self.data, self.tasks, self.queries, self.seed, self.targets = data, tasks, queries, seed, targets
         self.turned, self.varied = turned, varied
 
@@ -88,33 +93,34 @@ class SetTasks:
         if self.targets is not None:
             return self._fixed(index, other=False)
         generator = generator_for(self.seed, 4, index)
-        labels = torch.randperm(self.data.classes, generator=generator)[: self.tasks]
+        labels = order(self.data.classes, generator)[: self.tasks]
         wanted = self.queries + self.items
         drawn = torch.stack([self._draw(int(label), wanted, generator) for label in labels])
-        counts = self.shots[torch.randint(len(self.shots), (self.tasks,), generator=generator)]
+        counts = self.shots[below(len(self.shots), generator, self.tasks)]
         images, redraw = self.data[drawn], generator_for(self.seed, 9, index)
-        for task in (torch.rand(self.tasks, generator=redraw) < self.varied).nonzero().flatten().tolist():
+        for task in (uniform(redraw, self.tasks) < self.varied).nonzero().flatten().tolist():
             images[task] = self.data.varied(drawn[task], redraw)
-        for task in (torch.rand(self.tasks, generator=generator) < self.turned).nonzero().flatten().tolist():
+        for task in (uniform(generator, self.tasks) < self.turned).nonzero().flatten().tolist():
             images[task] = turn(images[task], generator)
         return images[:, : self.queries], self._support(images[:, self.queries :], counts)
 
     def _draw(self, label: int, wanted: int, generator: torch.Generator) -> Int[Tensor, " item"]:
         members = self.data.members[label]
-        order = torch.randperm(len(members), generator=generator)[:wanted]
-        chosen = members[order]  # padding repeats an image; it is masked
+        chosen = members[order(len(members), generator)[:wanted]]  # padding repeats an image; it is masked
         return torch.cat([chosen, chosen[-1:].expand(wanted - len(chosen))])
 
     def _support(self, images: Float[Tensor, "task item 1 height width"], counts: Int[Tensor, " task"]) -> SlotMemory:
-        mask = torch.arange(self.items) < counts.unsqueeze(-1)
+        mask = torch.arange(self.items, device="cpu") < counts.unsqueeze(-1)
         return SlotMemory(images * mask.reshape(*mask.shape, 1, 1, 1), mask=mask, batch_dim=-2)
 
     def wrong_classes(self, index: int) -> SlotMemory:
         """Gives supports of the same sizes, each of another class than its target's: a control.
 
         Raises:
-            ValueError: without fixed ``targets``.
+            ValueError: without fixed ``targets``, or where the data have one class.
         """
+        if self.data.classes == 1:
+            raise ValueError("`data` must have a second class, for supports that are wrong; it has one")
         if self.targets is None:
             raise ValueError("`targets` must be given, so that supports of other classes have targets to be wrong for")
         return self._fixed(index, other=True)[1]
@@ -132,19 +138,27 @@ class SetTasks:
         generator = generator_for(self.seed, 5, target)
         label = int(self.data.labels[target])
         if other:
-            label = (label + 1 + int(torch.randint(self.data.classes - 1, (), generator=generator))) % self.data.classes
+            label = (label + 1 + int(below(self.data.classes - 1, generator))) % self.data.classes
         members = self.data.members[label]
         members = members[members != target]
-        order = members[torch.randperm(len(members), generator=generator)]
-        order = order[~torch.isin(order, asked)][: self.items]
-        most = int(self.shots.max())
-        if len(order) < most:
-            raise ValueError(
-                f"`tasks` ({self.tasks}) must leave {most} images of class {self.data.class_names[label]} that are not "
-                f"asked for beside it; {len(order)} are left. Ask for fewer an index, or fewer shots"
-            )
-        return torch.cat([order, order[-1:].expand(self.items - len(order))])
+        others = members[order(len(members), generator)]
+        others = others[~torch.isin(others, asked)][: self.items]
+        return torch.cat([others, others.new_full((self.items - len(others),), target)])  # padding is masked
 
     def _count(self, target: int) -> Tensor:
         generator = generator_for(self.seed, 6, target)
-        return self.shots[torch.randint(len(self.shots), (), generator=generator)]
+        return self.shots[below(len(self.shots), generator)]
+
+
+def _check_left(data: LabelledImages, targets: Int[Tensor, " target"], tasks: int, most: int) -> None:
+    """Raises a ValueError if the targets of some index leave a class fewer images than a support holds."""
+    sizes = [len(members) for members in data.members]
+    for index, asked in enumerate(targets.split(tasks)):
+        labels, counts = data.labels[asked.unique()].unique(return_counts=True)
+        for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
+            if sizes[label] - count < most:
+                raise ValueError(
+                    f"`tasks` ({tasks}) must leave {most} images of class {data.class_names[label]} that are not asked "
+                    f"for beside it; {sizes[label] - count} are left at index {index}. Ask for fewer an index, or "
+                    "fewer shots"
+                )

@@ -9,10 +9,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pyro_memory.data.images.labelled import LabelledImages
-from pyro_memory.data.seeds import generator_for
+from pyro_memory.data.seeds import generator_for, order
 from pyro_memory.data.tasks.sets import SetTasks
+from pyro_memory.gate import checked
 
 
+@checked
 class ClassStream:
     """Divides the classes of a set into stages, and the images of each class into those to learn from and to test on.
 
@@ -33,18 +35,16 @@ class ClassStream:
         if not 2 <= stages <= data.classes:
             raise ValueError(f"`stages` must be from 2 to the data's {data.classes} classes; got {stages}")
         fewest = min(len(m) for m in data.members)
-        if not 1 <= round(held_out * fewest) < fewest:
+        if not (0 < held_out < 1 and 1 <= round(held_out * fewest) < fewest):
             raise ValueError(
                 f"`held_out` must leave images on both sides of each class, the smallest of {fewest}; got {held_out}"
             )
         self.data, self.stages = data, stages
-        order = (
-            torch.randperm(data.classes, generator=generator_for(seed, 9)) if shuffle else torch.arange(data.classes)
-        )
-        self.classes: tuple[Int[Tensor, " class"], ...] = tuple(order.tensor_split(stages))
+        every = order(data.classes, generator_for(seed, 9)) if shuffle else torch.arange(data.classes, device="cpu")
+        self.classes: tuple[Int[Tensor, " class"], ...] = tuple(every.tensor_split(stages))
         self._train, self._test = [], []
         for label, members in enumerate(data.members):
-            shuffled = members[torch.randperm(len(members), generator=generator_for(seed, 10, label))]
+            shuffled = members[order(len(members), generator_for(seed, 10, label))]
             cut = round(held_out * len(members))
             self._test.append(shuffled[:cut])
             self._train.append(shuffled[cut:])
@@ -69,6 +69,6 @@ class ClassStream:
         if not 0 <= stage < self.stages:
             raise ValueError(f"`stage` must be from 0 to {self.stages - 1}; got {stage}")
         chosen = [side[label] for label in self.classes[stage].tolist()]
-        labels = torch.arange(len(chosen)).repeat_interleave(torch.tensor([len(c) for c in chosen]))
+        labels = [label for label, members in enumerate(chosen) for _ in members]
         names = tuple(self.data.class_names[label] for label in self.classes[stage].tolist())
         return LabelledImages(self.data.images[torch.cat(chosen)], labels, names, self.data.levels)

@@ -14,7 +14,9 @@ LABELS = np.array([3, 1, 4, 1, 5, 9, 2], np.uint8)
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    """Files in the form of the official ones, taken for them."""
+    monkeypatch.setattr("pyro_memory.data.images.digits.check_content", lambda *_: None)
     for stem in ("train", "t10k"):
         write_idx(tmp_path / f"{stem}-images-idx3-ubyte.gz", PIXELS)
         write_idx(tmp_path / f"{stem}-labels-idx1-ubyte.gz", LABELS)
@@ -84,6 +86,12 @@ def test_a_damaged_file_is_named_with_the_remedy(folder, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz is damaged or no idx file .*fetch it again"):
         mnist("train", root=folder)
+
+
+def test_other_images_under_the_right_name_are_refused(tmp_path):
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", PIXELS)
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz is damaged or another file: the sha256 "):
+        mnist("train", root=tmp_path)
 
 
 def test_a_file_of_another_kind_of_number_is_refused(folder):

@@ -2,6 +2,8 @@ import importlib
 import io
 import os
 import zipfile
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from PIL import Image
 
 from pyro_memory.data import omniglot
-from pyro_memory.data.sources import VARIABLE
+from pyro_memory.data.sources import VARIABLE, cache_dir
 
 real = pytest.mark.skipif(VARIABLE not in os.environ, reason=f"{VARIABLE} names no folder with the real files")
 
@@ -42,7 +44,9 @@ def pack(folder, files, split="background"):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    """A zip in the form of the official one, taken for it."""
+    monkeypatch.setattr("pyro_memory.data.images.drawings.check_content", lambda *_: None)
     names = [f"{a}/character{c:02d}/{10 * c + d:04d}_{d:02d}.png" for a in "BA" for c in (2, 1) for d in (1, 2, 3)]
     pack(tmp_path / "data", {name: png(draw(i)) for i, name in enumerate(names)})
     return tmp_path / "data"
@@ -75,6 +79,19 @@ def test_a_second_reading_comes_from_the_cache_with_the_same_bits(folder, cache,
     assert torch.equal(first.images, second.images)
     assert torch.equal(first.labels, second.labels)
     assert first.class_names == second.class_names
+
+
+def test_without_a_home_there_is_no_cache_and_the_images_are_the_same(folder, monkeypatch):
+    def unknown(project):
+        raise RuntimeError("could not determine the home directory for '~/.cache'")
+
+    rows = [int(i * 105 / 28) for i in range(28)]
+    for os_cache in (unknown, lambda project: f"~/.cache/{project}"):  # newer platformdirs, and older ones
+        monkeypatch.setattr("pyro_memory.data.sources.pooch.os_cache", os_cache)
+        with pytest.raises(FileNotFoundError, match="there is no home folder for a cache: HOME is not set"):
+            cache_dir()
+        images = omniglot("background", root=folder).images
+        assert torch.equal(images[0, 0], torch.from_numpy(draw(9)[rows][:, rows].astype(np.uint8)))
 
 
 def test_another_zip_in_the_folder_is_not_served_from_the_cache(folder, cache):
@@ -141,6 +158,84 @@ def test_an_interrupted_write_leaves_no_partial_cache(folder, cache, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         omniglot("background", root=folder)
     assert not list(cache.iterdir())
+
+
+class Told(Exception):
+    """A ValueError that names the file."""
+
+
+def told(path, read):
+    try:
+        return read()
+    except ValueError as error:
+        raise (Told if str(path) in str(error) else AssertionError)(str(error)) from error
+
+
+def inverted(folder):
+    """The same files, ink for paper."""
+    names = [f"A/character01/{d:04d}_{d:02d}.png" for d in (1, 2, 3)]
+    return pack(folder, {name: png(~draw(i)) for i, name in enumerate(names)})
+
+
+def test_other_drawings_under_the_right_name_are_refused(tmp_path, cache):
+    inverted(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"images_background.zip is damaged or another file: the sha256 .*https://"):
+        omniglot("background", root=tmp_path / "data")
+    assert not list(cache.rglob("*"))
+
+
+def test_every_cut_or_flipped_zip_is_the_published_one_or_a_clear_error(folder, cache):
+    path, random = folder / "images_background.zip", np.random.default_rng(0)
+    whole, good = path.read_bytes(), omniglot("background", root=folder)
+    for trial in range(150):
+        content = bytearray(whole)
+        content[random.integers(len(whole))] ^= 1 << random.integers(8)
+        path.write_bytes(content if trial % 3 else whole[: random.integers(len(whole))])
+        with suppress(Told):
+            found = told(path, lambda: omniglot("background", root=folder))
+            assert found.shape == good.shape  # a byte that says nothing, as a date
+
+
+def no_home(monkeypatch):
+    def raises():
+        raise FileNotFoundError("no home")
+
+    monkeypatch.setattr("pyro_memory.data.images.drawings.cache_dir", raises)
+
+
+def read_only(monkeypatch):
+    def refuses(*_):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("pyro_memory.data.images.drawings.replace_file", refuses)
+
+
+def a_file(monkeypatch):
+    monkeypatch.setattr("pyro_memory.data.images.drawings.cache_dir", lambda: Path(__file__))
+
+
+@pytest.mark.parametrize("broken", [no_home, read_only, a_file])
+def test_without_a_cache_the_zip_is_enough(folder, cache, monkeypatch, broken):
+    broken(monkeypatch)
+    assert len(omniglot("background", root=folder)) == 12
+    assert len(omniglot("background", root=folder)) == 12
+
+
+def test_a_damaged_cache_is_made_anew(folder, cache):
+    good, random = omniglot("background", root=folder), np.random.default_rng(0)
+    (kept,) = cache.iterdir()
+    whole = kept.read_bytes()
+    for trial in range(60):
+        content = bytearray(whole)
+        content[random.integers(len(whole))] ^= 1 << random.integers(8)
+        kept.write_bytes(content if trial % 3 else whole[: random.integers(len(whole))])
+        again = omniglot("background", root=folder)
+        assert torch.equal(again.images, good.images)
+        assert torch.equal(again.labels, good.labels)
+        assert again.class_names == good.class_names
+    kept.write_bytes(b"")
+    omniglot("background", root=folder)
+    assert kept.read_bytes() == whole
 
 
 @real

@@ -93,7 +93,7 @@ def test_files_are_read_in_order_plain_or_compressed(tmp_path):
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress("zwei é".encode()))
     (tmp_path / "a.txt").write_bytes("\ufeffeins".encode())
     (tmp_path / "c.csv").write_text("no text")
-    (tmp_path / "d.txt").write_bytes("Genève".encode("latin-1"))
+    (tmp_path / "d.txt").write_bytes("Genève".encode())
     assert load_text(tmp_path) == "eins\n\nzwei é\n\nGenève"
     assert load_text(tmp_path / "b.txt.gz") == "zwei é"
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"x" * 100)[:-9])
@@ -101,6 +101,21 @@ def test_files_are_read_in_order_plain_or_compressed(tmp_path):
         load_text(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"`data_dir` must be a text file or a folder that holds .txt"):
         load_text(tmp_path / "none")
+
+
+def test_text_in_another_encoding_is_told_and_read_by_its_name(tmp_path):
+    whole = "a café, a second café".encode()
+    (tmp_path / "cut.txt").write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"cut.txt is not in the `encoding` 'utf-8': .* at byte 21, b'\\xc3'"):
+        load_text(tmp_path)
+    (tmp_path / "cut.txt").write_bytes("Genève".encode("latin-1"))
+    with pytest.raises(ValueError, match=r'at byte 3, .* or give its encoding, as encoding="latin-1"'):
+        load_text(tmp_path / "cut.txt")
+    assert load_text(tmp_path, encoding="latin-1") == "Genève"
+    (tmp_path / "cut.txt").write_bytes("Genève".encode("utf-16"))
+    assert load_text(tmp_path, encoding="utf-16") == "Genève"
+    with pytest.raises(ValueError, match=r"`encoding` must be one that Python knows, .*; got 'utf-9'"):
+        load_text(tmp_path, encoding="utf-9")
 
 
 @pytest.mark.parametrize("depth", [0.0, 0.5, 1.0, None])

@@ -11,11 +11,11 @@ def data(classes=6, each=8):
     labels = torch.arange(classes).repeat_interleave(each)
     images = torch.zeros(classes * each, 1, 2, 2, dtype=torch.uint8)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = labels, torch.arange(each).repeat(classes)
-    return LabelledImages(images, labels, tuple(map(str, range(classes))))
+    return LabelledImages(images, labels, levels=10)
 
 
 def names(images):
-    return [(int(i[0, 0, 0]), int(i[0, 0, 1])) for i in images]
+    return [(round(10 * float(i[0, 0, 0])), round(10 * float(i[0, 0, 1]))) for i in images]
 
 
 def test_queries_and_support_are_different_images_of_one_class():
@@ -94,7 +94,7 @@ def test_the_control_s_supports_are_of_another_class():
     ("options", "message"),
     [
         ({"tasks": 0}, "`tasks` and `queries` must be at least 1"),
-        ({"shots": [-1]}, "`shots` not negative"),
+        ({"shots": [3, -1]}, "`shots` must be whole numbers from 0 to 48; entry 1 has -1"),
         ({"shots": 8}, "together must be at most the 8 images of the smallest class; got 8 and 1"),
         ({"tasks": 7}, "`tasks` must be at most the data's 6 classes; got 7"),
         ({"shots": 3, "items": 2}, "`items` must be at least the most shots, 3; got 2"),

@@ -52,7 +52,7 @@ def test_a_decay_by_channel_and_a_cpu_without_interpreter_are_refused(monkeypatc
 def test_tensors_on_several_devices_are_refused():
     tensors = problem((4, 4), 5)
     tensors["weights"] = [torch.empty_like(w, device="meta") for w in tensors["weights"]]
-    with pytest.raises(ValueError, match=r"`weights` must be on the device of `q`, .*; got meta"):
+    with pytest.raises(ValueError, match=r"`weights\[0\]` must be on the device of `q`, .* on meta"):
         call(tensors, chunk_size=4, backend="triton")
 
 

@@ -58,7 +58,7 @@ def test_other_likelihoods_can_be_chosen(name):
 @pytest.mark.unchecked
 def test_bad_images_are_refused(name):
     model, guide = BASES[name]()
-    with pytest.raises(ValueError, match="`x` must be floating point"):
+    with pytest.raises(ValueError, match="`x` must be a floating-point tensor"):
         guide(ink(9, 7))
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         model(ink(2, *SHAPE) * 255)

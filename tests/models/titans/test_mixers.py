@@ -256,7 +256,7 @@ def test_noise_stays_finite_for_a_hundred_thousand_tokens():
         (lambda: NeuralMemory(8, convolution=0), "`convolution` must be at least 1"),
         (lambda: NeuralMemory(8, max_decay=17.0), r"`max_decay` must lie in \(0, 16\]"),
         (lambda: NeuralMemory(8, max_momentum=1.0), r"`max_momentum` must lie in \(0, 1\)"),
-        (lambda: NeuralMemory(8)(torch.randn(2, 8)), r"`x` must be \[batch, time, 8\] with at least one token"),
+        (lambda: NeuralMemory(8)(torch.randn(2, 8)), r"`x` must be a floating-point tensor \[batch, time, dim\]; got"),
         (lambda: NeuralMemory(8)(torch.randn(2, 0, 8)), r"`x` must be \[batch, time, 8\] with at least one token"),
         (lambda: NeuralMemory(8)(torch.randn(2, 3, 8), None, torch.tensor([3, 4])), "`lengths` must lie in 0 to 3"),
         (

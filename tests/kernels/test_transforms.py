@@ -1,0 +1,66 @@
+"""The transforms of torch.func: those that a hand-written gradient does not take are refused with a remedy."""
+
+import pytest
+import torch
+from torch.func import functional_call, grad, jvp, vmap
+from torch.testing import assert_close
+
+from pyro_memory.kernels import apply_memory, decay_scan, fused_address, memory_surprise, nearest_slots, neural_memory
+from pyro_memory.models import NeuralMemory, TitansMAC
+
+QUERY, KEY = torch.randn(3, 4), torch.randn(6, 4)
+TOKENS, GATE, LAYERS = torch.randn(2, 1, 5, 4), torch.full((2, 1, 5), 0.1), (torch.randn(2, 1, 4, 4),)
+GATES = {"lr": GATE, "momentum": GATE, "decay": GATE, "chunk_size": 2}
+MEMORY, CONTEXT = NeuralMemory(8, heads=2), TitansMAC(8, heads=2, persistent=0)
+CALLS = {
+    "neural_memory": (lambda t: neural_memory(t, t, t, LAYERS, **GATES)[0], TOKENS),
+    "memory_surprise": (lambda t: memory_surprise(t, t, LAYERS, **GATES)[0], TOKENS),
+    "fused_address": (lambda t: fused_address(t, KEY).logsumexp, QUERY),
+    "decay_scan": (lambda t: decay_scan(t, torch.ones(())), torch.randn(2, 5, 4)),
+    "NeuralMemory": (lambda t: MEMORY(t)[0], torch.randn(2, 5, 8)),
+    "TitansMAC": (lambda t: CONTEXT(t)[0], torch.randn(2, 5, 8)),
+}
+TRANSFORMS = {
+    "grad": lambda f, t: grad(lambda t: f(t).sum())(t),
+    "vmap": lambda f, t: vmap(f, randomness="different")(torch.stack([t, t])),
+    "jvp": lambda f, t: jvp(f, (t,), (t,)),
+}
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_transform_of_what_has_a_gradient_by_hand_is_refused(name, transform):
+    call, tensor = CALLS[name]
+    with pytest.raises(NotImplementedError, match=f"`{name}` does not run inside .*torch.autograd.grad"):
+        TRANSFORMS[transform](call, tensor)
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t: apply_memory(LAYERS, t, residual_norm=True),
+        lambda t: decay_scan(t, torch.ones(()), backend="reference"),
+        lambda t: nearest_slots(t.flatten(0, -2), KEY, 2)[1],
+    ],
+)
+def test_what_autograd_differentiates_is_transformed(call):
+    leaf = TOKENS.clone().requires_grad_()
+    expected = torch.autograd.grad(call(leaf).sum(), leaf)[0]
+    assert_close(grad(lambda t: call(t).sum())(TOKENS), expected)
+    assert_close(vmap(call)(torch.stack([TOKENS, TOKENS]))[1], call(TOKENS))
+
+
+@pytest.mark.parametrize("make", [NeuralMemory, TitansMAC])
+def test_a_mixer_runs_with_parameters_handed_in(make):
+    mixer, x = make(8, heads=2), torch.randn(2, 5, 8)
+    other = {name: (0.5 * p).detach().requires_grad_() for name, p in mixer.named_parameters()}
+    y, _ = functional_call(mixer, other, (x,))
+    gradients = torch.autograd.grad(y.square().sum(), list(other.values()))
+    mixer.load_state_dict({name: p.detach() for name, p in other.items()}, strict=False)
+    expected, _ = mixer(x)
+    assert_close(y, expected)
+    wanted = torch.autograd.grad(expected.square().sum(), list(mixer.parameters()))
+    for actual, gradient in zip(gradients, wanted, strict=True):
+        assert_close(actual, gradient)
