@@ -138,7 +138,10 @@ def test_a_truncated_file_is_named(tmp_path):
         (lambda m, p: m.with_none(), "append a blank item once"),
         (lambda m, p: m.to("meta"), "is read on the CPU"),
         (lambda m, p: MappedMemory.create(p / "y", (2,)).prior(), "no slots. Write items first"),
-        (lambda m, p: MappedMemory.create(p / "z", (2,)).with_keys(torch.nn.Identity()), "`with_keys` needs items to embed"),
+        (
+            lambda m, p: MappedMemory.create(p / "z", (2,)).with_keys(torch.nn.Identity()),
+            "`with_keys` needs items to embed",
+        ),
     ],
 )
 def test_bad_input_is_refused_with_the_remedy(tmp_path, call, message):
