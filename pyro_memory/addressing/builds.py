@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -117,18 +115,6 @@ def key_tensors(address: nn.Module) -> dict[str, Tensor]:
     if hasattr(address, "key_tensors"):
         return address.key_tensors()
     return dict(address.named_parameters(remove_duplicate=False)) | dict(address.named_buffers(remove_duplicate=False))
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Runs its body in evaluation mode, and leaves every submodule in the mode that it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        module.eval()
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def states_of(*tensors: Tensor | None) -> list[Any]:

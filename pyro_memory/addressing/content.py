@@ -11,11 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pyro_memory.addressing.builds import evaluating
 from pyro_memory.addressing.similarity import NormalizedKey
 from pyro_memory.distributions import STREAM_ABOVE, StreamedCategorical
 from pyro_memory.gate import checked
-from pyro_memory.nets import out_of_autocast
+from pyro_memory.nets import evaluating, out_of_autocast
 from pyro_memory.stores import SlotMemory, readable
 
 BLOCK = 4096  # slots embedded at a time

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pyro_memory.addressing.builds import BLOCK, Build, Then, evaluating, key_tensors
+from pyro_memory.addressing.builds import BLOCK, Build, Then, key_tensors
 from pyro_memory.gate import checked
 from pyro_memory.kernels import nearest_slots
+from pyro_memory.nets import evaluating
 from pyro_memory.stores import SlotMemory
 
 KINDS = ("auto", "brute", "flat", "ivf", "hnsw")

@@ -51,9 +51,7 @@ def _guarded(function: Any, *, always: bool = False) -> Any:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling() or (not always and _inside(sys._getframe(1))):
             return function(*args, **kwargs)
-        checks = known[0] if known else _checks(function)
-        if not known:
-            known.append(checks)
+        checks = _checks(function)
         admitted = _admitted(checks, args, kwargs)
         try:
             return function(*admitted, **kwargs)
@@ -63,7 +61,6 @@ def _guarded(function: Any, *, always: bool = False) -> Any:
                 raise
             raise refused from error
 
-    known: list[Any] = []
     wrapper.__gate__ = True
     return wrapper
 
@@ -77,6 +74,7 @@ def _inside(frame: Any) -> bool:
     return False
 
 
+@functools.cache
 def _checks(function: Any) -> tuple[list[tuple[str, Any]], dict[str, Any], bool]:
     """The checks of positional arguments in turn, those of all by name, "" for others, and whether the first is the
     instance."""

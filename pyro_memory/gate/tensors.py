@@ -14,8 +14,6 @@ from pyro_memory.gate.texts import told
 
 KINDS = {"float": "floating-point", "int": "integer", "bool": "boolean"}
 CASTS = {"float": "float()", "int": "long()", "bool": "bool()"}
-
-
 OWNED = {"dim": "dim", "slot": "slots", "concept": "concepts"}  # sizes that an owner has as attributes
 
 
@@ -76,8 +74,7 @@ class Call:
         if not dtype or (what and value.dtype.itemsize < 4):
             return  # a memory's half-precision contents are brought to the module's dtype where they are read
         if module and value.dtype != like.dtype and not torch.is_autocast_enabled(device.type):
-            dtypes = (str(d).removeprefix("torch.") for d in (like.dtype, value.dtype))
-            mine, given = dtypes
+            mine, given = (str(d).removeprefix("torch.") for d in (like.dtype, value.dtype))
             raise ValueError(
                 f"`{name}` must have the dtype of the {type(self.owner).__name__}, {mine}; got {given}. Convert one of "
                 f"them: {name}.to(torch.{mine}), or .to(torch.{given}) of the module"
@@ -148,7 +145,7 @@ class TensorCheck:
         if self.kind == "float" or (not self.kind and tensor.is_floating_point()):
             floats = like is not None and like.is_floating_point()
             return tensor.to(like.dtype if floats else torch.get_default_dtype())
-        return tensor.long() if self.kind == "int" and kind_of(tensor.dtype) == "int" else tensor
+        return tensor
 
     def _check_kind(self, name: str, value: Tensor) -> None:
         if value.is_complex() or (self.kind and kind_of(value.dtype) != self.kind):

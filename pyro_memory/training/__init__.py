@@ -5,7 +5,7 @@ what would not train (``loop``, ``reach``); takes them all (``run``); makes the 
 (``counting``); writes and reads a run (``save_checkpoint``, ``load_checkpoint``, ``load_weights``), whole to the byte
 (``seal``); keeps what it did (``FitResult``, ``log``, ``kept``); lets several processes train one model (``Ranks``);
 changes the learning rate (``warm_cosine``); lets a step end before a signal counts (``signals``)? Imports:
-``diagnostics``, ``inference``, ``stores`` (for files).
+``diagnostics``, ``inference``, ``nets`` (for modes), ``stores`` (for files).
 """
 
 from pyro_memory.training.checkpoints import (

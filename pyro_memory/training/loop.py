@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from pyro_memory.inference import KeepFrozen, check_nesting, first_pass, told_by_site
+from pyro_memory.nets import evaluating, modes_kept
 from pyro_memory.training.checkpoints import random_state, restore_random_state
 from pyro_memory.training.counting import DataCount
 from pyro_memory.training.ranks import Ranks
@@ -147,23 +148,11 @@ def make_parameters(
 def aside(trained: nn.Module) -> Iterator[None]:
     """Runs its body in evaluation mode and leaves no trace in training's random streams and modes."""
     state = random_state()
-    with modes_kept(trained):
-        trained.eval()
+    with evaluating(trained):
         try:
             yield
         finally:
             restore_random_state(state)
-
-
-@contextmanager
-def modes_kept(trained: nn.Module) -> Iterator[None]:
-    """Gives each part back in the mode, training or evaluation, that it came in."""
-    modes = {module: module.training for module in trained.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

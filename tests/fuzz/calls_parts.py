@@ -47,7 +47,9 @@ from pyro_memory.nets import (
     MLPDecoder,
     PairEncoder,
     SkipPyramid,
+    evaluating,
     mlp,
+    modes_kept,
     out_of_autocast,
     scale_for_relu,
     with_code,
@@ -282,6 +284,8 @@ NETS = {
     "Linear.forward": lambda: (Linear(4, 2), called(x=torch.randn(3, 4))),
     "out_of_autocast": lambda: (out_of_autocast, called(t=torch.rand(3))),
     "mlp": lambda: (mlp, called(sizes=(4, 8, 2))),
+    "evaluating": lambda: (evaluating, called(module=nn.Linear(2, 3))),
+    "modes_kept": lambda: (modes_kept, called(module=nn.Linear(2, 3))),
     "scale_for_relu": lambda: (scale_for_relu, called(module=nn.Linear(2, 3))),
     "with_code": lambda: (with_code, called(z=torch.randn(3, 2), context=Context(torch.randn(3, 4)))),
 }

@@ -3,9 +3,8 @@
 import fits
 import pyro
 import pyro.distributions as dist
-import pytest
 import torch
-from mistaken import Mistakes
+from mistakes.table import Mistakes
 from pyro.infer import TraceEnum_ELBO
 from pyro.nn import PyroModule
 from torch import nn
@@ -168,16 +167,3 @@ def a_model_that_was_not_built():
 @mistakes.told(r"`memory`.*SlotMemory")
 def the_contribution_of_a_memory_that_is_a_tensor():
     memory_contribution(model(), guide(), X, torch.ones(3, 2))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def summary(request):
-    """Printed at the end, with ``-s``."""
-    yield
-    print(f"\n{mistakes.summary()}")
-
-
-@pytest.mark.unchecked
-@pytest.mark.parametrize("name", mistakes)
-def test_a_mistake_is_told_and_what_to_do(name):
-    mistakes.check(name)

@@ -1,10 +1,9 @@
 """Mistakes in what is handed to models, guides, mixers, addresses and tasks."""
 
 import numpy as np
-import pytest
 import torch
 from conftest import ink
-from mistaken import Mistakes
+from mistakes.table import Mistakes
 
 from pyro_memory import (
     VIMCO,
@@ -363,22 +362,3 @@ WORKS = {
     ),
     "a template memory": lambda: bound(X, pair=lambda: vma(templates=TemplateMemory(3, SHAPE))),
 }
-
-
-@pytest.mark.unchecked
-@pytest.mark.parametrize("name", WORKS)
-def test_what_can_be_converted_is(name):
-    WORKS[name]()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def summary(request):
-    """Printed at the end, with ``-s``."""
-    yield
-    print(f"\n{mistakes.summary()}")
-
-
-@pytest.mark.unchecked
-@pytest.mark.parametrize("name", mistakes)
-def test_a_mistake_is_told_and_what_to_do(name):
-    mistakes.check(name)

@@ -4,7 +4,7 @@ import re
 import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HOMES = tuple(str(ROOT / home) for home in ("pyro_memory", "models", "guides", "kernels"))
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pyro
-import pytest
 import torch
 from conftest import ink
-from mistaken import Mistakes
+from mistakes.table import Mistakes
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
@@ -230,16 +229,3 @@ def a_file_of_another_kind():
     path = folder() / "run.safetensors"
     path.write_text("weights")
     load_weights(path, *vae())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def summary(request):
-    """Printed at the end, with ``-s``."""
-    yield
-    print(f"\n{mistakes.summary()}")
-
-
-@pytest.mark.unchecked
-@pytest.mark.parametrize("name", mistakes)
-def test_a_mistake_is_told_and_what_to_do(name):
-    mistakes.check(name)

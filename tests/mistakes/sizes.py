@@ -1,9 +1,8 @@
 """Mistakes of size: images, latents, codes, features and memories of other sizes than a network was built for."""
 
-import pytest
 import torch
 from conftest import ink
-from mistaken import Mistakes
+from mistakes.table import Mistakes
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 
 from pyro_memory import (
@@ -274,16 +273,3 @@ def a_past_of_another_length_for_the_linear_forecaster():
 @mistakes.told(r"`x`.*\[batch, channel, height, width\]")
 def images_without_channels():
     importance_bound(*vma(), ink(2, 9, 7), SlotMemory(ink(3, *SHAPE)), particles=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def summary(request):
-    """Printed at the end, with ``-s``."""
-    yield
-    print(f"\n{mistakes.summary()}")
-
-
-@pytest.mark.unchecked
-@pytest.mark.parametrize("name", mistakes)
-def test_a_mistake_is_told_and_what_to_do(name):
-    mistakes.check(name)
