@@ -9,7 +9,7 @@ from memory_calls import STATE, call, with_gradients
 from torch.testing import assert_close
 
 from pyro_memory.kernels import apply_memory, memory_surprise, neural_memory
-from pyro_memory.kernels.memory.arguments import checked
+from pyro_memory.kernels.memory.arguments import prepared
 
 BATCH, HEADS, TIME, WIDTH, HIDDEN = 2, 2, 23, 4, 6
 
@@ -366,4 +366,4 @@ def test_only_on_a_cpu_are_values_looked_at_unasked():
         torch.ones(1, device="meta").long(),
     )
     tokens, layers, others, lengths = elsewhere  # where a value cannot be looked at
-    checked((tokens, tokens), layers, None, others, chunk_size=2, lengths=lengths)
+    prepared((tokens, tokens), layers, None, others, chunk_size=2, lengths=lengths)
