@@ -89,7 +89,9 @@ if __name__ == "__main__":
     tasks = FewShotTasks(letters, classes=8, shots=4, targets=args.targets, seed=args.seed)
     (x, memory), wrong = tasks[0], tasks.wrong_classes(0)
     gain = information_gain(model, guide, x, memory)
-    contribution = memory_contribution(model, guide, x, memory, {"wrong letters": wrong}, particles=args.particles)
+    contribution = memory_contribution(
+        model, guide, x, memory, alternatives={"wrong letters": wrong}, particles=args.particles
+    )
     print(f"{args.targets} images of 8 unseen letters, one memory of {memory.slots} slots\n\n{gain}\n\n{contribution}")
     rows = many_letters(model, guide, letters, args)
     draw(model, guide, x, memory, gain, contribution, rows, args.out / "diagnosis.png")

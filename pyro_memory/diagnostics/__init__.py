@@ -1,11 +1,12 @@
 """Measurements in nats: an estimator, its record and its figure in one file.
 
 Where is the thing that ... bounds log p(x) (``importance_bound``); says what each latent and each lookup carried
-(``information_gain``); what the memory was worth (``memory_contribution``); how surprising each token was
-(``token_surprise``); how good generated images are (``frechet_distance``, ``class_agreement``, by
-``train_classifier``); hands a record to ArviZ (``to_arviz``); draws images, usage, levels (``plot_images``,
-``plot_usage``, ``plot_levels``, ``plot_text``)? A record prints itself with standard errors, and has ``to_dict()``
-and ``plot(ax)``. Imports: ``inference``, ``stores``, ``distributions``, ``nets``, ``data``.
+(``information_gain``), what a lookup found (``posterior_address``), what the memory was worth
+(``memory_contribution``), how surprising each token was (``token_surprise``); how good generated images are
+(``frechet_distance``, ``class_agreement``, by ``train_classifier``); hands a record to ArviZ (``to_arviz``); draws
+images, usage, levels (``plot_images``, ``plot_usage``, ``plot_levels``, ``plot_text``)? A record prints itself with
+standard errors, and has ``to_dict()`` and ``plot(ax)``. Imports: ``inference``, ``stores``,
+``distributions``, ``nets``, ``data``.
 """
 
 from pyro_memory.diagnostics.addresses import AddressInformation
@@ -14,6 +15,7 @@ from pyro_memory.diagnostics.axes import BLUE, GREY, ORANGE, Axes, axes_or_new, 
 from pyro_memory.diagnostics.bound import BoundEstimate, importance_bound
 from pyro_memory.diagnostics.contribution import MemoryContribution, memory_contribution
 from pyro_memory.diagnostics.information import InformationGain, information_gain
+from pyro_memory.diagnostics.posterior import PosteriorAddress, posterior_address
 from pyro_memory.diagnostics.samples import (
     ClassAgreement,
     FeatureClassifier,
@@ -39,6 +41,7 @@ __all__ = [
     "FrechetDistance",
     "InformationGain",
     "MemoryContribution",
+    "PosteriorAddress",
     "SiteInformation",
     "TokenSurprise",
     "axes_or_new",
@@ -51,6 +54,7 @@ __all__ = [
     "plot_levels",
     "plot_text",
     "plot_usage",
+    "posterior_address",
     "prototype_sets",
     "standard_error",
     "to_arviz",

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pyro_memory.diagnostics.axes import BLUE, ORANGE, Axes, axes_or_new
 from pyro_memory.diagnostics.tables import counted, number, standard_error, table
 from pyro_memory.gate import checked
-from pyro_memory.inference import Particles, SameData, check_call, weigh
+from pyro_memory.inference import OneDraw, Particles, SameData, check_call, weigh
 
 
 @checked
@@ -27,20 +27,29 @@ class BoundEstimate:
         bound: ``log 1/K sum_k w_k`` for each datum.
         effective_particles: the effective sample size ``(sum w)^2 / sum w^2`` for each datum.
         particles: K.
-        unit: what each of them is: "datum", "data set" for a model without a plate over data, or the plates that hold
-            all sites, such as "task".
+        unit: what each of them is: "datum", "data set" for a model with global latents or without a plate over data, or
+            the plates that hold all sites, such as "task".
+        draws: of the global latents, each with K particles of the others; 0 without global latents.
+        given_globals: with global latents, the bound of each datum given them, a mean over their draws.
     """
 
     bound: Float[Tensor, " datum"]
     effective_particles: Float[Tensor, " datum"]
     particles: int
     unit: str = "datum"
+    draws: int = 0
+    given_globals: BoundEstimate | None = None
 
     @classmethod
     def cat(cls, parts: Sequence[BoundEstimate]) -> BoundEstimate:
         """Joins the estimates of several batches."""
         if len({(p.particles, p.unit) for p in parts}) != 1:
             raise ValueError("`parts` must be one or more estimates with equal numbers of particles, of the same unit")
+        if any(p.draws for p in parts):
+            raise ValueError(
+                "`parts` must be of models without global latents: batches of one data set share these, and their "
+                "bounds do not add up. Call importance_bound on the whole data set"
+            )
         return cls(
             torch.cat([p.bound for p in parts]),
             torch.cat([p.effective_particles for p in parts]),
@@ -61,7 +70,10 @@ class BoundEstimate:
     @property
     def monte_carlo_se(self) -> float:
         """What the particles' noise adds to the mean (delta method): unreliable where few particles count."""
-        variance = 1 / self.effective_particles - 1 / self.particles
+        draws = self.draws or self.particles
+        if self.draws == 1:
+            return math.nan
+        variance = 1 / self.effective_particles - 1 / draws
         return (variance.clamp(min=0).sum().sqrt() / len(self.bound)).item()
 
     @property
@@ -74,16 +86,30 @@ class BoundEstimate:
         rows = [
             ("", f"nats/{self.unit}", "se"),
             ("log p(x) >=", number(self.mean), number(self.se)),
-            ("noise of the particles", "", number(self.monte_carlo_se)),
-            ("fewer than 5 effective", str(self.low), share),
+            ("noise of the draws" if self.draws else "noise of the particles", "", number(self.monte_carlo_se)),
         ]
-        return f"BoundEstimate of {counted(len(self.bound), self.unit)}, {self.particles} particles each\n{table(rows)}"
+        given = self.given_globals
+        if given is None:
+            rows.append(("fewer than 5 effective", str(self.low), share))
+            head = f"BoundEstimate of {counted(len(self.bound), self.unit)}, {self.particles} particles each"
+            return f"{head}\n{table(rows)}"
+        rows += [
+            ("effective draws", number(self.effective_particles.item(), 1), ""),
+            ("", f"nats/{given.unit}", "se"),
+            ("given the global latents", number(given.mean), number(given.se)),
+        ]
+        head = (
+            f"BoundEstimate of a data set of {counted(len(given.bound), given.unit)}, {self.draws} draws of the global"
+        )
+        return f"{head} latents, {self.particles} particles each\n{table(rows)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the summary as plain numbers."""
+        nested = {} if self.given_globals is None else {"given_globals": self.given_globals.to_dict()}
         return {
             "mean": self.mean, "se": self.se, "monte_carlo_se": self.monte_carlo_se, "data": len(self.bound),
             "particles": self.particles, "low_effective": self.low, "unit": self.unit,
+            "draws": self.draws, **nested,
         }  # fmt: skip
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -103,6 +129,8 @@ def importance_bound(
     guide: Callable,
     *args: Any,
     particles: int = 1000,
+    draws: int = 20,
+    exact: Sequence[str] = (),
     chunk_size: int = 50,
     max_plate_nesting: float = math.inf,
     progress: bool = False,
@@ -110,27 +138,43 @@ def importance_bound(
 ) -> BoundEstimate:
     r"""Estimates ``E log 1/K sum_k p(x, h_k) / q(h_k | x) <= log p(x)`` for each datum.
 
+    What the model enumerates is summed, for each particle. With latents g outside the plates over data, which all data
+    share, it is one bound of the data set, nested in two levels:
+
+    .. math::
+        E \log \frac1S \sum_s \frac{p(g_s)}{q(g_s)} \prod_n \frac1K \sum_k w_{nk}(g_s) \le \log p(X)
+
+    Given g each factor is an unbiased estimate of p(x_n | g), and so is the mean of products of p(X): by Jensen's
+    inequality its logarithm lies below log p(X) on average, for any S and K, and rises with both.
+
     All particles look at the same data: a plate that subsamples chooses once, and the bound is of what it chose. Draws
     come from torch's global random stream; parameters, gradients and modes stay as they are. Evaluate dropout and the
     like in ``eval()``.
 
     Args:
-        model, guide: any pair whose latents lie in the plate over data.
+        model, guide: any pair whose latents lie in the plate over data or outside of all plates.
         *args, **kwargs: what both are called with.
         particles: K. The bound rises with K to log p(x).
+        draws: S, of the global latents, where there are any.
+        exact: discrete sites that the guide samples and that are to be summed instead: given the other latents its
+            estimate of p(x) then has no noise of these. It costs a pass of all values for each particle.
         chunk_size: particles per pass; memory grows with it, not with K.
         max_plate_nesting: how many plates the model nests; found by a trial run if not given.
         progress: shows a progress bar.
 
     Raises:
-        ValueError: for K < 1, a pair that has no per-datum weights (see ``weigh``), and a model whose observed values
-            are drawn anew at each call.
+        ValueError: for K < 1, a pair that has no per-datum weights (see ``weigh``), a model whose observed values
+            are drawn anew at each call, and several draws of global latents for a subsample, whose scale would stand
+            inside the logarithm.
 
-    Cost: K passes of model and guide.
+    Cost: K passes of model and guide, S times K with global latents.
 
     References: Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519
     """
-    options = {"particles": particles, "chunk_size": chunk_size, "max_plate_nesting": max_plate_nesting}
+    options = {
+        "particles": particles, "draws": draws, "exact": tuple(exact), "chunk_size": chunk_size,
+        "max_plate_nesting": max_plate_nesting,
+    }  # fmt: skip
     return bound_of(model, guide, args, kwargs, SameData(), progress=progress, **options)
 
 
@@ -142,24 +186,70 @@ def bound_of(
     same: SameData,
     *,
     particles: int,
+    draws: int = 1,
+    exact: tuple[str, ...] = (),
     chunk_size: int,
     max_plate_nesting: float,
     progress: bool = False,
 ) -> BoundEstimate:
     """``importance_bound`` on the data of the passes that ``same`` has seen."""
-    if particles < 1 or chunk_size < 1:
-        raise ValueError(f"`particles` and `chunk_size` must be at least 1; got {particles} and {chunk_size}")
+    if min(particles, chunk_size, draws) < 1:
+        raise ValueError(
+            f"`particles`, `draws` and `chunk_size` must be at least 1; got {particles}, {draws} and {chunk_size}"
+        )
     check_call(model, guide, args, kwargs, "args")
-    total = total_squared = None
-    unit = ""
+    sampler = Particles(vectorize_particles=True, max_plate_nesting=max_plate_nesting)
+    sampler.exact = exact
+    sampler.look(model, guide, args, kwargs)
+    rounds = draws if sampler.global_sites else 1
     sizes = [chunk_size] * (particles // chunk_size) + [particles % chunk_size] * (particles % chunk_size > 0)
-    for size in tqdm(sizes, desc="bound", disable=not progress, leave=False):
-        sampler = Particles(size, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
-        (traces,) = sampler.traces(model, guide, args, kwargs, same)
-        max_plate_nesting = sampler.max_plate_nesting - (size > 1)
-        weights = weigh(*traces)
-        unit, log_weight = weights.unit, weights.log_weight.reshape(size, -1).double()
-        part, part_squared = log_weight.logsumexp(0), (2 * log_weight).logsumexp(0)
-        total = part if total is None else torch.logaddexp(total, part)
-        total_squared = part_squared if total_squared is None else torch.logaddexp(total_squared, part_squared)
-    return BoundEstimate(total - math.log(particles), (2 * total - total_squared).exp(), particles, unit)
+    bar = tqdm(total=rounds * len(sizes), desc="bound", disable=not progress, leave=False)
+    found = []
+    for _ in range(rounds):
+        sums = _Sums()
+        draw = OneDraw(sampler.global_sites)
+        for size in sizes:
+            (traces,) = sampler.sized(size).traces(model, guide, args, kwargs, same, draw)
+            weights = weigh(*traces)
+            sums.add(weights.log_weight.reshape(size, -1).double())
+            bar.update()
+        estimate = sums.estimate(particles, weights.unit)
+        if weights.shared is None:
+            bar.close()
+            return estimate
+        _check_whole(weights.scale, rounds)
+        scaled = weights.scale * estimate.bound.reshape(weights.log_weight.shape[1:])
+        found.append((weights.shared.log_weight.double() + scaled.sum(), estimate))
+    bar.close()
+    sums = _Sums()
+    sums.add(torch.stack([total for total, _ in found]).unsqueeze(-1))
+    local = [estimate for _, estimate in found]
+    given = BoundEstimate(
+        torch.stack([e.bound for e in local]).mean(0),
+        torch.stack([e.effective_particles for e in local]).mean(0), particles, local[0].unit,
+    )  # fmt: skip
+    over = sums.estimate(rounds, "data set")
+    return BoundEstimate(over.bound, over.effective_particles, particles, "data set", rounds, given)
+
+
+class _Sums:
+    """The running sums of weights and of their squares, a column a datum."""
+
+    def __init__(self) -> None:
+        self.total = self.squared = torch.tensor(-math.inf, dtype=torch.float64)
+
+    def add(self, log_weight: Float[Tensor, "particle datum"]) -> None:
+        self.total = torch.logaddexp(self.total.to(log_weight), log_weight.logsumexp(0))
+        self.squared = torch.logaddexp(self.squared.to(log_weight), (2 * log_weight).logsumexp(0))
+
+    def estimate(self, particles: int, unit: str) -> BoundEstimate:
+        effective = (2 * self.total - self.squared).exp()
+        return BoundEstimate(self.total - math.log(particles), effective, particles, unit)
+
+
+def _check_whole(scale: float | Tensor, draws: int) -> None:
+    if draws > 1 and bool((torch.as_tensor(scale) != 1).any()):
+        raise ValueError(
+            f"`draws` must be 1 where data are subsampled, or scaled: of several draws of the global latents the scale "
+            f"stands inside the logarithm, and the mean bounds nothing; got {draws}. Give it all data, or draws=1"
+        )

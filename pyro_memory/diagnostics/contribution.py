@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pyro_memory.diagnostics.axes import BLUE, GREY, Axes, axes_or_new
 from pyro_memory.diagnostics.bound import BoundEstimate, bound_of
+from pyro_memory.diagnostics.place import find_memory
 from pyro_memory.diagnostics.tables import counted, number, standard_error, table
 from pyro_memory.gate import checked
-from pyro_memory.inference import SameData
+from pyro_memory.inference import SameData, check_call
 from pyro_memory.stores import SlotMemory
 
 
@@ -30,8 +33,9 @@ class MemoryContribution:
     given: BoundEstimate
     alternatives: dict[str, BoundEstimate]
 
-    def gain(self, name: str) -> tuple[float, float]:
-        """Mean and standard error of ``given - alternative``, nats per datum, paired by datum.
+    def differences(self, name: str) -> Float[Tensor, " unit"]:
+        """``given - alternative`` for each of ``unit``, nats: of a data set with global latents, datum by datum given
+        these, averaged over their draws, as its data are exchangeable given them.
 
         Raises:
             ValueError: if there was no such memory.
@@ -39,20 +43,34 @@ class MemoryContribution:
         if name not in self.alternatives:
             known = ", ".join(map(repr, self.alternatives)) or "none"
             raise ValueError(f"`name` must be one of the other memories, {known}; got {name!r}")
-        difference = self.given.bound - self.alternatives[name].bound
+        return _units(self.given).bound - _units(self.alternatives[name]).bound
+
+    @property
+    def unit(self) -> str:
+        """What differences are per: "datum", or the plates that hold all local sites."""
+        return _units(self.given).unit
+
+    def gain(self, name: str) -> tuple[float, float]:
+        """Mean and standard error of ``given - alternative``, nats per ``unit``, paired by unit.
+
+        Raises:
+            ValueError: if there was no such memory.
+        """
+        difference = self.differences(name)
         return difference.mean().item(), standard_error(difference)
 
     def __repr__(self) -> str:
+        given = _units(self.given)
+        known = ", given the global latents" if self.given.draws else ""
         rows = [
             ("memory", "log p(x) >=", "se", "lost", "se"),
-            ("given", number(self.given.mean), number(self.given.se), "", ""),
+            ("given", number(given.mean), number(given.se), "", ""),
         ]
         for name, other in self.alternatives.items():
-            gain, se = self.gain(name)
-            rows.append((name, number(other.mean), number(other.se), number(gain), number(se)))
-        unit = self.given.unit
-        count = counted(len(self.given.bound), unit)
-        head = f"MemoryContribution, {count}, {self.given.particles} particles, nats per {unit}"
+            mean, se = _units(other).mean, _units(other).se
+            rows.append((name, number(mean), number(se), *map(number, self.gain(name))))
+        count = counted(len(given.bound), given.unit)
+        head = f"MemoryContribution, {count}, {self.given.particles} particles, nats per {given.unit}{known}"
         return f"{head}\n{table(rows)}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,51 +91,82 @@ class MemoryContribution:
         ax.set(
             yticks=range(len(names)),
             yticklabels=names,
-            xlabel=f"nats per {self.given.unit} lost against the memory as given",
+            xlabel=f"nats per {self.unit} lost against the memory as given",
         )
         return ax
+
+
+def _units(estimate: BoundEstimate) -> BoundEstimate:
+    """The estimate whose entries are exchangeable."""
+    return estimate if estimate.given_globals is None else estimate.given_globals
 
 
 @checked
 def memory_contribution(
     model: Callable,
     guide: Callable,
-    x: Tensor,
-    memory: SlotMemory,
-    alternatives: Mapping[str, SlotMemory] | None = None,
-    *,
+    *args: Any,
+    alternatives: Mapping[str, Any] | None = None,
+    memory: str | int | None = None,
     particles: int = 1000,
+    draws: int = 20,
+    exact: Sequence[str] = (),
     chunk_size: int = 50,
+    max_plate_nesting: float = math.inf,
     seed: int = 0,
+    progress: bool = False,
+    **kwargs: Any,
 ) -> MemoryContribution:
     """Compares the bound with the memory as given and with others, datum by datum.
 
     Args:
-        x: the data; model and guide are called as ``(x, memory)``.
-        memory: the memory as given.
-        alternatives: other memories by name, such as ``{"wrong classes": other}``. "shuffled" (each datum gets
-            another one's memory) is added for a memory per datum, and "emptied" for a model with a "none" slot.
-        particles, chunk_size: as in ``importance_bound``.
+        model, guide: any pair.
+        *args, **kwargs: what both are called with, one of them the memory.
+        alternatives: other memories by name, such as ``{"wrong classes": other}``, each in place of the memory.
+            "shuffled" (each owner gets another one's memory) is added for a memory per datum or group, and "emptied"
+            for a model with a "none" slot.
+        memory: which argument it is, by its parameter's name or position. Found by itself where one argument is a
+            store; templates that model and guide own are what is read where the argument is None.
+        particles, draws, exact, chunk_size, max_plate_nesting, progress: as in ``importance_bound``.
         seed: of the permutation behind "shuffled".
 
-    Draws come from torch's global random stream; a plate that subsamples chooses the same data for every memory.
+    Draws come from torch's global random stream, from the same place for each memory, so that their noise is common
+    where it can be; a plate that subsamples chooses the same data for every memory.
 
     Beating one's own emptied memory proves little, since nothing made the model good without it: claim against a
     memoryless model of equal training, and against memories of the wrong classes.
 
+    Raises:
+        ValueError: if the memory is not among the arguments, or it is not clear which it is, there is no other to
+            compare it with, and as of ``importance_bound``.
+
     Cost: one ``importance_bound`` a memory.
     """
+    check_call(model, guide, args, kwargs, "args")
+    place = find_memory(model, args, kwargs, memory)
+    given = place.value
     others = dict(alternatives or {})
-    if memory.batch_dim is not None and len(x) > 1:
-        others.setdefault("shuffled", memory.select(_derangement(len(x), seed)))
-    if getattr(model, "none_slot", False):
-        others.setdefault("emptied", SlotMemory.empty(memory.event_shape).to(memory.values))
+    if isinstance(given, SlotMemory):
+        if given.batch_dim is not None and len(given.values) > 1:
+            others.setdefault("shuffled", given.select(_derangement(len(given.values), seed)))
+        if getattr(model, "none_slot", False):
+            others.setdefault("emptied", SlotMemory.empty(given.event_shape).to(given.values))
+    if not others:
+        raise ValueError(
+            "`alternatives` must hold another memory to compare with; give one by its name, such as "
+            '{"wrong classes": other}'
+        )
     same = SameData()  # differences are paired: each memory is asked about the same data
-    options = {"particles": particles, "chunk_size": chunk_size, "max_plate_nesting": 1}
+    options = {
+        "particles": particles, "draws": draws, "exact": tuple(exact), "chunk_size": chunk_size,
+        "max_plate_nesting": max_plate_nesting, "progress": progress,
+    }  # fmt: skip
     with torch.no_grad():
-        bounds = {
-            name: bound_of(model, guide, (x, m), {}, same, **options) for name, m in {"given": memory, **others}.items()
-        }
+        state = torch.random.get_rng_state()
+        bounds = {}
+        for name, value in {"given": given, **others}.items():
+            torch.random.set_rng_state(state)
+            bounds[name] = bound_of(model, guide, *place.with_value(value), same, **options)
     return MemoryContribution(bounds.pop("given"), bounds)
 
 

@@ -141,6 +141,7 @@ def information_gain(
         raise ValueError(f"`draws` must be at least 1; got {draws}")
     check_call(model, guide, args, kwargs, "args")
     sampler = Particles(draws, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
+    sampler.completes = True
     ((model_trace, guide_trace),) = sampler.traces(model, guide, args, kwargs)
     model_sites, guide_sites = stochastic_sites(model_trace), stochastic_sites(guide_trace)
     latents = [name for name, site in model_sites.items() if not site["is_observed"]]

@@ -3,16 +3,18 @@
 Where is the thing that ... trains a pair with discrete addresses (``VIMCO``, ``LeaveOneOutELBO``,
 ``RaoBlackwellELBO``); makes an objective of a differentiable loss (``Objective``); gives each datum its importance
 weights (``weigh``); runs model and guide for all particles at once (``Particles``); keeps frozen parameters frozen
-(``KeepFrozen``), and the passes of a program at the same data (``SameData``); looks at a pair before its first step
+(``KeepFrozen``), the passes of a program at the same data (``SameData``), and its particles at one draw of what all
+data share (``OneDraw``); sums what is enumerated (``sum_out``, ``posterior_of``); looks at a pair before its first step
 (``first_pass``), and says what Pyro says of sites in words of the model (``told_by_site``); fills in what a datum
 lacks (``complete``)? Imports: ``distributions``.
 """
 
 from pyro_memory.inference.completion import complete
+from pyro_memory.inference.enumerated import posterior_of
 from pyro_memory.inference.leave_one_out import LeaveOneOutELBO
 from pyro_memory.inference.objective import Objective
-from pyro_memory.inference.pairing import PARTICLES, check_given, check_sites, stochastic_sites
-from pyro_memory.inference.particles import KeepFrozen, Particles, SameData
+from pyro_memory.inference.pairing import PARTICLES, check_given, check_sites, stochastic_sites, summed_dim
+from pyro_memory.inference.particles import KeepFrozen, OneDraw, Particles, SameData
 from pyro_memory.inference.rao_blackwell import RaoBlackwellELBO
 from pyro_memory.inference.trial import check_call, check_nesting, first_pass, told_by_site
 from pyro_memory.inference.vimco import VIMCO, leave_one_out_bound
@@ -24,6 +26,7 @@ __all__ = [
     "KeepFrozen",
     "LeaveOneOutELBO",
     "Objective",
+    "OneDraw",
     "Particles",
     "RaoBlackwellELBO",
     "SameData",
@@ -35,7 +38,9 @@ __all__ = [
     "complete",
     "first_pass",
     "leave_one_out_bound",
+    "posterior_of",
     "stochastic_sites",
+    "summed_dim",
     "told_by_site",
     "weigh",
 ]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pyro_memory.gate import checked
-from pyro_memory.inference.objective import Objective
-from pyro_memory.inference.weights import weigh
+from pyro_memory.inference.objective import Objective, Traces
+from pyro_memory.inference.weights import Weights
 
 
 @checked
@@ -30,6 +28,7 @@ class LeaveOneOutELBO(Objective):
 
     Args:
         num_particles: K, at least 2.
+        global_draws: how many draws of the global latents a step takes, where there are any.
         max_plate_nesting: how many plates the model nests; found by a trial run if not given, and then kept: use one
             instance per model.
 
@@ -42,22 +41,22 @@ class LeaveOneOutELBO(Objective):
     https://openreview.net/forum?id=r1lgTGL5DE
     """
 
-    def __init__(self, num_particles: int = 2, *, max_plate_nesting: float = math.inf) -> None:
+    noisy = True
+
+    def __init__(self, num_particles: int = 2, *, global_draws: int = 1, max_plate_nesting: float = math.inf) -> None:
         if num_particles < 2:
             raise ValueError(
                 f"`num_particles` must be at least 2, since each particle's baseline is made of the others; got "
                 f"{num_particles}. For one particle use pyro.infer.TraceGraph_ELBO"
             )
-        super().__init__(num_particles, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
+        super().__init__(num_particles, global_draws=global_draws, max_plate_nesting=max_plate_nesting)
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        ((model_trace, guide_trace),) = self.traces(model, guide, args, kwargs)
-        weights = weigh(model_trace, guide_trace, noisy=True)
+    def per_datum(self, weights: Weights, traces: Traces) -> Float[Tensor, "*cells"]:
         bound = weights.log_weight.mean(0)
         score = (self._signal(weights.log_weight) * weights.log_score).mean(0)
         for own in weights.local:
             score = score + (self._signal(own.log_weight) * own.log_score).mean(0).sum(-1)
-        return -(weights.scale * (bound + score - score.detach())).sum()
+        return bound + score - score.detach()
 
     @torch.no_grad()
     def _signal(self, log_weight: Float[Tensor, "particle *cells"]) -> Float[Tensor, "particle *cells"]:

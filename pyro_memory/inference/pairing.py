@@ -65,7 +65,7 @@ def check_pairing(model_sites: Sites, guide_sites: Sites, noisy: bool) -> None:
                 f"site `{name}` is marked as noisy: it estimates its log-probability, and the logarithm of a mean of "
                 "such weights bounds nothing. Train with LeaveOneOutELBO or Trace_ELBO, or use a factor that is exact"
             )
-    check_sites(model_sites, guide_sites)
+    check_sites({n: s for n, s in model_sites.items() if summed_dim(s) is None or n in guide_sites}, guide_sites)
     points = [
         name
         for name, site in guide_sites.items()
@@ -102,6 +102,24 @@ def frames_of(site: dict[str, Any]) -> set[Any]:
     return {frame for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
+@checked
+def summed_dim(site: dict[str, Any]) -> int | None:
+    """The dimension in which a site's values are enumerated; None where it has one value."""
+    return site["infer"].get("_enumerate_dim")
+
+
+@checked
+def global_sites(sites: list[dict[str, Any]]) -> list[str]:
+    """Names the sites that all data share: those in none of the plates around the observations.
+
+    None are where no plate holds all observations.
+    """
+    plates = [{f for f in frames_of(s) if f.name != PARTICLES} for s in sites]
+    observed = [own for own, site in zip(plates, sites, strict=True) if site["is_observed"] and own]
+    data = set.intersection(*observed) if observed else set()
+    return [site["name"] for own, site in zip(plates, sites, strict=True) if data and not own & data]
+
+
 def kept_frames(sites: list[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
     """The particle plate, and the plates that hold every site: a cell of those is a datum."""
     stacks = [frames_of(site) for site in sites]
@@ -135,14 +153,9 @@ def _refuse(sites: list[dict[str, Any]], stacks: list[set[Any]], plate: Any) -> 
             f"{names} in a plate of another name, `{twin.name}`: model and guide must name the plate over data alike. "
             f'Rename one of them: pyro.plate("{plate.name}", ...)'
         )
-    if any(site["infer"].get("is_auxiliary") for site, _ in outside.values()):
-        raise ValueError(
-            f"{names}: the guide draws all latents together there, so the weights are not per datum. Use AutoNormal, "
-            "which draws each in its plate, or a guide of your own"
-        )
     raise ValueError(
-        f"{names}, so the weights are not per datum. Train global latents with Trace_ELBO; if the plate is part of one "
-        "observation, use .to_event instead of it"
+        f"{names}, but in another one, so the weights are not per datum. A latent may lie in the plate over data, in "
+        "one inside it, or in none; if the plate is part of one observation, use .to_event instead of it"
     )
 
 
@@ -156,10 +169,11 @@ def unit_of(model_sites: Sites, outer: list[Any]) -> str:
 
 
 def check_plates(sites: list[dict[str, Any]]) -> None:
-    """Raises a ValueError for a site with a batch of values that no plate declares."""
+    """Raises a ValueError for a site with a batch of values that neither plate nor enumeration declares."""
+    enumerated = {summed_dim(site) for site in sites}
     for site in sites:
         fn = site["fn"]
-        declared = {f.dim for f in frames_of(site)}
+        declared = {f.dim for f in frames_of(site)} | enumerated
         shape = getattr(fn, "batch_shape", ())
         free = [
             size for dim, size in zip(range(-len(shape), 0), shape, strict=True) if size > 1 and dim not in declared

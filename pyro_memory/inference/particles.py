@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pyro
@@ -12,11 +13,13 @@ from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_memory.gate import checked
-from pyro_memory.inference.pairing import PARTICLES, frames_of, stochastic_sites
+from pyro_memory.inference.enumerated import Marks, completed, left_to_the_model
+from pyro_memory.inference.pairing import PARTICLES, Sites, frames_of, global_sites, stochastic_sites
 from pyro_memory.inference.trial import ALL_AT_ONCE, check_nesting, first_pass, told_by_site
 
 
@@ -91,6 +94,33 @@ class SameData(Messenger):
         self.different = {}
 
 
+@checked
+class OneDraw(Messenger):
+    """Gives all particles of a guide one draw of its global latents, in the shape that a single particle has.
+
+    Entered again, it gives the same draw: passes of one instance share it.
+    """
+
+    def __init__(self, sites: Collection[str]) -> None:
+        super().__init__()
+        self.sites = frozenset(sites)
+        self.values: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        name = msg["name"]
+        if name not in self.sites or msg["done"]:
+            return
+        if name not in self.values:
+            value, event = msg["fn"](*msg["args"], **msg["kwargs"]), msg["fn"].event_dim
+            frames = frames_of(msg)
+            for frame in frames:
+                if frame.name == PARTICLES and value.dim() - event >= -frame.dim:
+                    value = value.narrow(frame.dim - event, 0, 1)
+            lead = max((-f.dim for f in frames if f.name != PARTICLES), default=0)
+            self.values[name] = value.reshape(value.shape[value.dim() - event - lead :])
+        msg["value"], msg["done"] = self.values[name], True
+
+
 def _of_one_particle(value: Tensor, dim: int) -> Tensor | None:
     """The value that all particles have; None where they differ."""
     if not dim or value.dim() < -dim or value.shape[dim] == 1:
@@ -99,48 +129,99 @@ def _of_one_particle(value: Tensor, dim: int) -> Tensor | None:
     return first if torch.equal(first.expand_as(value), value) else None
 
 
-def trial(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> list[dict[str, Any]]:
-    """Checks a pair by a first pass that leaves everything as it was; gives the sites of both."""
+def trial(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Sites, Sites]:
+    """Checks a pair by a first pass that leaves everything as it was; gives the sites of model and guide."""
     with poutine.block(), KeepFrozen(), torch.random.fork_rng(), torch.no_grad():
         return first_pass(model, guide, args, kwargs, "args")
 
 
 @checked
 class Particles(ELBO):
-    """Draws pairs of traces, all particles in one pass; base of objectives and estimators of this package."""
+    """Draws pairs of traces, all particles in one pass; base of objectives and estimators of this package.
 
-    def _guess_max_plate_nesting(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
-        """Finds the nesting by one trial run that leaves the random stream as it was."""
-        sites = trial(model, guide, args, kwargs)
-        nesting = max((-frame.dim for site in sites for frame in frames_of(site)), default=0)
-        self.max_plate_nesting = nesting + (self.vectorize_particles and self.num_particles > 1)
+    What the model marks for enumeration and the guide does not sample is enumerated, and so are sites of the guide that
+    ``exact`` names.
+    """
+
+    exact: tuple[str, ...] = ()
+    completes: bool = False  # whether what the model enumerates is drawn from its posterior given the guide's draws
+    global_sites: tuple[str, ...] = ()  # those that all data share
+    _enumerates: bool | None = None  # None until a pair was looked at
+    _draw: OneDraw | None = None
+
+    def look(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
+        """Finds out about a pair by one trial run that leaves the random stream as it was: the nesting of its plates,
+        its global latents, whether anything is enumerated.
+
+        Raises:
+            ValueError: if the two do not belong together, or ``exact`` names what is no discrete latent of the guide.
+        """
+        if self._enumerates is not None:
+            return
+        of_model, of_guide = trial(model, guide, args, kwargs)
+        sites = [*of_guide.values(), *of_model.values()]
+        if self.max_plate_nesting == math.inf:
+            nesting = max((-frame.dim for site in sites for frame in frames_of(site)), default=0)
+            self.max_plate_nesting = nesting + (self.vectorize_particles and self.num_particles > 1)
+        for name in self.exact:
+            if name not in of_guide or not getattr(of_guide[name]["fn"], "has_enumerate_support", False):
+                known = [n for n, s in of_guide.items() if getattr(s["fn"], "has_enumerate_support", False)]
+                raise ValueError(
+                    f"`exact` must name discrete latents that the guide samples, of {', '.join(known) or 'none'}; got "
+                    f"{name!r}"
+                )
+        self.global_sites = tuple(dict.fromkeys(global_sites(sites)))
+        self._enumerates = bool(self.exact or left_to_the_model(of_model, of_guide))
+
+    def sized(self, num_particles: int) -> Particles:
+        """Gives a sampler of so many particles that knows what this one found out."""
+        other = Particles(num_particles, vectorize_particles=True)
+        other.__dict__ |= {n: getattr(self, n) for n in ("exact", "completes", "global_sites", "_enumerates")}
+        own = self.vectorize_particles and self.num_particles > 1
+        other.max_plate_nesting = self.max_plate_nesting - own + (num_particles > 1)
+        return other
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
         with KeepFrozen(), told_by_site():
-            return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+            if self._enumerates:
+                guide = EnumMessenger(-1 - int(self.max_plate_nesting))(Marks(self.exact)(guide))
+                model = EnumMessenger()(model)
+            guide = guide if self._draw is None else self._draw(guide)
+            pair = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+            return completed(model, pair, args, kwargs) if self.completes else pair
 
     def _get_traces(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterator[tuple[Trace, Trace]]:
         try:
             yield from super()._get_traces(model, guide, args, kwargs)
         except (ValueError, RuntimeError) as error:
             if re.search("shape|size|dim", str(error)):  # one particle may show it in words of the user's own plates
-                check_nesting(self, trial(model, guide, args, kwargs))
+                of_model, of_guide = trial(model, guide, args, kwargs)
+                check_nesting(self, [*of_guide.values(), *of_model.values()])
                 if self.vectorize_particles and self.num_particles > 1:
                     error.add_note(f"One particle alone runs. {ALL_AT_ONCE}")
             raise
 
     def traces(
-        self, model: Callable, guide: Callable, args: tuple, kwargs: dict, same: SameData | None = None
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: dict,
+        same: SameData | None = None,
+        draw: OneDraw | None = None,
     ) -> Iterator[tuple[Trace, Trace]]:
         """Yields one pair of traces with all particles in it, or a pair a particle where not vectorised.
 
         Args:
             same: of passes that came before, and whose data these look at too.
+            draw: of the global latents, which all particles then share; each has its own without.
 
         Raises:
             ValueError: if passes, or particles of one, observe different data.
         """
+        self.look(model, guide, args, kwargs)
         same = SameData() if same is None else same
+        self._draw = draw
         for traces in self._get_traces(same(model), same(guide), args, kwargs):
             same.check(model, traces, args, kwargs)
             yield traces

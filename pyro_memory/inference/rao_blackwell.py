@@ -7,15 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_memory.distributions import NearestCategorical
 from pyro_memory.gate import checked
-from pyro_memory.inference.objective import Objective
+from pyro_memory.inference.objective import Objective, Traces
 from pyro_memory.inference.pairing import stochastic_sites
-from pyro_memory.inference.weights import weigh
+from pyro_memory.inference.weights import Weights
 
 
 @checked
@@ -55,11 +56,10 @@ class RaoBlackwellELBO(Objective):
             raise ValueError(f"`likeliest` must be at least 1 value; got {likeliest}")
         self.likeliest = likeliest
         self.site = site
-        super().__init__(likeliest + 1, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
+        super().__init__(likeliest + 1, max_plate_nesting=max_plate_nesting)
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        ((model_trace, guide_trace),) = self.traces(model, guide, args, kwargs)
-        weights = weigh(model_trace, guide_trace)
+    def per_datum(self, weights: Weights, traces: Traces) -> Float[Tensor, "*cells"]:
+        ((_, guide_trace),) = traces
         self._check_sites(guide_trace, weights.log_weight)
         log_weight, log_q = weights.log_weight, weights.log_score  # no other site has a score: log_score is log q(a)
         value = guide_trace.nodes[self.site]["value"].reshape(log_weight.shape)
@@ -73,7 +73,7 @@ class RaoBlackwellELBO(Objective):
         baseline = (known / mass.sum(0)).detach()
         score = (log_weight[-1].detach() - baseline) * (log_q[-1] - log_q[-1].detach())
         unknown = rest.detach() * (log_weight[-1] + score) + baseline * (rest - rest.detach())
-        return -(weights.scale * (known + unknown)).sum()
+        return known + unknown
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
         return super()._get_trace(model, _LikeliestThenRest(self.site, self.likeliest)(guide), args, kwargs)

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_memory.gate import checked, told
+from pyro_memory.inference.enumerated import left_to_the_model
 from pyro_memory.inference.pairing import Sites, base, check_plates, check_sites, frames_of, stochastic_sites
 
 OWN = __name__.partition(".")[0]
@@ -29,8 +30,8 @@ ALL_AT_ONCE = (
 @checked
 def first_pass(
     model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], given: str
-) -> list[dict[str, Any]]:
-    """Runs guide and model once, and gives the sites of both.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Runs guide and model once, and gives the sites of model and guide.
 
     Args:
         given: what an error calls the arguments.
@@ -47,12 +48,12 @@ def first_pass(
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     of_model = stochastic_sites(model_trace)
     sites = [*of_guide.values(), *of_model.values()]
-    summed = [n for n, s in of_model.items() if s["infer"].get("enumerate") and n not in of_guide]
+    summed = left_to_the_model(of_model, of_guide)
     check_sites({n: s for n, s in of_model.items() if n not in summed}, of_guide)
     check_plates(sites)
     for site in sites:
         _check_counted_once(site)
-    return sites
+    return of_model, of_guide
 
 
 @checked

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pyro_memory.gate import checked
-from pyro_memory.inference.objective import Objective
-from pyro_memory.inference.weights import Weights, weigh
+from pyro_memory.inference.objective import Objective, Traces
+from pyro_memory.inference.weights import Weights
 
 
 @checked
@@ -27,11 +25,13 @@ class VIMCO(Objective):
     with the signal ``L_K - L_{-k}``, where in ``L_{-k}`` the other particles stand in for the k-th weight, by their
     geometric or arithmetic mean. Where a plate inside a datum ends both programs, its cells are independent given what
     came before, and a site in one is scored by its own cell's share of the weight: only that share is replaced. The
-    gradient is unbiased in every case. All particles run in one pass.
+    gradient is unbiased in every case. All particles run in one pass. Latents outside the plate over data are global:
+    the particles of all data share one draw of them (see ``Objective``). What the model enumerates is summed.
 
     Args:
         num_particles: K, at least 2.
         baseline: the stand-in for the k-th weight, ``"geometric"`` or ``"arithmetic"``.
+        global_draws: how many draws of the global latents a step takes, where there are any.
         max_plate_nesting: how many plates the model nests; found by a trial run if not given, and then kept: use one
             instance per model.
         vectorize_particles: False runs the particles one by one, for a model that cannot be vectorised.
@@ -39,7 +39,7 @@ class VIMCO(Objective):
     Raises:
         ValueError: for K < 2, an unknown baseline, and a pair that has no per-datum weights (see ``weigh``).
 
-    Cost: K passes of model and guide, and O(K^2) logarithms per datum.
+    Cost: K passes of model and guide (a draw of global latents), and O(K^2) logarithms per datum.
 
     References: Variational inference for Monte Carlo objectives (Mnih & Rezende, 2016),
     https://arxiv.org/abs/1602.06725
@@ -54,6 +54,7 @@ class VIMCO(Objective):
         num_particles: int = 4,
         *,
         baseline: str = "geometric",
+        global_draws: int = 1,
         max_plate_nesting: float = math.inf,
         vectorize_particles: bool = True,
     ) -> None:
@@ -65,10 +66,12 @@ class VIMCO(Objective):
         if baseline not in _MEAN_OF_OTHERS:
             raise ValueError(f"`baseline` must be one of {sorted(_MEAN_OF_OTHERS)}; got {baseline!r}")
         self.baseline = baseline
-        super().__init__(num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=vectorize_particles)
+        super().__init__(
+            num_particles, global_draws=global_draws, max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+        )  # fmt: skip
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        weights = self._weights(model, guide, args, kwargs)
+    def per_datum(self, weights: Weights, traces: Traces) -> Float[Tensor, "*cells"]:
         bound = _bound(weights.log_weight)
         with torch.no_grad():
             signal = bound - leave_one_out_bound(weights.log_weight, self.baseline)
@@ -77,10 +80,7 @@ class VIMCO(Objective):
             with torch.no_grad():
                 without = leave_one_out_bound(weights.log_weight, self.baseline, log_part=own.log_weight)
             score = score + ((bound.detach().unsqueeze(-1) - without) * own.log_score).sum((0, -1))
-        return -(weights.scale * (bound + score - score.detach())).sum()
-
-    def _weights(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Weights:
-        return Weights.cat([weigh(*traces) for traces in self.traces(model, guide, args, kwargs)])
+        return bound + score - score.detach()
 
 
 def _bound(log_weight: Float[Tensor, "particle *cells"]) -> Float[Tensor, "*cells"]:

@@ -14,7 +14,18 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_memory.gate import checked
-from pyro_memory.inference.pairing import check_pairing, check_plates, frames_of, kept_frames, stochastic_sites, unit_of
+from pyro_memory.inference.enumerated import Term, factors, sum_out, symbolize
+from pyro_memory.inference.pairing import (
+    PARTICLES,
+    check_pairing,
+    check_plates,
+    frames_of,
+    global_sites,
+    kept_frames,
+    stochastic_sites,
+    summed_dim,
+    unit_of,
+)
 
 
 @checked
@@ -29,6 +40,8 @@ class Weights:
         local: of the sites without a pathwise gradient, those in a plate inside a datum that ends both programs; they
             are not in ``log_score``.
         unit: what a cell is: "datum", "data set" where no plate holds all sites, or the plates that do.
+        plates: the names of the plates whose cells they are.
+        shared: what all data share, where the pair has global latents; the cells are then those of the data given it.
     """
 
     log_weight: Float[Tensor, "particle *cells"]
@@ -36,6 +49,8 @@ class Weights:
     scale: float | Tensor
     local: tuple[Local, ...] = ()
     unit: str = "datum"
+    plates: tuple[str, ...] = ()
+    shared: Shared | None = None
 
     @classmethod
     def cat(cls, parts: list[Weights]) -> Weights:
@@ -47,7 +62,7 @@ class Weights:
             Local(torch.cat([t.log_weight for t in group]), torch.cat([t.log_score for t in group]))
             for group in zip(*(p.local for p in parts), strict=True)
         )
-        return cls(*both, parts[0].scale, local, parts[0].unit)
+        return cls(*both, parts[0].scale, local, parts[0].unit, parts[0].plates, parts[0].shared)
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,21 @@ class Local:
     log_score: Float[Tensor, "particle *cells inner"]
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the sites outside the plates over data add to the weight of a data set, by one draw of the global latents.
+
+    Attributes:
+        log_weight: ``log p(g) - log q(g)``, a scalar.
+        log_score: the part of log q of the global sites without a pathwise gradient, a scalar.
+        scale: a scale common to all sites.
+    """
+
+    log_weight: Float[Tensor, ""]
+    log_score: Float[Tensor, ""]
+    scale: float | Tensor
+
+
 @checked
 def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False) -> Weights:
     """Computes the weights of one pair of traces; without vectorised particles the first dimension has size 1.
@@ -74,39 +104,44 @@ def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False) -> Wei
         noisy: whether factors marked as noisy may take part, for an objective that averages log weights.
 
     Sites that a guide draws for its own use (``infer={"is_auxiliary": True}``, as automatic guides do) count as its
-    others: with the density of the latents that it makes of them, log q is whole.
+    others: with the density of the latents that it makes of them, log q is whole. Enumerated sites are summed. Sites in
+    none of the plates over data are global: all particles share one draw of them (``OneDraw``).
 
     Raises:
-        ValueError: if a latent lies outside the plate that holds the data, a latent is missing in model or guide, or
-            is a point in the guide, which has no density, a plate inside a datum is subsampled, or a factor is marked
-            as noisy: no per-datum weight exists then.
+        ValueError: if a latent lies in another plate than the data, a latent is missing in model or guide, or is a
+            point in the guide, which has no density, a plate inside a datum is subsampled, a factor is marked as
+            noisy, or particles differ in their global latents: no per-datum weight exists then.
     """
     model_sites, guide_sites = stochastic_sites(model_trace), stochastic_sites(guide_trace)
     check_pairing(model_sites, guide_sites, noisy)
     sites = [*model_sites.values(), *guide_sites.values()]
     check_plates(sites)
-    particles, outer = kept_frames(sites)
+    above = global_sites(sites)
+    signed = factors(model_trace, guide_trace)
+    local_sites = [s for s in sites if s["name"] not in above]
+    particles, outer = kept_frames(local_sites)
     plates_scale = math.prod((f.full_size or f.size) / f.size for f in outer)
-    scales = [_divide(site["scale"], plates_scale) for site in sites]
+    scales = [s["scale"] if s["name"] in above else _divide(s["scale"], plates_scale) for s in sites]
     # Outside the logarithm where all sites agree; a scale of single sites (annealing) tempers their factor inside.
     common = scales[0] if all(_same(scale, scales[0]) for scale in scales) else None
-    terms = [
-        scale_and_mask(s["unscaled_log_prob"], 1.0 if common is not None else scale, s["mask"])
-        for s, scale in zip(sites, scales, strict=True)
-    ]
-    signed = [(1, t, s) for t, s in zip(terms, model_sites.values(), strict=False)]
-    signed += [(-1, t, s) for t, s in zip(terms[len(model_sites) :], guide_sites.values(), strict=True)]
-    shared = {*particles, *outer}
-    scored = [(t, frozenset(frames_of(s) - shared)) for sign, t, s in signed if sign < 0 and not s["fn"].has_rsample]
+    of_site = {id(s): 1.0 if common is not None else scale for s, scale in zip(sites, scales, strict=True)}
+    signed = [(sign, scale_and_mask(term, of_site[id(s)], s["mask"]), s) for sign, term, s in signed]
+    shared = _shared([term for term in signed if term[2]["name"] in above], 1.0 if common is None else common)
+    signed = [term for term in signed if term[2]["name"] not in above]
+    kept = {*particles, *outer}
+    scored = [(t, frozenset(frames_of(s) - kept)) for sign, t, s in signed if sign < 0 and not s["fn"].has_rsample]
+    if any(summed_dim(s) is not None for s in sites):
+        signed = sum_out(signed, symbolize(model_trace, guide_trace))
 
     def added(chosen: list[tuple[int, Tensor]], inner: tuple[Any, ...] = ()) -> Tensor:
         shape, cells = _shapes(particles, [*outer, *inner])
-        total = sum((sign * _sum_to(term, shape) for sign, term in chosen), terms[0].new_zeros(shape)).reshape(cells)
+        total = sum((sign * _sum_to(term, shape) for sign, term in chosen), signed[0][1].new_zeros(shape))
+        total = total.reshape(cells)
         frames = sorted([*outer, *inner], key=lambda f: f.dim)
         total = total.permute(0, *(1 + frames.index(f) for f in [*outer, *inner]))
         return total.flatten(1 + len(outer)) if inner else total
 
-    programs = model_sites.values(), guide_sites.values()
+    programs = [[s for s in p.values() if s["name"] not in above] for p in (model_sites, guide_sites)]
     inside = [f for f in {own for _, own in scored} if f and all(_ends(sites, f) for sites in programs)]
     local = tuple(
         Local(
@@ -120,8 +155,41 @@ def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False) -> Wei
         log_score=added([(1, t) for t, own in scored if own not in inside]),
         scale=plates_scale if common is None else plates_scale * common,
         local=local,
-        unit=unit_of(model_sites, outer),
+        unit=unit_of({n: s for n, s in model_sites.items() if n not in above}, outer),
+        plates=tuple(f.name for f in outer),
+        shared=shared,
     )
+
+
+def _shared(signed: list[Term], scale: float | Tensor) -> Shared | None:
+    """What global sites add, of which all particles have the same."""
+    if not signed:
+        return None
+    summed = [site["name"] for _, _, site in signed if summed_dim(site) is not None]
+    if summed:
+        raise ValueError(
+            f"site `{summed[0]}` is enumerated outside the plates over data, where all data share its value. Let the "
+            "guide sample it, and take the mark away"
+        )
+    for _, term, site in signed:
+        rows = _by_particle(term, site)
+        if not torch.allclose(rows, rows[:1], equal_nan=True):
+            raise ValueError(
+                f"site `{site['name']}` lies outside the plates over data and must not depend on latents inside them, "
+                "nor differ between particles. Sample global latents first, in model and guide"
+            )
+    ones = [(sign, _by_particle(term, site)[0], site) for sign, term, site in signed]
+    zero = ones[0][1].new_zeros(())
+    score = [term for sign, term, site in ones if sign < 0 and not site["fn"].has_rsample]
+    return Shared(sum((sign * t for sign, t, _ in ones), zero), sum(score, zero), scale)
+
+
+def _by_particle(term: Tensor, site: dict[str, Any]) -> Tensor:
+    """A site's log probability, ``[particle]``: all other dimensions summed."""
+    dims = [f.dim for f in frames_of(site) if f.name == PARTICLES]
+    if not dims or term.dim() < -dims[0]:
+        return term.sum().reshape(1)
+    return term.movedim(dims[0], 0).flatten(1).sum(1)
 
 
 def _ends(sites: Iterable[dict[str, Any]], plates: frozenset[Any]) -> bool:

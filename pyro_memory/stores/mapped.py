@@ -10,7 +10,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from pyro_memory.gate import check_places, checked, told
@@ -119,9 +119,7 @@ class MappedMemory(SlotMemory):
         """
         return cls(folder, read_manifest(Path(folder)))
 
-    def append(
-        self, values: Float[Tensor, "item *event"], keys: Float[Tensor, "item dim"] | None = None
-    ) -> MappedMemory:
+    def append(self, values: Num[Tensor, "item *event"], keys: Float[Tensor, "item dim"] | None = None) -> MappedMemory:
         """Adds items (and their keys, where the memory has keys) and returns the longer memory.
 
         Raises:

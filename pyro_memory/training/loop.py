@@ -127,7 +127,8 @@ def make_parameters(
     store that collide among it."""
     stored = {id(p): p for _, p in pyro.get_param_store().named_parameters()}
     before = {id(p): (name, p) for name, p in trained.named_parameters()}
-    check_nesting(objective, first_pass(model, guide, args, {}, "batches"))
+    of_model, of_guide = first_pass(model, guide, args, {}, "batches")
+    check_nesting(objective, [*of_guide.values(), *of_model.values()])
     after = {id(p): (name, p) for name, p in trained.named_parameters()}
     if not after:
         raise ValueError(

@@ -107,7 +107,7 @@ ROWS = {
     "information_gain of templates": (with_templates, lambda m, g: information_gain(m, g, X, draws=2), True),
     "memory_contribution": (
         vma,
-        lambda m, g: memory_contribution(m, g, X, MEMORY, {"other": SlotMemory(X)}, particles=2),
+        lambda m, g: memory_contribution(m, g, X, MEMORY, alternatives={"other": SlotMemory(X)}, particles=2),
         True,
     ),
     "complete": (with_templates, lambda m, g: complete(m, g, X, None, sweeps=2), True),

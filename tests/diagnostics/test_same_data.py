@@ -70,7 +70,9 @@ def test_particles_that_run_one_by_one_share_a_subsample():
 
 def test_memories_are_compared_on_the_same_subsample():
     memory = SlotMemory(torch.zeros(2, 1))
-    contribution = memory_contribution(model, guide, X, memory, {"same": memory}, particles=6, chunk_size=3)
+    contribution = memory_contribution(
+        model, guide, X, memory, alternatives={"same": memory}, particles=6, chunk_size=3
+    )
     assert_close(contribution.given.bound, contribution.alternatives["same"].bound, atol=1e-5, rtol=0)
     assert contribution.gain("same")[1] < 1e-5
 

@@ -92,15 +92,18 @@ def test_guides_without_a_weight_per_datum_are_refused_with_what_to_use(call):
     with pytest.raises(ValueError, match=r"a density; z, s is a point there.* Use AutoNormal or a guide of your own"):
         call(conjugate, automatic(AutoDelta, conjugate))
     pyro.clear_param_store()
-    with pytest.raises(ValueError, match=r"draws all latents together there.* Use AutoNormal"):
-        call(conjugate, automatic(AutoDiagonalNormal, conjugate))
-    pyro.clear_param_store()
     mixed = AutoGuideList(conjugate)
     mixed.append(AutoNormal(poutine.block(conjugate, hide=["z"])))
     mixed.append(AutoDelta(poutine.block(conjugate, hide=["s"])))
     mixed()
     with pytest.raises(ValueError, match="a density; z is a point there"):
         call(conjugate, mixed)
+
+
+def test_a_guide_that_draws_all_latents_together_bounds_the_data_set():
+    bound = importance_bound(conjugate, automatic(AutoDiagonalNormal, conjugate), particles=1, draws=500)
+    assert bound.unit == "data set"
+    assert EVIDENCE.sum() - 4 < bound.mean < EVIDENCE.sum() + 5 * bound.monte_carlo_se
 
 
 def test_a_point_of_a_discrete_latent_is_a_bound():

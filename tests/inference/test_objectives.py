@@ -159,11 +159,6 @@ def outside(x=None):
         pyro.sample("x", dist.Normal(w, 1.0), obs=torch.zeros(3))
 
 
-def test_a_latent_outside_the_plate_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"site `w` lies outside plate `batch`.*Trace_ELBO"):
-        VIMCO(2).loss(outside, lambda: pyro.sample("w", dist.Normal(0.0, 1.0)))
-
-
 def test_a_noisy_factor_is_refused():
     def model():
         with pyro.plate("batch", 3):

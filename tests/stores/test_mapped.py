@@ -148,3 +148,9 @@ def test_bad_input_is_refused_with_the_remedy(tmp_path, call, message):
     memory = MappedMemory.create(tmp_path, (2,)).append(torch.zeros(1, 2))
     with pytest.raises(ValueError, match=message):
         call(memory, tmp_path)
+
+
+def test_bytes_are_appended_as_they_are(tmp_path):
+    items = torch.tensor([[0, 255], [7, 1]], dtype=torch.uint8)
+    memory = MappedMemory.create(tmp_path, (2,), dtype=torch.uint8).append(items)
+    assert memory.append(items)[torch.tensor([1, 2])].tolist() == [[7, 1], [0, 255]]

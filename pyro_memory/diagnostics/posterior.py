@@ -1,0 +1,223 @@
+"""What a lookup found: the posterior over addresses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical
+from tqdm import tqdm
+
+from pyro_memory.diagnostics.addresses import ADDRESSES
+from pyro_memory.diagnostics.axes import Axes, axes_or_new
+from pyro_memory.diagnostics.sites import base, frames
+from pyro_memory.diagnostics.tables import counted, number, table
+from pyro_memory.gate import checked
+from pyro_memory.inference import (
+    OneDraw,
+    Particles,
+    SameData,
+    check_call,
+    posterior_of,
+    stochastic_sites,
+    summed_dim,
+    weigh,
+)
+
+
+@checked
+@dataclass(frozen=True, repr=False)
+class PosteriorAddress:
+    """The posterior p(a | x) of a discrete latent, for each lookup.
+
+    Attributes:
+        probs: ``[*cells, value]``, cells being those of the plates around the site.
+        se: the standard error of each, over particles (delta method); 0 where it was enumerated and nothing sampled.
+        effective_particles: of each datum's weights, and of the global draws' where there are any, whichever is fewer.
+        particles: how many were drawn.
+        site: the latent's name.
+        unit: what a cell is: "datum", or the plates.
+        method: "enumerated" given each particle's other latents, or "importance weights" of the guide's draws.
+    """
+
+    probs: Float[Tensor, "*cells value"]
+    se: Float[Tensor, "*cells value"]
+    effective_particles: Float[Tensor, " datum"]
+    particles: int
+    site: str
+    unit: str
+    method: str
+
+    @property
+    def entropy(self) -> Float[Tensor, "*cells"]:
+        """What is not known of each lookup, nats."""
+        return -torch.special.xlogy(self.probs, self.probs).sum(-1)
+
+    def __repr__(self) -> str:
+        best, where = self.probs.flatten(0, -2).max(-1)
+        errors = self.se.flatten(0, -2).gather(-1, where.unsqueeze(-1))
+        count, low = self.probs[..., 0].numel(), int((self.effective_particles < 5).sum())
+        rows = [
+            ("", f"mean over {self.unit}s" if self.unit != "datum" else "mean over data", "se of particles"),
+            ("probability of the likeliest value", number(best.mean().item()), number(errors.mean().item())),
+            ("entropy, nats/lookup", number(self.entropy.mean().item()), ""),
+            ("fewer than 5 effective particles", f"{100 * low / len(self.effective_particles):.1f}%", ""),
+        ]
+        head = f"PosteriorAddress of {self.site}: {counted(count, self.unit)}, {self.probs.shape[-1]} values"
+        return f"{head}, {self.particles} particles each, {self.method}\n{table(rows)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives probabilities and errors as lists, with what they rest on."""
+        return {
+            "site": self.site, "unit": self.unit, "method": self.method, "particles": self.particles,
+            "probs": self.probs.tolist(), "se": self.se.tolist(), "entropy": self.entropy.mean().item(),
+            "low_effective": int((self.effective_particles < 5).sum()),
+        }  # fmt: skip
+
+    def plot(self, ax: Axes | None = None, *, most: int = 60) -> Axes:
+        """Draws the probabilities of the first lookups, a row each."""
+        ax = axes_or_new(ax)
+        rows = self.probs.flatten(0, -2)[:most]
+        image = ax.imshow(rows.numpy(force=True), aspect="auto", vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+        ax.figure.colorbar(image, ax=ax, label=f"p({self.site} | x)")
+        ax.set(xlabel=f"value of {self.site}", ylabel="lookup")
+        return ax
+
+
+@checked
+@torch.no_grad()
+def posterior_address(
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    site: str = "a",
+    exact: bool = False,
+    particles: int = 1000,
+    draws: int = 20,
+    chunk_size: int = 50,
+    max_plate_nesting: float = math.inf,
+    progress: bool = False,
+    **kwargs: Any,
+) -> PosteriorAddress:
+    r"""Estimates p(a | x) of a discrete latent by self-normalised importance weights,
+
+    .. math::
+        p(a | x) \approx \frac{\sum_k w_k \, p(a | x, h_k)}{\sum_k w_k}
+
+    where h_k are the other latents of particle k. If the model enumerates the site, or ``exact`` asks it of the
+    guide's, p(a | x, h_k) is computed by enumeration; else it is 1 at the value that the guide drew.
+
+    Args:
+        model, guide: any pair.
+        *args, **kwargs: what both are called with.
+        site: the latent, Categorical or Bernoulli.
+        exact: enumerates a site that the guide samples: a pass of all its values for each particle.
+        particles, draws, chunk_size, max_plate_nesting, progress: as of ``importance_bound``. With global latents each
+            of ``draws`` has its particles, and counts by its weight.
+
+    Draws come from torch's global random stream; parameters, gradients and modes stay as they are.
+
+    Raises:
+        ValueError: if the pair has no such latent, and as of ``importance_bound``.
+
+    Cost: as ``importance_bound``.
+    """
+    check_call(model, guide, args, kwargs, "args")
+    sampler = Particles(vectorize_particles=True, max_plate_nesting=max_plate_nesting)
+    sampler.exact = (site,) if exact else ()
+    sampler.look(model, guide, args, kwargs)
+    same, rounds = SameData(), draws if sampler.global_sites else 1
+    sizes = [chunk_size] * (particles // chunk_size) + [particles % chunk_size] * (particles % chunk_size > 0)
+    bar = tqdm(total=rounds * len(sizes), desc="posterior", disable=not progress, leave=False)
+    found, over = [], []
+    for _ in range(rounds):
+        draw, sums = OneDraw(sampler.global_sites), _Weighted()
+        for size in sizes:
+            (traces,) = sampler.sized(size).traces(model, guide, args, kwargs, same, draw)
+            weights = weigh(*traces)
+            sums.add(weights.log_weight.double(), *_answers(site, traces, weights.plates))
+            bar.update()
+        found.append(sums)
+        shared = 0.0 if weights.shared is None else weights.shared.log_weight.double()
+        over.append(shared + (weights.scale * (sums.total() - math.log(particles))).sum())
+    bar.close()
+    share = torch.stack(over).softmax(0)
+    means, errors = zip(*(sums.mean() for sums in found), strict=True)
+    probs = sum(w * mean for w, mean in zip(share, means, strict=True))
+    variance = sum(w**2 * (e**2 + (m - probs) ** 2) for w, m, e in zip(share, means, errors, strict=True))
+    effective = torch.stack([sums.effective().flatten() for sums in found]).mean(0)
+    if rounds > 1:
+        effective = effective.clamp(max=float(1 / share.square().sum()))
+    node = traces[0].nodes[site]
+    plates = tuple(f.name for f in frames(node))
+    unit = "datum" if weights.unit == "datum" and plates == weights.plates else " x ".join(plates) or "data set"
+    method = "enumerated" if summed_dim(node) is not None else "importance weights"
+    return PosteriorAddress(probs, variance.sqrt(), effective, particles, site, unit, method)
+
+
+def _answers(site: str, traces: tuple[Trace, Trace], outer: tuple[str, ...]) -> tuple[Tensor, int, list[int]]:
+    """What each particle says of the site: probabilities, ``[particle, *cells, value]``, or its value,
+    ``[particle, *cells]``; how many values there are; and the sizes of its plates, 1 for those inside a datum."""
+    latents = [n for n, s in stochastic_sites(traces[0]).items() if not s["is_observed"]]
+    if site not in latents:
+        raise ValueError(f"`site` must be a latent site of the model, of {', '.join(latents) or 'none'}; got {site!r}")
+    node: dict[str, Any] = traces[0].nodes[site]
+    sizes = [int(f.size) for f in frames(node)]
+    cells = [int(f.size) if f.name in outer else 1 for f in frames(node)]
+    if summed_dim(node) is not None:
+        fn = posterior_of(site, *traces)
+        probs = fn.probs if isinstance(fn, Categorical) else torch.stack([1 - fn.probs, fn.probs], -1)
+        return probs.double().reshape(-1, *sizes, probs.shape[-1]), probs.shape[-1], cells
+    fn = base(node["fn"])
+    if not isinstance(fn, (*ADDRESSES, Bernoulli)):
+        raise ValueError(f"`site` must be Categorical or Bernoulli; {site} is {type(fn).__name__}")
+    values = 2 if isinstance(fn, Bernoulli) else getattr(fn, "slots", None) or fn.probs.shape[-1]
+    return node["value"].long().reshape(-1, *sizes), int(values), cells
+
+
+class _Weighted:
+    """Running sums of w f, of w^2 f and w^2 f^2, w relative to the largest weight of a datum so far."""
+
+    def __init__(self) -> None:
+        self.top = torch.tensor(-math.inf, dtype=torch.float64)
+        self.sums: list[Tensor] = []
+
+    def add(self, log_weight: Tensor, said: Tensor, values: int, cells: list[int]) -> None:
+        top = torch.maximum(self.top.to(log_weight), log_weight.amax(0))
+        w, shrink = (log_weight - top).exp(), (self.top.to(log_weight) - top).exp()
+        aligned = w.reshape(len(w), *cells)
+        if said.is_floating_point():
+            over = aligned.unsqueeze(-1)
+            parts = [(over * said).sum(0), (over**2 * said).sum(0), (over * said).square().sum(0)]
+        else:
+            where = said.movedim(0, -1)
+            spread = aligned.expand(said.shape).movedim(0, -1)
+            empty = spread.new_zeros(*where.shape[:-1], values)
+            once, twice = empty.scatter_add(-1, where, spread), empty.scatter_add(-1, where, spread**2)
+            parts = [once, twice, twice]
+        fresh = [w.sum(0), w.square().sum(0), *parts]
+        if self.sums:
+            small = shrink.reshape(*cells, 1)
+            factors = [shrink, shrink**2, small, small**2, small**2]
+            fresh = [new + f * old for new, f, old in zip(fresh, factors, self.sums, strict=True)]
+        self.top, self.sums, self.cells = top, fresh, cells
+
+    def total(self) -> Tensor:
+        """The log of the sum of weights, a datum."""
+        return self.top + self.sums[0].log()
+
+    def effective(self) -> Tensor:
+        return self.sums[0] ** 2 / self.sums[1]
+
+    def mean(self) -> tuple[Tensor, Tensor]:
+        """The self-normalised mean of f, and its standard error."""
+        w, w2 = (t.reshape(*self.cells, 1) for t in self.sums[:2])
+        wf, w2f, w2f2 = self.sums[2:]
+        mean = wf / w
+        return mean, (w2f2 - 2 * mean * w2f + mean**2 * w2).clamp(min=0).sqrt() / w
