@@ -37,6 +37,7 @@ from pyro_memory import (
     information_gain,
     load_pretrained,
     memory_contribution,
+    posterior_address,
     pretrained,
     remember,
     token_surprise,
@@ -108,6 +109,12 @@ ROWS = {
     "memory_contribution": (
         vma,
         lambda m, g: memory_contribution(m, g, X, MEMORY, alternatives={"other": SlotMemory(X)}, particles=2),
+        True,
+    ),
+    "posterior_address": (vma, lambda m, g: posterior_address(m, g, X, MEMORY, particles=5, chunk_size=2), True),
+    "importance_bound summing an address": (
+        vma,
+        lambda m, g: importance_bound(m, g, X, MEMORY, particles=5, exact=["a"]),
         True,
     ),
     "complete": (with_templates, lambda m, g: complete(m, g, X, None, sweeps=2), True),

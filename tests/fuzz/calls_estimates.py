@@ -9,6 +9,7 @@ from pyro.infer.enum import get_importance_trace
 from pyro_memory.inference import (
     VIMCO,
     LeaveOneOutELBO,
+    OneDraw,
     RaoBlackwellELBO,
     Weights,
     complete,
@@ -68,14 +69,26 @@ def every(function):
 INFERENCE = {
     "VIMCO": lambda: (
         VIMCO,
-        called(num_particles=2, baseline="geometric", max_plate_nesting=1, vectorize_particles=False),
+        called(
+            num_particles=2,
+            baseline="geometric",
+            global_draws=1,
+            max_plate_nesting=1,
+            vectorize_particles=False,
+        ),
     ),
     "VIMCO.differentiable_loss": lone(lambda: VIMCO(2), "differentiable_loss"),
-    "LeaveOneOutELBO": lambda: (LeaveOneOutELBO, called(num_particles=2, max_plate_nesting=1)),
+    "LeaveOneOutELBO": lambda: (LeaveOneOutELBO, called(num_particles=2, global_draws=1, max_plate_nesting=1)),
     "LeaveOneOutELBO.differentiable_loss": lone(lambda: LeaveOneOutELBO(2), "differentiable_loss"),
     "Objective.differentiable_loss": lone(lambda: LeaveOneOutELBO(3), "differentiable_loss"),
     "Objective.loss": lone(lambda: VIMCO(2), "loss"),
     "Objective.loss_and_grads": lone(lambda: VIMCO(2), "loss_and_grads"),
+    "OneDraw": lambda: (OneDraw, called(sites=("g",))),
+    "Particles.sized": lambda: (VIMCO(2, max_plate_nesting=1).sized, called(num_particles=3)),
+    "Particles.look": lambda: (
+        VIMCO(2).look,
+        called(model=vma(), guide=vma_guide(), args=(images(), slots()), kwargs={}),
+    ),
     "Particles.traces": lambda: (
         every(VIMCO(2).traces),
         called(model=vma(), guide=vma_guide(), args=(images(), slots()), kwargs={}),

@@ -27,6 +27,7 @@ from pyro_memory.diagnostics import (
     FrechetDistance,
     InformationGain,
     MemoryContribution,
+    PosteriorAddress,
     SiteInformation,
     TokenSurprise,
     axes_or_new,
@@ -93,6 +94,10 @@ def contribution():
     return MemoryContribution(estimate(), {"shuffled": estimate()})
 
 
+def found():
+    return PosteriorAddress(torch.rand(3, 5), torch.rand(3, 5), torch.ones(3), 4, "a", "datum", "enumerated")
+
+
 def surprise():
     return TokenSurprise(torch.rand(2, 5), torch.ones(2, 5).bool())
 
@@ -138,6 +143,21 @@ DIAGNOSTICS = {
     ),
     "MemoryContribution.gain": lambda: (contribution().gain, called(name="shuffled")),
     "MemoryContribution.plot": lambda: (contribution().plot, called(ax=None)),
+    "MemoryContribution.differences": lambda: (contribution().differences, called(name="shuffled")),
+    "PosteriorAddress": lambda: (
+        PosteriorAddress,
+        called(
+            probs=torch.rand(3, 5), se=torch.rand(3, 5), effective_particles=torch.ones(3), particles=4, site="a",
+            unit="datum", method="enumerated",
+        ),
+    ),
+    "PosteriorAddress.plot": lambda: (found().plot, called(ax=None, most=2)),
+    "posterior_address": lambda: (
+        positional(posterior_address, "model", "guide", "x", "memory"),
+        looked_up(
+            site="a", exact=False, particles=4, draws=2, chunk_size=2, max_plate_nesting=1, progress=False,
+        ),
+    ),
     "SiteInformation": lambda: (
         SiteInformation,
         called(kl=torch.rand(3), unit="datum", method="closed form", draws_se=0.1),
@@ -153,15 +173,18 @@ DIAGNOSTICS = {
     "frechet_distance": lambda: (frechet_distance, called(one=torch.randn(20, 3), other=torch.randn(20, 3))),
     "importance_bound": lambda: (
         positional(importance_bound, "model", "guide", "x", "memory"),
-        looked_up(particles=4, chunk_size=2, max_plate_nesting=1, progress=False),
+        looked_up(particles=4, draws=2, exact=("a",), chunk_size=2, max_plate_nesting=1, progress=False),
     ),
     "information_gain": lambda: (
         positional(information_gain, "model", "guide", "x", "memory"),
         looked_up(draws=2, max_plate_nesting=1),
     ),
     "memory_contribution": lambda: (
-        memory_contribution,
-        looked_up(alternatives={"other": slots(4)}, particles=4, chunk_size=2, seed=0),
+        positional(memory_contribution, "model", "guide", "x", "memory"),
+        looked_up(
+            alternatives={"other": slots(4)}, particles=4, draws=2, exact=(), chunk_size=2, max_plate_nesting=1, seed=0,
+            progress=False,
+        ),
     ),
     "plot_images": lambda: (plot_images, called(rows=[images(), images()], labels=("one", "two"), ax=None)),
     "plot_levels": lambda: (plot_levels, called(nats={1: {"a": 0.5}, 2: {"a": 0.7}}, ax=None)),
