@@ -14,7 +14,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import nn
 
-from pyro_memory import VIMCO, ContentAddress, SlotMemory, fit, importance_bound, information_gain
+from pyro_memory import VIMCO, ContentAddress, SlotMemory, broadcast_cat, fit, importance_bound, information_gain
 
 T = torch.linspace(-1, 1, 12)
 
@@ -37,8 +37,8 @@ class LinesGuide(PyroModule):
 
     def forward(self, y, memory):
         with pyro.plate("batch", len(y)):
-            m = memory[pyro.sample("a", self.address(y, memory))]
-            loc, scale = self.encode(torch.cat([y.expand(m.shape[:-1] + T.shape), m], -1)).unbind(-1)
+            m = memory[pyro.sample("a", self.address(y, memory), infer={"enumerate": "parallel"})]
+            loc, scale = self.encode(broadcast_cat([y, m])).unbind(-1)
             pyro.sample("offset", dist.Normal(loc, scale.exp()))
 
 

@@ -43,7 +43,7 @@ from pyro_memory.diagnostics import (
 )
 from pyro_memory.distributions import AddressedBernoulli, NearestCategorical, StreamedCategorical
 from pyro_memory.inference import VIMCO, LeaveOneOutELBO, RaoBlackwellELBO, complete
-from pyro_memory.nets import Context
+from pyro_memory.nets import Context, broadcast_cat
 from pyro_memory.recall import (
     Consolidation,
     Lifetime,
@@ -103,6 +103,7 @@ __all__ = [
     "TemplateMemory",
     "TokenSurprise",
     "UniformPrior",
+    "broadcast_cat",
     "complete",
     "consolidate",
     "exact_posterior",

@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 from pyro_memory.distributions import CosineSchedule, DenoisingPath, spread
 from pyro_memory.gate import check_places, checked
 from pyro_memory.models.bases.base import BaseModel, content_network
-from pyro_memory.nets import Context, ConvDecoder, Features, SkipPyramid, out_of_autocast, with_code
+from pyro_memory.nets import Context, ConvDecoder, Features, SkipPyramid, broadcast_cat, out_of_autocast, with_code
 
 TIME_DIM = 32
 PREDICTS = ("ink", "v", "epsilon")
@@ -93,7 +93,7 @@ class DiffusionBase(BaseModel):
         """Log-odds of ink, pixel by pixel, given x_t and the context."""
         check_places("t", t, self.schedule.steps + 1, "the steps of the noise")
         level = spread((1 - self.schedule.kept[t]).sqrt())
-        features = self.encoder(torch.cat([xt, level.expand(xt.shape[:-3] + (1,) + xt.shape[-2:])], -3))
+        features = self.encoder(broadcast_cat([xt, level], -3))
         z = with_code(_time_embedding((t / self.schedule.steps).to(level)), context)
         return self.as_ink(out_of_autocast(self.decoder(z, _beside(features, context))), xt, t)
 

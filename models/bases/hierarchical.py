@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_memory.gate import checked
 from pyro_memory.models.bases.base import BaseModel, content_network
-from pyro_memory.nets import BernoulliImage, Context, ConvDecoder, GaussianMLP, with_code
+from pyro_memory.nets import BernoulliImage, Context, ConvDecoder, GaussianMLP, broadcast_cat, with_code
 
 
 @checked
@@ -74,9 +74,7 @@ class HierarchicalBase(BaseModel):
         """p(x | z1 ... zL, c, m)."""
         if not codes:
             raise ValueError("`codes` must hold z1 ... zL; got none")
-        lead = torch.broadcast_shapes(*(z.shape[:-1] for z in codes))
-        z = torch.cat([z.expand(lead + z.shape[-1:]) for z in codes], -1)
-        return self.likelihood(with_code(z, context), context.content)
+        return self.likelihood(with_code(broadcast_cat(codes), context), context.content)
 
     def explain(self, x: Float[Tensor, "*batch channel height width"] | None, context: Context) -> None:
         codes: list[Tensor] = []

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pyro_memory.gate import checked
-from pyro_memory.nets.layers import Features
+from pyro_memory.nets.layers import Features, broadcast_cat
 
 
 @checked
@@ -32,7 +31,4 @@ class Context:
 @checked
 def with_code(z: Float[Tensor, "*batch latent"], context: Context) -> Float[Tensor, "*lead both"]:
     """Lays the context's code beside a latent."""
-    if context.code is None:
-        return z
-    lead = torch.broadcast_shapes(z.shape[:-1], context.code.shape[:-1])
-    return torch.cat([z.expand(lead + z.shape[-1:]), context.code.expand(lead + context.code.shape[-1:])], -1)
+    return z if context.code is None else broadcast_cat([z, context.code])

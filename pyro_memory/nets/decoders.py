@@ -11,7 +11,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_memory.gate import check_image_shape, check_least, checked
-from pyro_memory.nets.layers import Features, Linear, check_channels, flat, from_blocks, halvings, mlp, scale_for_relu
+from pyro_memory.nets.layers import (
+    Features,
+    Linear,
+    broadcast_cat,
+    check_channels,
+    flat,
+    from_blocks,
+    halvings,
+    mlp,
+    scale_for_relu,
+)
 
 
 @checked
@@ -79,7 +89,6 @@ class MLPDecoder(nn.Module):
     ) -> None:
         super().__init__()
         check_image_shape(shape)
-        check_least(0, latent_dim=latent_dim)
         check_least(0, latent_dim=latent_dim)  # 0: it draws what it reads
         check_least(1, hidden=hidden)
         self.shape = tuple(shape)
@@ -88,6 +97,5 @@ class MLPDecoder(nn.Module):
         scale_for_relu(self)
 
     def forward(self, z: Float[Tensor, "*batch latent"], content: Features = ()) -> Float[Tensor, "*lead c h w"]:
-        lead = torch.broadcast_shapes(z.shape[:-1], *(c.shape[:-1] for c in content))
-        inputs = torch.cat([t.expand(lead + t.shape[-1:]) for t in (z, *content)], -1)
-        return self.net(inputs).reshape(lead + self.shape)
+        inputs = broadcast_cat([z, *content])
+        return self.net(inputs).reshape(inputs.shape[:-1] + self.shape)

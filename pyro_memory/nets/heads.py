@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_memory.gate import check_least, checked
-from pyro_memory.nets.layers import Features, Linear, coarsest, out_of_autocast, scale_for_relu
+from pyro_memory.nets.layers import Features, Linear, broadcast_cat, coarsest, out_of_autocast, scale_for_relu
 
 
 @checked
@@ -80,8 +80,7 @@ class PairEncoder(nn.Module):
         m: Float[Tensor, "*lead channels height width"] | None = None,
     ) -> dist.Independent:
         if m is not None:
-            lead = torch.broadcast_shapes(x.shape[:-3], m.shape[:-3])
-            x = torch.cat([x.expand(lead + x.shape[-3:]), m.expand(lead + m.shape[-3:])], -3)
+            x = broadcast_cat([x, m], -3)
         return self.head(coarsest(self.features(x), x.dim() - 3))
 
 

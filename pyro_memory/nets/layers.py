@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from pyro_memory.gate import check_least, checked
@@ -84,6 +84,41 @@ def scale_for_relu(module: nn.Module) -> None:
             continue
         nn.init.normal_(layer.weight, std=math.sqrt(2 / inputs))
         nn.init.zeros_(layer.bias)
+
+
+@checked
+def broadcast_cat(tensors: Sequence[Shaped[Tensor, "..."]], dim: int = -1) -> Tensor:
+    r"""Concatenates a datum and what was read for it, under any shape of the address: all other dimensions broadcast.
+
+    A read has in front what its address has: ``memory[a]`` is ``[batch, *event]`` for a sampled address,
+    ``[particle, batch, *event]`` for several, ``[slot, 1, *event]`` for one enumerated over a shared memory. A datum is
+    ``[batch, *event]`` in each case, and ``torch.cat`` asks for one shape.
+
+    .. code-block:: text
+
+        y [batch, d]        m [slot, 1, e]         dim -1 gives [slot, batch, d + e]
+        x [batch, 1, h, w]  m [slot, 1, 1, h, w]   dim -3 gives [slot, batch, 2, h, w]: channels of one image
+
+    Args:
+        tensors: one or more, each with dimension ``dim``.
+        dim: what is concatenated, counted from the right: the last of a vector, -3 for images laid over each other.
+
+    Raises:
+        ValueError: for no tensors, a ``dim`` that is not negative or that a tensor lacks, and shapes that do not
+            broadcast.
+
+    Example::
+
+        m = memory[pyro.sample("a", self.address(y, memory), infer={"enumerate": "parallel"})]
+        z = pyro.sample("z", self.encode(broadcast_cat([y, m])))
+    """
+    if dim >= 0:
+        raise ValueError(f"`dim` counts from the right and is negative, since reads grow to the left; got {dim}")
+    if not tensors or min(t.dim() for t in tensors) < -dim:
+        shapes = ", ".join(str(list(t.shape)) for t in tensors) or "none"
+        raise ValueError(f"`tensors` must be one or more, each with a dimension {dim}; got {shapes}")
+    shape = torch.broadcast_shapes(*(t.shape[:dim] + (1,) + t.shape[dim:][1:] for t in tensors))
+    return torch.cat([t.expand(shape[:dim] + t.shape[dim:][:1] + shape[dim:][1:]) for t in tensors], dim)
 
 
 def on_images(f: Callable[[Tensor], Features], x: Tensor) -> Features:

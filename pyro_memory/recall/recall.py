@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 from pyro_memory.addressing import NormalizedKey
 from pyro_memory.gate import checked
 from pyro_memory.naming import unique_name
-from pyro_memory.nets import ImagePyramid, mlp, out_of_autocast, scale_for_relu
+from pyro_memory.nets import ImagePyramid, broadcast_cat, mlp, out_of_autocast, scale_for_relu
 from pyro_memory.stores import SlotMemory, StructuredMemory
 
 
@@ -230,10 +230,7 @@ class Recall(PyroModule):
         self, s: Float[Tensor, "*batch dim"], episode: Float[Tensor, "*episode dim_and_count"], evidence: Evidence
     ) -> dist.Distribution:
         """r(c | s, e_j, S), the episode as ``episode`` gives it."""
-        lead = torch.broadcast_shapes(s.shape[:-1], episode.shape[:-1])
-        inputs = [s, episode]
-        raw = self.context(torch.cat([t.expand(lead + t.shape[-1:]) for t in inputs], -1))
-        prior_loc, raw = out_of_autocast(raw).chunk(2, -1)
+        prior_loc, raw = out_of_autocast(self.context(broadcast_cat([s, episode]))).chunk(2, -1)
         # It starts narrow, 0.13: what s and the episode say should reach the decoder before c has a use of its own.
         loc, variance = evidence.update(prior_loc, (softplus(raw - 2.0) + 1e-3).square())
         return dist.Normal(loc, variance.sqrt()).to_event(1)
