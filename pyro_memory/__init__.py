@@ -41,7 +41,14 @@ from pyro_memory.diagnostics import (
     to_arviz,
     token_surprise,
 )
-from pyro_memory.distributions import AddressedBernoulli, NearestCategorical, StreamedCategorical
+from pyro_memory.distributions import (
+    AddressedBernoulli,
+    AddressedCategorical,
+    AddressedMultinomial,
+    AddressedPoisson,
+    NearestCategorical,
+    StreamedCategorical,
+)
 from pyro_memory.inference import VIMCO, LeaveOneOutELBO, RaoBlackwellELBO, complete
 from pyro_memory.nets import Context, broadcast_cat
 from pyro_memory.recall import (
@@ -70,6 +77,9 @@ __all__ = [
     "VIMCO",
     "AddressInformation",
     "AddressedBernoulli",
+    "AddressedCategorical",
+    "AddressedMultinomial",
+    "AddressedPoisson",
     "BoundEstimate",
     "Card",
     "ConceptMemory",

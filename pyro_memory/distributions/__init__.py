@@ -2,11 +2,17 @@
 
 Where is the thing that ... is a categorical over a million slots without a score for each (``StreamedCategorical``);
 puts its mass on a few (``NearestCategorical``); lies over slots of several processes (``ShardedCategorical``); is a
-likelihood that depends on an address alone (``AddressedBernoulli``); noises an image and takes the noise away
+likelihood that depends on an address alone, of pixels (``AddressedBernoulli``), counts (``AddressedPoisson``,
+``AddressedMultinomial``) or classes (``AddressedCategorical``); noises an image and takes the noise away
 (``CosineSchedule``, ``NoisingPath``, ``DenoisingPath``)? They know no memory and no network. Imports: ``kernels``.
 """
 
-from pyro_memory.distributions.addressed import AddressedBernoulli
+from pyro_memory.distributions.addressed import (
+    AddressedBernoulli,
+    AddressedCategorical,
+    AddressedMultinomial,
+    AddressedPoisson,
+)
 from pyro_memory.distributions.denoising import CosineSchedule, DenoisingPath, NoisingPath, spread
 from pyro_memory.distributions.nearest import NearestCategorical
 from pyro_memory.distributions.sharded import Copied, Division, Group, ShardedCategorical, Summed, all_of
@@ -16,6 +22,9 @@ from pyro_memory.distributions.student_t import expected_log_prob
 __all__ = [
     "STREAM_ABOVE",
     "AddressedBernoulli",
+    "AddressedCategorical",
+    "AddressedMultinomial",
+    "AddressedPoisson",
     "Copied",
     "CosineSchedule",
     "DenoisingPath",

@@ -20,6 +20,9 @@ from pyro_memory import FrozenAddress, LearnedPrior, NearestAddress, ShardedMemo
 from pyro_memory.addressing import ContentAddress, Cosine, Dot, NormalizedKey
 from pyro_memory.distributions import (
     AddressedBernoulli,
+    AddressedCategorical,
+    AddressedMultinomial,
+    AddressedPoisson,
     CosineSchedule,
     DenoisingPath,
     Division,
@@ -132,8 +135,14 @@ def nearest():
     return NearestCategorical(best, torch.randn(3, 2), 5, epsilon=0.1)
 
 
-def addressed_pixels():
-    return AddressedBernoulli(torch.randn(5, 4), longs(0, 4, 1))
+def addressed(kind, *shape, **more):
+    """The rows of a likelihood of what an address reads."""
+    call = {"log_rate" if kind is AddressedPoisson else "logits": torch.randn(5, *shape), "a": longs(0, 4, 1), **more}
+    value = torch.ones(3, 4, dtype=torch.long if kind is AddressedCategorical else torch.float32)
+    return {
+        kind.__name__: lambda: (kind, called(**call, validate_args=True)),
+        **methods(kind.__name__, lambda: kind(**call), lambda: called(value=value)),
+    }
 
 
 def divided():
@@ -177,11 +186,10 @@ def over_slots(name, make):
 
 
 DISTRIBUTIONS = {
-    "AddressedBernoulli": lambda: (
-        AddressedBernoulli,
-        called(logits=torch.randn(5, 4), a=longs(0, 4, 1), validate_args=True),
-    ),
-    **methods("AddressedBernoulli", addressed_pixels, lambda: called(value=torch.ones(3, 4))),
+    **addressed(AddressedBernoulli, 4),
+    **addressed(AddressedPoisson, 4),
+    **addressed(AddressedMultinomial, 4, total_count=4),
+    **addressed(AddressedCategorical, 4, 2),
     "CosineSchedule": lambda: (CosineSchedule, called(steps=4, first=0.4)),
     "CosineSchedule.marginal": lambda: (CosineSchedule(4).marginal, called(x0=images(), t=longs(1, 2, 4))),
     "CosineSchedule.posterior_mean": lambda: (CosineSchedule(4).posterior_mean, noised()),
