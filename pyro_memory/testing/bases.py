@@ -17,7 +17,7 @@ from pyro_memory.gate import checked
 from pyro_memory.inference import stochastic_sites
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Context
-from pyro_memory.testing.demands import copied, demand, demand_close, isolated
+from pyro_memory.testing.demands import copied, demand, demand_close, isolated, made
 from pyro_memory.testing.pairs import check_pair
 
 TASKS = 2
@@ -107,7 +107,7 @@ def check_base(
         shown = images[:, :1].flip(0) if base.content is not None else None
         task = images, code, shown
         one, other = copied((base, guide), "base and guide")
-        again = None if make is None else lambda: _told(*make())
+        again = None if make is None else lambda: _told(*made(make))
         check_pair(*_told(one, other), *task, make=again, objective=objective)
         if code is None and shown is None:
             check_pair(base, guide, x, make=make, objective=objective)

@@ -12,6 +12,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_memory.gate import told
 from pyro_memory.training import random_state, restore_random_state
 
 
@@ -87,3 +88,11 @@ def demand_gradients(parameters: dict[str, Tensor], of: str, backward: Callable[
     )
     wild = [name for name, p in parameters.items() if not torch.isfinite(p.grad).all()]
     demand(not wild, f"the gradient of {', '.join(f'`{name}`' for name in wild)} from {of} is not finite")
+
+
+def made(make: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+    """The pair that ``make`` returns, which must be one."""
+    pair = make()
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise TypeError(f"`make` must return two modules, such as lambda: (Model(), Guide()); got {told(pair)}")
+    return pair

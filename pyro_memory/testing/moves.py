@@ -13,7 +13,7 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from pyro_memory.naming import unique_name
-from pyro_memory.testing.demands import isolated, parameters_of
+from pyro_memory.testing.demands import isolated, made, parameters_of
 from pyro_memory.training import fit
 
 Pair = tuple[Any, Any]
@@ -66,7 +66,7 @@ def check_training(pair: Pair, make: Callable[[], Pair] | None, objective: ELBO,
     for name, train in TRAINERS.items():
         with isolated():
             _check_moves(copy.deepcopy(pair), name, train, objective, args)
-            second = _renamed(copy.deepcopy(pair)) if make is None else make()
+            second = _renamed(copy.deepcopy(pair)) if make is None else made(make)
             _check_moves(second, f"{name}, the second pair of the process,", train, objective, args)
 
 

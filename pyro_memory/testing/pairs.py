@@ -18,7 +18,7 @@ from torch import nn
 from pyro_memory.diagnostics import importance_bound, information_gain
 from pyro_memory.gate import checked
 from pyro_memory.inference import VIMCO, stochastic_sites
-from pyro_memory.testing.demands import copied, demand, isolated, pickled
+from pyro_memory.testing.demands import copied, demand, isolated, made, pickled
 from pyro_memory.testing.enumeration import check_gradient, check_particles
 from pyro_memory.testing.moves import Pair, check_training, in_mode, pair_parameters
 
@@ -131,7 +131,7 @@ def _check_copies(pair: Pair, make: Callable[[], Pair] | None, objective: ELBO, 
         pair[1](*args)  # what a run leaves behind must not hinder a copy
     saved = [m.state_dict() if isinstance(m, nn.Module) else None for m in pair]
     with isolated(2):
-        target = copied(pair, "the pair, after the guide ran,") if make is None else make()
+        target = copied(pair, "the pair, after the guide ran,") if make is None else made(make)
         with torch.no_grad():
             for parameter in pair_parameters(target).values():
                 parameter.add_(1.0)

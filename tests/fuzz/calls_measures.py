@@ -18,7 +18,14 @@ from fuzz.parts import (
 )
 from pyro.infer import Trace_ELBO
 
-from pyro_memory import SlotMemory, fit, importance_bound, information_gain, memory_contribution
+from pyro_memory import (
+    SlotMemory,
+    fit,
+    importance_bound,
+    information_gain,
+    memory_contribution,
+    posterior_address,
+)  # fmt: skip
 from pyro_memory.diagnostics import (
     AddressInformation,
     BoundEstimate,
