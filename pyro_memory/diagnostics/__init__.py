@@ -15,7 +15,7 @@ from pyro_memory.diagnostics.axes import BLUE, GREY, ORANGE, Axes, axes_or_new, 
 from pyro_memory.diagnostics.bound import BoundEstimate, importance_bound
 from pyro_memory.diagnostics.contribution import MemoryContribution, memory_contribution
 from pyro_memory.diagnostics.information import InformationGain, information_gain
-from pyro_memory.diagnostics.posterior import PosteriorAddress, posterior_address
+from pyro_memory.diagnostics.lookups import PosteriorAddress, posterior_address
 from pyro_memory.diagnostics.samples import (
     ClassAgreement,
     FeatureClassifier,
