@@ -38,6 +38,7 @@ from pyro_memory.diagnostics import (
     information_gain,
     memory_contribution,
     posterior_address,
+    posterior_to_arviz,
     to_arviz,
     token_surprise,
 )
@@ -125,6 +126,7 @@ __all__ = [
     "load_weights",
     "memory_contribution",
     "posterior_address",
+    "posterior_to_arviz",
     "pretrained",
     "remember",
     "replay",

@@ -7,6 +7,12 @@ Where is the thing that ... bounds log p(x) (``importance_bound``); says what ea
 images, usage, levels (``plot_images``, ``plot_usage``, ``plot_levels``, ``plot_text``)? A record prints itself with
 standard errors, and has ``to_dict()`` and ``plot(ax)``. Imports: ``inference``, ``stores``,
 ``distributions``, ``nets``, ``data``.
+(``information_gain``); what the memory was worth (``memory_contribution``); how surprising each token was
+(``token_surprise``); how good generated images are (``frechet_distance``, ``class_agreement``, by
+``train_classifier``); hands ArviZ a record (``to_arviz``) or a guide's draws (``posterior_to_arviz``); draws images,
+usage, levels (``plot_images``, ``plot_usage``, ``plot_levels``, ``plot_text``)? A record prints itself with standard
+errors, and has ``to_dict()`` and ``plot(ax)``. Imports: ``inference``, ``stores``, ``distributions``, ``nets``,
+``data``.
 """
 
 from pyro_memory.diagnostics.addresses import AddressInformation
@@ -16,6 +22,7 @@ from pyro_memory.diagnostics.bound import BoundEstimate, importance_bound
 from pyro_memory.diagnostics.contribution import MemoryContribution, memory_contribution
 from pyro_memory.diagnostics.information import InformationGain, information_gain
 from pyro_memory.diagnostics.lookups import PosteriorAddress, posterior_address
+from pyro_memory.diagnostics.posterior import posterior_to_arviz
 from pyro_memory.diagnostics.samples import (
     ClassAgreement,
     FeatureClassifier,
@@ -55,6 +62,7 @@ __all__ = [
     "plot_text",
     "plot_usage",
     "posterior_address",
+    "posterior_to_arviz",
     "prototype_sets",
     "standard_error",
     "to_arviz",

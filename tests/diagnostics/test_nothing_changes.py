@@ -38,6 +38,7 @@ from pyro_memory import (
     load_pretrained,
     memory_contribution,
     posterior_address,
+    posterior_to_arviz,
     pretrained,
     remember,
     token_surprise,
@@ -115,6 +116,11 @@ ROWS = {
     "importance_bound summing an address": (
         vma,
         lambda m, g: importance_bound(m, g, X, MEMORY, particles=5, exact=["a"]),
+        True,
+    ),
+    "posterior_to_arviz": (
+        with_templates,
+        lambda m, g: posterior_to_arviz(m, g, X, draws=4, chunk_size=3, predictive=True),
         True,
     ),
     "complete": (with_templates, lambda m, g: complete(m, g, X, None, sweeps=2), True),

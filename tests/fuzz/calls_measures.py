@@ -44,6 +44,7 @@ from pyro_memory.diagnostics import (
     plot_levels,
     plot_text,
     plot_usage,
+    posterior_to_arviz,
     prototype_sets,
     standard_error,
     to_arviz,
@@ -200,6 +201,10 @@ DIAGNOSTICS = {
         called(text="abc", nats=torch.rand(3), ax=None, columns=72, highest=8.0),
     ),
     "plot_usage": lambda: (plot_usage, called(usage=usage(), prior=usage(), ax=None)),
+    "posterior_to_arviz": lambda: (
+        positional(posterior_to_arviz, "model", "guide", "x", "memory"),
+        looked_up(draws=4, chains=2, chunk_size=3, predictive=True, max_plate_nesting=1, progress=False),
+    ),
     "prototype_sets": lambda: (
         prototype_sets,
         called(data=letters(), classes=longs(0, 2), support=1, seed=0),
