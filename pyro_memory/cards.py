@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from pyro_memory.diagnostics import Record, Rows
 from pyro_memory.gate import checked
 
 ROLES = ("model", "guide")
@@ -23,7 +25,7 @@ CLOSE = 1e-3  # what a kept value may be away from the one that was given, relat
 
 @checked
 @dataclass(frozen=True, repr=False)
-class Card:
+class Card(Record):
     """What is known of a pair of trained modules.
 
     Attributes:
@@ -42,13 +44,40 @@ class Card:
     build: dict[str, Any]
     sha256: str
 
-    def __repr__(self) -> str:
-        lines = [f"{self.name}: {self.facts['about']}"]
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
+        rows = []
         for key in FACTS[1:]:
             value = self.facts[key]
-            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
-            lines.append(f"  {key:<9} {shown}")
-        return "\n".join(lines)
+            rows.append((key, ", ".join(_listed(value)) if isinstance(value, Mapping) else str(value)))
+        return f"{self.name}: {self.facts['about']}", rows, ()
+
+
+class Cards(Record, dict[str, Card]):
+    """Maps names to cards, and prints an overview of them."""
+
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
+        rows = [("name", "model", "data", "measured"), *(_overview(card) for card in self.values())]
+        return f"{len(self)} pairs with trained weights; each one's card tells more", rows, ()
+
+
+def _overview(card: Card) -> tuple[str, str, str, str]:
+    numbers = card.facts["numbers"]
+    measured = _listed(numbers) if isinstance(numbers, Mapping) else [str(numbers)]
+    more = f" and {len(measured) - 1} more" if len(measured) > 1 else ""
+    data = re.split("[,:;(]", str(card.facts["data"]))[0].strip()
+    return card.name, _kind(card.build["model"]), data, "".join(measured[:1]) + more
+
+
+def _listed(numbers: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {value}" for name, value in numbers.items()]
+
+
+def _kind(spec: Any) -> str:
+    """The class that a constructor makes, and of what parts."""
+    own = spec[0].partition(".")[0]
+    parts = [next(iter(part.values())) for part in spec[1].values() if isinstance(part, Mapping) and len(part) == 1]
+    inner = [_kind(part) for part in parts if isinstance(part, list)]
+    return f"{own}({', '.join(inner)})" if inner else own
 
 
 def read_card(path: Path) -> Card | None:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pyro_memory import addressing, distributions, guides, models, nets, recall, stores
-from pyro_memory.cards import FACTS, ROLES, Card, checksum, fewest_bits, holds, opened, read_card
+from pyro_memory.cards import FACTS, ROLES, Card, Cards, checksum, fewest_bits, holds, opened, read_card
 from pyro_memory.gate import checked
 from pyro_memory.guides import AddressedGuide, DiffusionBaseGuide, EmptyGuide, VAEGuide, VMAGuide, VSMGuide
 from pyro_memory.models import VAE, VMA, VSM, Addressed, DiffusionBase, SequenceModel
@@ -30,8 +30,10 @@ NEW = ".new"  # follows the name of weights whose card is being written
 
 
 @checked
-def pretrained(folder: str | Path = FOLDER) -> dict[str, Card]:
-    """Lists the trained weights that are here, by name. Other files of JSON are passed over.
+def pretrained(folder: str | Path = FOLDER) -> Cards:
+    """Lists the trained weights that are here: a dict of their cards by name, which prints an overview.
+
+    Other files of JSON are passed over.
 
     Args:
         folder: where to look; by default what came with the package.
@@ -40,7 +42,7 @@ def pretrained(folder: str | Path = FOLDER) -> dict[str, Card]:
         ValueError: if a card is damaged.
     """
     found = {path.stem: read_card(path) for path in sorted(Path(folder).glob("*.json"))}
-    return {name: card for name, card in found.items() if card is not None}
+    return Cards({name: card for name, card in found.items() if card is not None})
 
 
 Titans = Literal[

@@ -15,7 +15,7 @@ from pyro_memory.models.titans.state import State, last_tokens, resolve
 from pyro_memory.naming import unique_name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WindowState(State):
     """The keys and values that the next tokens still see."""
 

@@ -44,7 +44,7 @@ class TransformerMixer(WindowAttention):
         return y.squeeze(1), state
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LSTMState(State):
     """The cells' output and content, each ``[batch, hidden]``."""
 

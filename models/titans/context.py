@@ -17,7 +17,7 @@ from pyro_memory.models.titans.state import State, resolve
 from pyro_memory.models.titans.variants import Lengths, Mixer, Product
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ContextState(State):
     """A memory in the middle of its sequences, and the open segment."""
 

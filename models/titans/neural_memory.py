@@ -23,7 +23,7 @@ from pyro_memory.naming import unique_name
 STEADY_CHUNKS = 64  # through which gradients of a memory of depth 3 are steady, in heads of 16 dimensions or more
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MemoryState(State):
     """A neural memory in the middle of its sequences: fast weights, and what the convolutions still see."""
 

@@ -17,7 +17,7 @@ from pyro_memory.models.titans.state import State
 Step = Callable[..., tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FastWeights(State):
     """The weights of a neural memory at the start of the open chunk, and that chunk's tokens."""
 

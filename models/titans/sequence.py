@@ -31,11 +31,14 @@ def _count(module: nn.Module) -> int:
 
 
 @checked
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SequenceState:
     """What a sequence model remembers: the state of each block's mixer."""
 
     blocks: tuple[Any, ...]
+
+    def __repr__(self) -> str:
+        return f"SequenceState({len(self.blocks)} blocks, each with {type(self.blocks[0]).__name__})"
 
     def detach(self) -> SequenceState:
         """Gives the same state without its gradient."""

@@ -12,7 +12,7 @@ from torch import Tensor
 Kind = TypeVar("Kind", bound="State")  # not Self: a checker of calls sees dataclasses method by method
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class State:
     """What a mixer carries from one call to the next, one row a sequence of the batch.
 
@@ -21,6 +21,11 @@ class State:
     backpropagation); a state of None starts afresh, and ``where`` does so for some sequences only. One made under
     autocast goes on outside of it, and the other way round.
     """
+
+    def __repr__(self) -> str:
+        tensors = [t for _, t in self.named_tensors()]
+        numbers = sum(t.numel() for t in tensors)
+        return f"{type(self).__name__}({len(tensors[0])} sequences, {len(tensors)} tensors, {numbers:,} numbers)"
 
     def map(self: Kind, f: Callable[[Tensor], Tensor]) -> Kind:
         """Applies f to every tensor."""

@@ -20,7 +20,7 @@ from pyro_memory.naming import unique_name
 Lengths = Int[Tensor, " batch"] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HybridState(State):
     """A memory and a window of attention, in the middle of their sequences."""
 

@@ -10,9 +10,9 @@ standard errors, and has ``to_dict()`` and ``plot(ax)``. Imports: ``inference``,
 (``information_gain``); what the memory was worth (``memory_contribution``); how surprising each token was
 (``token_surprise``); how good generated images are (``frechet_distance``, ``class_agreement``, by
 ``train_classifier``); hands ArviZ a record (``to_arviz``) or a guide's draws (``posterior_to_arviz``); draws images,
-usage, levels (``plot_images``, ``plot_usage``, ``plot_levels``, ``plot_text``)? A record prints itself with standard
-errors, and has ``to_dict()`` and ``plot(ax)``. Imports: ``inference``, ``stores``, ``distributions``, ``nets``,
-``data``.
+usage, levels (``plot_images``, ``plot_usage``, ``plot_levels``, ``plot_text``); prints and displays a record
+(``Record``)? Each tells standard errors, and has ``to_dict()`` and ``plot(ax)``. Imports: ``inference``, ``stores``,
+``distributions``, ``nets``, ``data``.
 """
 
 from pyro_memory.diagnostics.addresses import AddressInformation
@@ -34,7 +34,7 @@ from pyro_memory.diagnostics.samples import (
 )
 from pyro_memory.diagnostics.sites import SiteInformation
 from pyro_memory.diagnostics.surprise import TokenSurprise, plot_text, token_surprise
-from pyro_memory.diagnostics.tables import standard_error
+from pyro_memory.diagnostics.tables import Record, Rows, standard_error
 
 __all__ = [
     "BLUE",
@@ -49,6 +49,8 @@ __all__ = [
     "InformationGain",
     "MemoryContribution",
     "PosteriorAddress",
+    "Record",
+    "Rows",
     "SiteInformation",
     "TokenSurprise",
     "axes_or_new",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pyro_memory.diagnostics.tables import Record, Rows
 from pyro_memory.distributions import NearestCategorical, StreamedCategorical, log_prior_row
 from pyro_memory.gate import checked
 from pyro_memory.stores import SlotMemory
@@ -19,7 +21,7 @@ ADDRESSES = (torch.distributions.Categorical, StreamedCategorical, NearestCatego
 
 @checked
 @dataclass(frozen=True, repr=False)
-class AddressInformation:
+class AddressInformation(Record):
     """How an address was used.
 
     Attributes:
@@ -42,8 +44,9 @@ class AddressInformation:
     usage: Float[Tensor, " slot"] | None = None
     dead: Bool[Tensor, " slot"] | None = None
 
-    def __repr__(self) -> str:
-        return "\n".join(self.lines("site"))
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
+        head, *more = self.lines("site")
+        return head, (), more
 
     def lines(self, name: str) -> list[str]:
         """Says it in words."""

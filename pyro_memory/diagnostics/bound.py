@@ -13,14 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_memory.diagnostics.axes import BLUE, ORANGE, Axes, axes_or_new
-from pyro_memory.diagnostics.tables import counted, number, standard_error, table
+from pyro_memory.diagnostics.tables import Record, Rows, counted, number, standard_error
 from pyro_memory.gate import checked
 from pyro_memory.inference import OneDraw, Particles, SameData, check_call, weigh
 
 
 @checked
 @dataclass(frozen=True, repr=False)
-class BoundEstimate:
+class BoundEstimate(Record):
     """A lower bound on log p(x) for each datum, in nats.
 
     Attributes:
@@ -81,7 +81,7 @@ class BoundEstimate:
         """How many data rest on fewer than five effective particles."""
         return int((self.effective_particles < 5).sum())
 
-    def __repr__(self) -> str:
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
         share = f"{100 * self.low / len(self.bound):.1f}%"
         rows = [
             ("", f"nats/{self.unit}", "se"),
@@ -102,6 +102,7 @@ class BoundEstimate:
             f"BoundEstimate of a data set of {counted(len(given.bound), given.unit)}, {self.draws} draws of the global"
         )
         return f"{head} latents, {self.particles} particles each\n{table(rows)}"
+        return f"BoundEstimate of {counted(len(self.bound), self.unit)}, {self.particles} particles each", rows, ()
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the summary as plain numbers."""

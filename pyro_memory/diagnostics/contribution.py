@@ -15,6 +15,7 @@ from pyro_memory.diagnostics.axes import BLUE, GREY, Axes, axes_or_new
 from pyro_memory.diagnostics.bound import BoundEstimate, bound_of
 from pyro_memory.diagnostics.place import find_memory
 from pyro_memory.diagnostics.tables import counted, number, standard_error, table
+from pyro_memory.diagnostics.tables import Record, Rows, counted, number, standard_error
 from pyro_memory.gate import checked
 from pyro_memory.inference import SameData, check_call
 from pyro_memory.stores import SlotMemory
@@ -22,7 +23,7 @@ from pyro_memory.stores import SlotMemory
 
 @checked
 @dataclass(frozen=True, repr=False)
-class MemoryContribution:
+class MemoryContribution(Record):
     """What a memory was worth against others: the bound with it, and paired differences.
 
     Attributes:
@@ -62,6 +63,7 @@ class MemoryContribution:
     def __repr__(self) -> str:
         given = _units(self.given)
         known = ", given the global latents" if self.given.draws else ""
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
         rows = [
             ("memory", "log p(x) >=", "se", "lost", "se"),
             ("given", number(given.mean), number(given.se), "", ""),
@@ -72,6 +74,12 @@ class MemoryContribution:
         count = counted(len(given.bound), given.unit)
         head = f"MemoryContribution, {count}, {self.given.particles} particles, nats per {given.unit}{known}"
         return f"{head}\n{table(rows)}"
+            gain, se = self.gain(name)
+            rows.append((name, number(other.mean), number(other.se), number(gain), number(se)))
+        unit = self.given.unit
+        count = counted(len(self.given.bound), unit)
+        head = f"MemoryContribution, {count}, {self.given.particles} particles, nats per {unit}"
+        return head, rows, ()
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the summary as plain numbers."""

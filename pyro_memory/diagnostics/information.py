@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,14 +26,14 @@ from pyro_memory.diagnostics.sites import (
     site_information,
     site_kl,
 )
-from pyro_memory.diagnostics.tables import number, table
+from pyro_memory.diagnostics.tables import Record, Rows, number
 from pyro_memory.gate import checked
 from pyro_memory.inference import KeepFrozen, Particles, check_call, check_sites, stochastic_sites
 
 
 @checked
 @dataclass(frozen=True, repr=False)
-class InformationGain:
+class InformationGain(Record):
     """What each latent of a model was worth, in nats: KL(q || p) a site, and their sum.
 
     Attributes:
@@ -58,13 +58,13 @@ class InformationGain:
             raise ValueError(f"`site` must be a latent site of the model, {known}; got {site!r}")
         return self.sites[site]
 
-    def __repr__(self) -> str:
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
         rows = [("site", "nats", "se", "of draws", "per", "method")]
         for name, s in [*self.sites.items(), ("joint", self.joint)]:
             rows.append((name, number(s.mean), number(s.se), number(s.draws_se), s.unit, s.method))
         head = f"InformationGain of {self.data} data, {self.draws} draws of the ancestors"
         extra = [line for name, a in self.addresses.items() for line in a.lines(name)]
-        return "\n".join([head, table(rows), *extra, *(f"note: {note}" for note in self.notes)])
+        return head, rows, [*extra, *(f"note: {note}" for note in self.notes)]
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the summary as plain numbers."""

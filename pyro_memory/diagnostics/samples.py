@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 
 from pyro_memory.data import LabelledImages
+from pyro_memory.diagnostics.tables import Record, Rows
 from pyro_memory.gate import checked
 from pyro_memory.nets import ImagePyramid
 
@@ -90,7 +92,7 @@ def train_classifier(
 
 @checked
 @dataclass(frozen=True, repr=False)
-class FrechetDistance:
+class FrechetDistance(Record):
     """How far apart two sets of images lie: the squared Frechet distance of normals fitted to their features.
 
     Attributes:
@@ -103,9 +105,10 @@ class FrechetDistance:
     se: float
     counts: tuple[int, int]
 
-    def __repr__(self) -> str:
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
         one, other = self.counts
-        return f"FrechetDistance {self.distance:.4g}, se {self.se:.2g}, in squared features; {one} and {other} images"
+        said = f"{self.distance:.4g}, se {self.se:.2g}, in squared features; {one} and {other} images"
+        return f"FrechetDistance {said}", (), ()
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the record as plain numbers."""
@@ -155,7 +158,7 @@ def _frechet(one: Tensor, other: Tensor) -> Tensor:
 
 @checked
 @dataclass(frozen=True, repr=False)
-class ClassAgreement:
+class ClassAgreement(Record):
     """How often generated images look like the class that they were generated for.
 
     Attributes:
@@ -170,11 +173,12 @@ class ClassAgreement:
     real_se: float
     chance: float
 
-    def __repr__(self) -> str:
-        return (
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
+        said = (
             f"ClassAgreement, images of the right class: {self.agreement:.1%} of those generated (se {self.se:.1%}), "
             f"{self.real:.1%} of real ones (se {self.real_se:.1%}), {self.chance:.1%} by chance; se over classes"
         )
+        return said, (), ()
 
     def to_dict(self) -> dict[str, float]:
         """Gives the record as plain numbers."""

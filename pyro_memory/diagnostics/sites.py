@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_memory.diagnostics.tables import counted, number, standard_error
+from pyro_memory.diagnostics.tables import Record, Rows, counted, number, standard_error
 from pyro_memory.gate import checked
 from pyro_memory.inference import PARTICLES
 
@@ -21,7 +22,7 @@ Site = dict[str, Any]
 
 @checked
 @dataclass(frozen=True, repr=False)
-class SiteInformation:
+class SiteInformation(Record):
     """What one latent site carried.
 
     Attributes:
@@ -47,11 +48,12 @@ class SiteInformation:
         """Standard error of the mean over data."""
         return math.nan if self.kl is None else standard_error(self.kl)
 
-    def __repr__(self) -> str:
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
         if self.kl is None:
-            return f"SiteInformation: {self.method}"
+            return f"SiteInformation: {self.method}", (), ()
         count = counted(len(self.kl), self.unit)
-        return f"SiteInformation: {number(self.mean)} nats/{self.unit}, se {number(self.se)}, {count}, {self.method}"
+        said = f"{number(self.mean)} nats/{self.unit}, se {number(self.se)}, {count}, {self.method}"
+        return f"SiteInformation: {said}", (), ()
 
 
 def frames(site: Site) -> list[Any]:

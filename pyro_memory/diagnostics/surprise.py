@@ -15,14 +15,14 @@ from torch import Tensor
 
 from pyro_memory.diagnostics.axes import BLUE, Axes, axes_or_new
 from pyro_memory.diagnostics.sites import Site, frames
-from pyro_memory.diagnostics.tables import number, standard_error, table
+from pyro_memory.diagnostics.tables import Record, Rows, number, standard_error
 from pyro_memory.gate import checked
 from pyro_memory.inference import KeepFrozen, SameData, check_call, check_sites, stochastic_sites, told_by_site
 
 
 @checked
 @dataclass(frozen=True, repr=False)
-class TokenSurprise:
+class TokenSurprise(Record):
     """How surprising each element of sequences was: ``-log p(x_t | x_<t)``, in nats.
 
     Attributes:
@@ -55,13 +55,13 @@ class TokenSurprise:
         """Bits per scored element."""
         return self.mean / math.log(2)
 
-    def __repr__(self) -> str:
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
         rows = [
             ("", "per element", "se"),
             ("nats", number(self.mean), number(self.se)),
             ("bits", number(self.bits), number(self.se / math.log(2))),
         ]
-        return f"TokenSurprise of {int(self.scored.sum())} elements, {len(self.nats)} sequences\n{table(rows)}"
+        return f"TokenSurprise of {int(self.scored.sum())} elements, {len(self.nats)} sequences", rows, ()
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the summary as plain numbers."""

@@ -19,6 +19,8 @@ from pyro_memory.inference.particles import OneDraw, Particles
 from pyro_memory.inference.weights import Weights, weigh
 
 Traces = Sequence[tuple[Trace, Trace]]
+from pyro_memory.inference.particles import Particles
+from pyro_memory.naming import call_of
 
 
 @checked
@@ -50,6 +52,8 @@ class Objective(Particles):
             raise ValueError(f"`global_draws` must be at least 1; got {global_draws}")
         self.global_draws = global_draws
         super().__init__(num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=vectorize_particles)
+
+    __repr__ = call_of
 
     @abstractmethod
     def per_datum(self, weights: Weights, traces: Traces) -> Float[Tensor, "*cells"]:

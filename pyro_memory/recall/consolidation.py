@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pyro_memory.diagnostics import Axes, axes_or_new
+from pyro_memory.diagnostics import Axes, Record, Rows, axes_or_new
 from pyro_memory.distributions import expected_log_prob
 from pyro_memory.gate import check_least, checked, told
 from pyro_memory.stores import ConceptMemory, EpisodicMemory
@@ -67,7 +67,7 @@ def exact_posterior(
 
 @checked
 @dataclass(frozen=True, repr=False)
-class Consolidation:
+class Consolidation(Record):
     """What a consolidation did.
 
     Attributes:
@@ -90,21 +90,20 @@ class Consolidation:
     widths_after: Float[Tensor, " concept"]
     moved: Float[Tensor, " concept"]
 
-    def __repr__(self) -> str:
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
         considered, converted = int(self.considered.sum()), int(self.converted.sum())
         if not considered:
-            return "Consolidation of 0 episodes: nothing to convert, both stores are as they were"
-        return "\n".join(
-            [
-                f"Consolidation of {considered} episodes: {converted} converted, {considered - converted} kept",
-                f"  KL(q(r) || p(r))   {self.kl.mean():.3f} nats an episode",
-                f"  entropy of q(r)    {self.entropy.mean():.3f} nats an episode",
-                f"  concepts opened    {self.opened}",
-                f"  mean width         {self.widths_before.mean():.3f} before, {self.widths_after.mean():.3f} after, "
-                "of the embedding",
-                f"  the store moved    {self.moved.sum():.3f} nats, all concepts together",
-            ]
-        )
+            return "Consolidation of 0 episodes: nothing to convert, both stores are as they were", (), ()
+        before, after = self.widths_before.mean(), self.widths_after.mean()
+        rows = [
+            ("KL(q(r) || p(r))", f"{self.kl.mean():.3f} nats an episode"),
+            ("entropy of q(r)", f"{self.entropy.mean():.3f} nats an episode"),
+            ("concepts opened", str(self.opened)),
+            ("mean width", f"{before:.3f} before, {after:.3f} after, of the embedding"),
+            ("the store moved", f"{self.moved.sum():.3f} nats, all concepts together"),
+        ]
+        head = f"Consolidation of {considered} episodes: {converted} converted, {considered - converted} kept"
+        return head, rows, ()
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the summary as plain numbers."""

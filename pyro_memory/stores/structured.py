@@ -15,7 +15,7 @@ from pyro_memory.stores.episodes import EpisodicMemory
 
 
 @checked
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StructuredMemory:
     """Holds a semantic and an episodic store; an argument of model and guide, so that either can be swapped or emptied.
 
@@ -29,6 +29,13 @@ class StructuredMemory:
 
     concepts: ConceptMemory
     episodes: EpisodicMemory
+
+    def __repr__(self) -> str:
+        concepts, episodes = int((self.concepts.counts > 0).sum()), int(self.episodes.filled.sum())
+        return (
+            f"StructuredMemory({concepts} of {self.concepts.concepts} concepts in use, {episodes} of "
+            f"{self.episodes.slots} episodes filled, {self.concepts.dim} dimensions)"
+        )
 
     def __post_init__(self) -> None:
         episodes = (self.episodes.loc.shape[-1], self.episodes.responsibilities.shape[-1])

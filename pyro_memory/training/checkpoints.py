@@ -20,7 +20,7 @@ from pyro_memory.gate import checked
 from pyro_memory.stores import replace_file
 from pyro_memory.training.optimizers import matched_state, optimizer_options, optimizer_state, parameter_names
 from pyro_memory.training.seal import SEAL, Damaged, load_file, save_file
-from pyro_memory.training.summary import HEADER, write_summary
+from pyro_memory.training.summary import HEADER, Header, write_summary
 
 OF_AN_INDEX = re.compile(r"\.then\.(weight_\d+|calls|print)$")
 FORMAT = 2
@@ -207,7 +207,7 @@ def batches_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @checked
 def read_header(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint's step, record and class names, without its tensors.
+    """Reads a checkpoint's step, record and class names, without its tensors: a dict that prints in one line.
 
     Raises:
         ValueError: if the file is damaged or something else.
@@ -227,7 +227,7 @@ def read(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Any], dic
         )
     try:
         metadata, content = load_file(path, tensors=tensors)
-        header = json.loads(metadata[HEADER])
+        header = Header(json.loads(metadata[HEADER]))
         if header["format"] != 1 and SEAL not in metadata:
             raise Damaged("its checksums are missing")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

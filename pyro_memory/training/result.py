@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyro_memory.diagnostics import Axes, axes_or_new
+from pyro_memory.diagnostics import Axes, Record, Rows, axes_or_new
 from pyro_memory.gate import checked
 from pyro_memory.training.log import last_bound
 
 
 @checked
 @dataclass(frozen=True, repr=False)
-class FitResult:
+class FitResult(Record):
     """What a run of ``fit`` did.
 
     Attributes:
@@ -48,18 +49,19 @@ class FitResult:
             return list(self.history["bound"])
         return [bound / data for bound, data in zip(self.history["bound"], self.history["data"], strict=True)]
 
-    def __repr__(self) -> str:
-        lines = [f"FitResult: {self.steps} steps in {self.seconds:.1f} s"]
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
+        rows: list[tuple[str, str]] = []
         if self.history["bound"]:
             name, _, value = last_bound(self.history, 3).partition(" ")
-            lines.append(f"  {name:<12} {value} (mean of the last steps)")
+            rows.append((name, f"{value} (mean of the last steps)"))
         for kind in ("information", "evaluation"):
             for row in self.history[kind][-1:]:
-                values = (f"{name} {self._shown(kind, name, row)}" for name in row if name != "step")
-                lines.append(f"  {kind:<12} {', '.join(values)}")
-        return "\n".join([*lines, f"  checkpoint   {self.checkpoint or 'none kept'}"])
+                values = (f"{name} {self._value(kind, name, row)}" for name in row if name != "step")
+                rows.append((kind, ", ".join(values)))
+        rows.append(("checkpoint", str(self.checkpoint or "none kept")))
+        return f"FitResult: {self.steps} steps in {self.seconds:.1f} s", rows, ()
 
-    def _shown(self, kind: str, name: str, row: dict[str, float]) -> str:
+    def _value(self, kind: str, name: str, row: dict[str, float]) -> str:
         if kind != "information":
             return f"{row[name]:.3f}"
         per = f" per {self.units[name]}" if name in self.units else ""

@@ -12,6 +12,15 @@ from pyro_memory.stores import replace_file
 HEADER = "pyro_memory"  # marks what this package wrote
 
 
+class Header(dict[str, Any]):
+    """What a checkpoint tells besides its tensors; prints in one line."""
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(str(self[key]) for key in ("model", "guide", "optimizer") if self.get(key))
+        record = f"; record of {len(self['record'])} entries" if self.get("record") else ""
+        return f"Header of a checkpoint at step {self.get('step')}: {kinds}{record}"
+
+
 def write_summary(path: Path, summary: Mapping[str, Any]) -> str:
     """Writes what people read beside a checkpoint; says why where it could not, and leaves what is not a summary."""
     beside = path.with_name(f"{path.name}.json")

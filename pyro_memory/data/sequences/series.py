@@ -20,6 +20,7 @@ from pyro_memory.data.given import Numbers, finite, first, integers, names_of, t
 from pyro_memory.data.seeds import below, generator_for
 from pyro_memory.data.sources import VARIABLE, find_file
 from pyro_memory.gate import checked
+from pyro_memory.naming import call_of
 
 CHECKSUMS = {  # of the csv files, not compressed
     "ETTh1": "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
@@ -186,6 +187,8 @@ class SeriesWindows:
         self.horizon = horizon
         self.batch = batch
         self.seed = seed
+
+    __repr__ = call_of
 
     def __len__(self) -> int:
         if self.seed is not None:

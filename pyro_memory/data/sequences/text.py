@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_memory.data.given import Numbers, integers
 from pyro_memory.data.seeds import below, generator_for
 from pyro_memory.gate import checked
+from pyro_memory.naming import call_of
 
 SPLITS = ("train", "valid", "test")
 
@@ -170,6 +171,8 @@ class TextBatches:
         self.length = length
         self.batch = batch
         self.seed = seed
+
+    __repr__ = call_of
 
     def __getitem__(self, index: int) -> tuple[Int[Tensor, "batch time"]]:
         starts = below(len(self.tokens) - self.length + 1, generator_for(self.seed, 5, index), self.batch, 1)

@@ -14,6 +14,7 @@ from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.variations import check_shares, turn
 from pyro_memory.data.seeds import below, generator_for, order, uniform
 from pyro_memory.gate import checked
+from pyro_memory.naming import call_of
 from pyro_memory.stores import SlotMemory
 
 Task = tuple[Float[Tensor, "target 1 height width"], SlotMemory]
@@ -101,6 +102,8 @@ class FewShotTasks:
         self.target_indices = target_indices
         self.turned = turned
         self.varied = varied
+
+    __repr__ = call_of
 
     def __len__(self) -> int:
         if self.target_indices is None:

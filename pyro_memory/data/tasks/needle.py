@@ -9,6 +9,7 @@ from torch import Tensor
 from pyro_memory.data.seeds import below, generator_for, uniform
 from pyro_memory.data.sequences.text import CharacterText
 from pyro_memory.gate import checked
+from pyro_memory.naming import call_of
 
 NEEDLE = " The secret number of {name} is {answer}. "
 QUESTION = " The secret number of {name} is {answer}."
@@ -73,6 +74,8 @@ class NeedleTasks:
         self.digits = digits
         self.batch = batch
         self.seed = seed
+
+    __repr__ = call_of
 
     def __getitem__(self, index: int) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
         tokens = torch.stack([self.text.encode(self.read(index, row)) for row in range(self.batch)])

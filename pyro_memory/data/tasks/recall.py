@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_memory.data.seeds import below, generator_for, uniform
 from pyro_memory.gate import checked
+from pyro_memory.naming import call_of
 
 
 @checked
@@ -75,6 +76,8 @@ class RecallTasks:
         self.fillers = fillers
         self.keys = keys
         self.seed = seed
+
+    __repr__ = call_of
 
     def __getitem__(self, index: int) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
         draw = generator_for(self.seed, 4, index)

@@ -11,6 +11,7 @@ from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.variations import check_shares, turn
 from pyro_memory.data.seeds import below, generator_for, order, uniform
 from pyro_memory.gate import checked
+from pyro_memory.naming import call_of
 from pyro_memory.stores import SlotMemory
 
 
@@ -80,6 +81,8 @@ class SetTasks:
             _check_left(data, targets, tasks, most)
         self.data, self.tasks, self.queries, self.seed, self.targets = data, tasks, queries, seed, targets
         self.turned, self.varied = turned, varied
+
+    __repr__ = call_of
 
     def __len__(self) -> int:
         if self.targets is None:
