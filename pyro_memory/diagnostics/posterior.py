@@ -42,8 +42,8 @@ def posterior_to_arviz(
     Groups, in ArviZ's schema: ``posterior``, the latents, ``[chain, draw, *plates, *event]``; ``log_likelihood``,
     ``log p(x | latents)`` of each observed site, ``[chain, draw, *plates]``, in nats; ``observed_data``, ``[*plates,
     *event]``. A plate gives its dimension its name, and a subsampling one the indices that it chose as coordinates;
-    dimensions of events are ``SITE_dim_0`` and so on. Factors are left out, and what is observed but follows from the
-    draws is not in ``observed_data``.
+    dimensions of events are ``SITE_dim_0`` and so on; a "/" in a name becomes ".". Factors are left out, and what is
+    observed but follows from the draws is not in ``observed_data``.
 
     Draws are independent and of the guide, not of the exact posterior: r_hat and rank plots say nothing of how close
     the two are; ``importance_bound`` does. ``arviz.loo`` weighs draws by ``1 / p(x | latents)``; with latents for each
@@ -166,15 +166,19 @@ def _laid_out(values: Tensor, site: Site, events: int, sampler: Particles) -> Te
     return values.reshape(count, *(int(f.size) for f in plates), *event)
 
 
+def _spelled(name: str) -> str:
+    return name.replace("/", ".")  # which names a group in files
+
+
 def _group(name: str, passes: list[Columns], same: SameData, chains: int) -> Group:
     """The columns of all passes: draws behind one another, dealt to the chains; of observed data the one value."""
     data_vars: dict[str, Any] = {}
     coords: dict[str, Any] = {}
     for variable, (dims, first) in passes[0][name].items():
         parts = [columns[name][variable][1] for columns in passes]
-        coords |= {
-            d: same.chosen.get(d, torch.arange(n)).numpy(force=True) for d, n in zip(dims, first.shape[1:], strict=True)
-        }
+        for dim, count in zip(dims, first.shape[1:], strict=True):
+            coords[_spelled(dim)] = same.chosen.get(dim, torch.arange(count)).numpy(force=True)
+        variable, dims = _spelled(variable), tuple(map(_spelled, dims))
         if name != "observed_data":
             draws = torch.cat(parts)
             dealt = draws.reshape(chains, len(draws) // chains, *draws.shape[1:])

@@ -109,13 +109,25 @@ def test_a_model_without_latents_has_its_log_likelihood():
     assert data["log_likelihood"]["x"].shape == (4, 1)
 
 
-def test_what_follows_from_the_draws_is_no_observed_data():
+def test_dimensions_that_no_plate_holds_are_left_out():
+    def model(x):
+        with pyro.plate("batch", 3):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.reshape(1, 3))
+
+    data = posterior_to_arviz(model, normal_guide, X, draws=1, chains=1)
+    assert data["log_likelihood"]["x"].shape == (1, 1, 3)
+    np.testing.assert_array_equal(data["observed_data"]["x"].values, X)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_what_follows_from_the_draws_is_no_observed_data(size):
     def residual(x):
         with pyro.plate("batch", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
             pyro.sample("residual", dist.Normal(x.new_zeros(()), 1.0), obs=x - z)
 
-    data = posterior_to_arviz(residual, normal_guide, X, draws=4, chunk_size=1)
+    data = posterior_to_arviz(residual, normal_guide, X, draws=4, chunk_size=size)
     assert data["log_likelihood"]["residual"].shape == (4, 1, 3)
     assert "observed_data" not in groups(data)
 
@@ -161,6 +173,21 @@ def test_it_is_written_and_read_back(tmp_path):
     again = arviz.from_netcdf(tmp_path / "draws.nc")
     for group in ("posterior", "log_likelihood", "observed_data", "posterior_predictive", "prior", "prior_predictive"):
         assert again[group].equals(data[group]), group
+
+
+def test_a_slash_in_a_name_becomes_a_dot(tmp_path):
+    def model(x):
+        with pyro.plate("rows/all", len(x)):
+            z = pyro.sample("net/z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("rows/all", len(x)):
+            pyro.sample("net/z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    data = posterior_to_arviz(model, guide, X.float(), draws=4)
+    assert data["posterior"]["net.z"].dims == ("chain", "draw", "rows.all", "net.z_dim_0")
+    data.to_netcdf(tmp_path / "draws.nc")
 
 
 @pytest.mark.parametrize("wrong", [{"draws": 10, "chains": 4}, {"draws": 0}, {"chains": 0}, {"chunk_size": 0}])
