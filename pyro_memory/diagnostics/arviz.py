@@ -25,7 +25,8 @@ def to_arviz(record: BoundEstimate | InformationGain | MemoryContribution) -> An
     data, its intervals are of the data and not of their mean. Groups and their variables, in nats but for counts:
 
     - ``bound``: ``bound`` and ``effective_particles``; of a contribution by ``memory``, and ``lost``, the paired
-      differences, by ``alternative``;
+      differences, by ``alternative``; with global latents, ``bound`` is of the data set and ``bound_given_globals`` by
+      datum, as contributions then are;
     - ``information``: ``kl_SITE`` and ``kl_joint`` by datum; those of other units, one draw a cell, in a group a unit,
       such as ``information_data_set``;
     - ``address_SITE``: ``usage`` and ``dead`` by ``slot``, which are no draws.
@@ -65,7 +66,13 @@ def as_arviz(groups: Mapping[str, Group], asked_by: str) -> Any:
 
 def _groups(record: BoundEstimate | InformationGain | MemoryContribution) -> dict[str, Group]:
     if isinstance(record, BoundEstimate):
-        return {"bound": _bound(record.unit, record.bound, record.effective_particles)}
+        groups = {"bound": _bound(record.unit, record.bound, record.effective_particles)}
+        given = record.given_globals
+        return (
+            groups
+            if given is None
+            else groups | {"bound_given_globals": _bound(given.unit, given.bound, given.effective_particles)}
+        )
     if isinstance(record, MemoryContribution):
         return {"bound": _contribution(record)}
     sites = {n: s for n, s in [*record.sites.items(), ("joint", record.joint)] if s.kl is not None}
@@ -81,15 +88,15 @@ def _groups(record: BoundEstimate | InformationGain | MemoryContribution) -> dic
 
 
 def _contribution(record: MemoryContribution) -> Group:
-    estimates = {"given": record.given, **record.alternatives}
+    estimates = {name: e.exchangeable for name, e in {"given": record.given, **record.alternatives}.items()}
     bound, effective = (
         torch.stack([getattr(e, name) for e in estimates.values()], -1) for name in ("bound", "effective_particles")
     )
-    group = _bound(record.given.unit, bound, effective, "memory")
+    group = _bound(record.unit, bound, effective, "memory")
     group["coords"]["memory"] = list(estimates)
     if record.alternatives:
-        lost = {"lost": (("alternative",), bound[:, :1] - bound[:, 1:], f"nats/{record.given.unit}")}
-        group["data_vars"] |= _by_unit(record.given.unit, lost)["data_vars"]
+        lost = {"lost": (("alternative",), bound[:, :1] - bound[:, 1:], f"nats/{record.unit}")}
+        group["data_vars"] |= _by_unit(record.unit, lost)["data_vars"]
         group["coords"]["alternative"] = list(record.alternatives)
     return group
 

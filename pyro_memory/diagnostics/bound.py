@@ -77,6 +77,11 @@ class BoundEstimate(Record):
         return (variance.clamp(min=0).sum().sqrt() / len(self.bound)).item()
 
     @property
+    def exchangeable(self) -> BoundEstimate:
+        """The estimate with exchangeable entries: of a data set with global latents, that of its data given them."""
+        return self if self.given_globals is None else self.given_globals
+
+    @property
     def low(self) -> int:
         """How many data rest on fewer than five effective particles."""
         return int((self.effective_particles < 5).sum())
@@ -91,18 +96,13 @@ class BoundEstimate(Record):
         given = self.given_globals
         if given is None:
             rows.append(("fewer than 5 effective", str(self.low), share))
-            head = f"BoundEstimate of {counted(len(self.bound), self.unit)}, {self.particles} particles each"
-            return f"{head}\n{table(rows)}"
+            return f"BoundEstimate of {counted(len(self.bound), self.unit)}, {self.particles} particles each", rows, ()
         rows += [
             ("effective draws", number(self.effective_particles.item(), 1), ""),
-            ("", f"nats/{given.unit}", "se"),
-            ("given the global latents", number(given.mean), number(given.se)),
+            (f"given the globals, nats/{given.unit}", number(given.mean), number(given.se)),
         ]
-        head = (
-            f"BoundEstimate of a data set of {counted(len(given.bound), given.unit)}, {self.draws} draws of the global"
-        )
-        return f"{head} latents, {self.particles} particles each\n{table(rows)}"
-        return f"BoundEstimate of {counted(len(self.bound), self.unit)}, {self.particles} particles each", rows, ()
+        head = f"BoundEstimate of a data set of {counted(len(given.bound), given.unit)}"
+        return f"{head}, {self.draws} draws of the global latents, {self.particles} particles each", rows, ()
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the summary as plain numbers."""

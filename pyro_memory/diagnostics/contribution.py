@@ -14,7 +14,6 @@ from torch import Tensor
 from pyro_memory.diagnostics.axes import BLUE, GREY, Axes, axes_or_new
 from pyro_memory.diagnostics.bound import BoundEstimate, bound_of
 from pyro_memory.diagnostics.place import find_memory
-from pyro_memory.diagnostics.tables import counted, number, standard_error, table
 from pyro_memory.diagnostics.tables import Record, Rows, counted, number, standard_error
 from pyro_memory.gate import checked
 from pyro_memory.inference import SameData, check_call
@@ -44,12 +43,12 @@ class MemoryContribution(Record):
         if name not in self.alternatives:
             known = ", ".join(map(repr, self.alternatives)) or "none"
             raise ValueError(f"`name` must be one of the other memories, {known}; got {name!r}")
-        return _units(self.given).bound - _units(self.alternatives[name]).bound
+        return self.given.exchangeable.bound - self.alternatives[name].exchangeable.bound
 
     @property
     def unit(self) -> str:
         """What differences are per: "datum", or the plates that hold all local sites."""
-        return _units(self.given).unit
+        return self.given.exchangeable.unit
 
     def gain(self, name: str) -> tuple[float, float]:
         """Mean and standard error of ``given - alternative``, nats per ``unit``, paired by unit.
@@ -60,25 +59,18 @@ class MemoryContribution(Record):
         difference = self.differences(name)
         return difference.mean().item(), standard_error(difference)
 
-    def __repr__(self) -> str:
-        given = _units(self.given)
-        known = ", given the global latents" if self.given.draws else ""
     def _shown(self) -> tuple[str, Rows, Sequence[str]]:
+        given = self.given.exchangeable
+        known = ", given the global latents" if self.given.draws else ""
         rows = [
             ("memory", "log p(x) >=", "se", "lost", "se"),
             ("given", number(given.mean), number(given.se), "", ""),
         ]
         for name, other in self.alternatives.items():
-            mean, se = _units(other).mean, _units(other).se
-            rows.append((name, number(mean), number(se), *map(number, self.gain(name))))
+            own = other.exchangeable
+            rows.append((name, number(own.mean), number(own.se), *map(number, self.gain(name))))
         count = counted(len(given.bound), given.unit)
         head = f"MemoryContribution, {count}, {self.given.particles} particles, nats per {given.unit}{known}"
-        return f"{head}\n{table(rows)}"
-            gain, se = self.gain(name)
-            rows.append((name, number(other.mean), number(other.se), number(gain), number(se)))
-        unit = self.given.unit
-        count = counted(len(self.given.bound), unit)
-        head = f"MemoryContribution, {count}, {self.given.particles} particles, nats per {unit}"
         return head, rows, ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,11 +94,6 @@ class MemoryContribution(Record):
             xlabel=f"nats per {self.unit} lost against the memory as given",
         )
         return ax
-
-
-def _units(estimate: BoundEstimate) -> BoundEstimate:
-    """The estimate whose entries are exchangeable."""
-    return estimate if estimate.given_globals is None else estimate.given_globals
 
 
 @checked

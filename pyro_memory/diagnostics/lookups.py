@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pyro_memory.diagnostics.addresses import ADDRESSES
 from pyro_memory.diagnostics.axes import Axes, axes_or_new
 from pyro_memory.diagnostics.sites import base, frames
-from pyro_memory.diagnostics.tables import counted, number, table
+from pyro_memory.diagnostics.tables import Record, Rows, counted, number
 from pyro_memory.gate import checked
 from pyro_memory.inference import (
     OneDraw,
@@ -33,7 +33,7 @@ from pyro_memory.inference import (
 
 @checked
 @dataclass(frozen=True, repr=False)
-class PosteriorAddress:
+class PosteriorAddress(Record):
     """The posterior p(a | x) of a discrete latent, for each lookup.
 
     Attributes:
@@ -59,7 +59,7 @@ class PosteriorAddress:
         """What is not known of each lookup, nats."""
         return -torch.special.xlogy(self.probs, self.probs).sum(-1)
 
-    def __repr__(self) -> str:
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
         best, where = self.probs.flatten(0, -2).max(-1)
         errors = self.se.flatten(0, -2).gather(-1, where.unsqueeze(-1))
         count, low = self.probs[..., 0].numel(), int((self.effective_particles < 5).sum())
@@ -70,7 +70,7 @@ class PosteriorAddress:
             ("fewer than 5 effective particles", f"{100 * low / len(self.effective_particles):.1f}%", ""),
         ]
         head = f"PosteriorAddress of {self.site}: {counted(count, self.unit)}, {self.probs.shape[-1]} values"
-        return f"{head}, {self.particles} particles each, {self.method}\n{table(rows)}"
+        return f"{head}, {self.particles} particles each, {self.method}", rows, ()
 
     def to_dict(self) -> dict[str, Any]:
         """Gives probabilities and errors as lists, with what they rest on."""

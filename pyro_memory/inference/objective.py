@@ -17,10 +17,9 @@ from torch import Tensor
 from pyro_memory.gate import checked
 from pyro_memory.inference.particles import OneDraw, Particles
 from pyro_memory.inference.weights import Weights, weigh
+from pyro_memory.naming import call_of
 
 Traces = Sequence[tuple[Trace, Trace]]
-from pyro_memory.inference.particles import Particles
-from pyro_memory.naming import call_of
 
 
 @checked
