@@ -13,16 +13,24 @@ standard errors, and has ``to_dict()`` and ``plot(ax)``. Imports: ``inference``,
 usage, levels (``plot_images``, ``plot_usage``, ``plot_levels``, ``plot_text``); prints and displays a record
 (``Record``)? Each tells standard errors, and has ``to_dict()`` and ``plot(ax)``. Imports: ``inference``, ``stores``,
 ``distributions``, ``nets``, ``data``.
+(``information_gain``); splits the ELBO into what latents cost and what they explain (``rate_distortion``); what the
+memory was worth (``memory_contribution``); how surprising each token was (``token_surprise``); how good generated
+images are (``frechet_distance``, ``class_agreement``, by ``train_classifier``); hands a record to ArviZ
+(``to_arviz``); draws images, usage, levels, pairs side by side (``plot_images``, ``plot_usage``, ``plot_levels``,
+``plot_text``, ``plot_rate_distortion``)? A record prints itself with standard errors, and has ``to_dict()`` and
+``plot(ax)``. Imports: ``inference``, ``stores``, ``distributions``, ``nets``, ``data``.
 """
 
 from pyro_memory.diagnostics.addresses import AddressInformation
 from pyro_memory.diagnostics.arviz import to_arviz
 from pyro_memory.diagnostics.axes import BLUE, GREY, ORANGE, Axes, axes_or_new, plot_images, plot_levels, plot_usage
 from pyro_memory.diagnostics.bound import BoundEstimate, importance_bound
+from pyro_memory.diagnostics.continuous import LatentInformation
 from pyro_memory.diagnostics.contribution import MemoryContribution, memory_contribution
 from pyro_memory.diagnostics.information import InformationGain, information_gain
 from pyro_memory.diagnostics.lookups import PosteriorAddress, posterior_address
 from pyro_memory.diagnostics.posterior import posterior_to_arviz
+from pyro_memory.diagnostics.rate import RateDistortion, plot_rate_distortion, rate_distortion
 from pyro_memory.diagnostics.samples import (
     ClassAgreement,
     FeatureClassifier,
@@ -47,10 +55,12 @@ __all__ = [
     "FeatureClassifier",
     "FrechetDistance",
     "InformationGain",
+    "LatentInformation",
     "MemoryContribution",
     "PosteriorAddress",
     "Record",
     "Rows",
+    "RateDistortion",
     "SiteInformation",
     "TokenSurprise",
     "axes_or_new",
@@ -61,11 +71,13 @@ __all__ = [
     "memory_contribution",
     "plot_images",
     "plot_levels",
+    "plot_rate_distortion",
     "plot_text",
     "plot_usage",
     "posterior_address",
     "posterior_to_arviz",
     "prototype_sets",
+    "rate_distortion",
     "standard_error",
     "to_arviz",
     "token_surprise",

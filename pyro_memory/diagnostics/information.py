@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.infer.inspect import get_dependencies
 from torch import Tensor
-from torch.distributions import biject_to
 
 from pyro_memory.diagnostics.addresses import ADDRESSES, AddressInformation, address_information
 from pyro_memory.diagnostics.axes import BLUE, GREY, ORANGE, Axes, axes_or_new
@@ -27,8 +24,11 @@ from pyro_memory.diagnostics.sites import (
     site_kl,
 )
 from pyro_memory.diagnostics.tables import Record, Rows, number
+from pyro_memory.diagnostics.continuous import LatentInformation, is_continuous, latent_information
+from pyro_memory.diagnostics.looks import Look, look
+from pyro_memory.diagnostics.sites import SiteInformation, base, cells, draws_se, frames, site_information, site_kl
+from pyro_memory.diagnostics.tables import number, table
 from pyro_memory.gate import checked
-from pyro_memory.inference import KeepFrozen, Particles, check_call, check_sites, stochastic_sites
 
 
 @checked
@@ -43,6 +43,8 @@ class InformationGain(Record):
         draws: how many draws of the ancestors were averaged.
         notes: what could not be given, and why.
         data: how many data there are: cells of the plates around all observations, of a subsample those chosen.
+        latents: per continuous site that lies in a plate over data, how it was used: KL by dimension, active units,
+            mutual information.
     """
 
     sites: dict[str, SiteInformation]
@@ -51,6 +53,7 @@ class InformationGain(Record):
     draws: int
     notes: tuple[str, ...] = field(default=())
     data: int = 1
+    latents: dict[str, LatentInformation] = field(default_factory=dict)
 
     def __getitem__(self, site: str) -> SiteInformation:
         if site not in self.sites:
@@ -65,6 +68,8 @@ class InformationGain(Record):
         head = f"InformationGain of {self.data} data, {self.draws} draws of the ancestors"
         extra = [line for name, a in self.addresses.items() for line in a.lines(name)]
         return head, rows, [*extra, *(f"note: {note}" for note in self.notes)]
+        extra = [line for name, a in [*self.addresses.items(), *self.latents.items()] for line in a.lines(name)]
+        return "\n".join([head, table(rows), *extra, *(f"note: {note}" for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the summary as plain numbers."""
@@ -72,35 +77,34 @@ class InformationGain(Record):
             name: {"mean": s.mean, "se": s.se, "draws_se": s.draws_se, "unit": s.unit, "method": s.method}
             for name, s in [*self.sites.items(), ("joint", self.joint)]
         }
-        addresses = {
-            name: {
-                k: (v.tolist() if isinstance(v, Tensor) else v) for k, v in vars(a).items() if v is not None and v != ""
-            }
-            for name, a in self.addresses.items()
+        used = {
+            kind: {name: _plain(use) for name, use in uses.items()}
+            for kind, uses in (("addresses", self.addresses), ("latents", self.latents))
         }
-        counts = {"draws": self.draws, "data": self.data}
-        return {"sites": sites, "addresses": addresses, **counts, "notes": list(self.notes)}
+        return {"sites": sites, **used, "draws": self.draws, "data": self.data, "notes": list(self.notes)}
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draws nats a site with two standard errors over data; a tick marks an address's ceiling."""
+        """Draws nats a site with two standard errors over data; a line marks an address's ceiling."""
         ax = axes_or_new(ax)
-        names = [name for name, site in self.sites.items() if site.kl is not None]
-        for i, name in enumerate(names):
-            site = self.sites[name]
-            se = 0.0 if math.isnan(site.se) else site.se
-            ax.barh(i, site.mean, xerr=2 * se, color=BLUE if name in self.addresses else GREY)
-            end = site.mean + 2 * se
+        known = {name: site for name, site in self.sites.items() if site.kl is not None}
+        for i, (name, site) in enumerate(known.items()):
+            error = 0.0 if math.isnan(site.se) else 2 * site.se
+            ax.barh(i, site.mean, xerr=error, color=BLUE if name in self.addresses else GREY)
             if name in self.addresses:
                 ceiling = self.addresses[name].ceiling
-                ax.plot([ceiling, ceiling], [i - 0.4, i + 0.4], color=ORANGE, label=f"ceiling of {name}")
-                end = max(end, ceiling)
-            ax.annotate(f" {site.mean:.2f}", (end, i), va="center")
-        ax.set(yticks=range(len(names)), yticklabels=names, xlabel="KL(q || p), nats")
+                ax.plot([ceiling, ceiling], [i - 0.4, i + 0.4], color=ORANGE)
+                ax.annotate(f" ceiling {ceiling:.2f}", (ceiling, i - 0.25), va="center", color=ORANGE)
+        labels = [f"{name}\n{site.mean:.2f} nats/{site.unit}" for name, site in known.items()]
+        ax.set(yticks=range(len(labels)), yticklabels=labels, xlabel="KL(q || p), nats")
         ax.invert_yaxis()
-        ax.margins(x=0.15)
-        if self.addresses:
-            ax.legend(frameon=False)
+        ax.margins(x=0.35 if self.addresses else 0.05)
         return ax
+
+
+def _plain(use: AddressInformation | LatentInformation) -> dict[str, Any]:
+    """A record's known facts as plain numbers."""
+    known = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(use).items() if v is not None}
+    return {k: v for k, v in known.items() if v != ""}
 
 
 @checked
@@ -162,87 +166,46 @@ def information_gain(
             else SiteInformation(None, unit, "joint only", math.nan)
         )
         if isinstance(base(q["fn"]), ADDRESSES) and kl is not None:
+    found = look(model, guide, args, kwargs, draws=draws, max_plate_nesting=max_plate_nesting)
+    sites: dict[str, SiteInformation] = {}
+    addresses: dict[str, AddressInformation] = {}
+    latents: dict[str, LatentInformation] = {}
+    for name in found.order:
+        q, p, unit = found.guide_sites[name], found.model_sites[name], found.unit(frames(found.guide_sites[name]))
+        if name in found.undefined:
+            sites[name] = SiteInformation(None, unit, "joint only", math.nan)
+            continue
+        plates = [f for f in frames(q) if f in found.data_plates]
+        kl, method = site_kl(q, p)
+        sites[name] = site_information(kl, method, q, plates, unit)
+        if isinstance(base(q["fn"]), ADDRESSES):
             lookups = math.prod(f.size for f in frames(q))
             addresses[name] = address_information(base(q["fn"]), base(p["fn"]), lookups, args, kwargs)
-    notes = [f"site {n} has no KL of its own: a parent of it in the model follows it in the guide" for n in undefined]
-    joint = _joint(sites, order, guide_sites, model_sites, data_plates, bool(undefined))
-    count = math.prod(f.size for f in data_plates)
-    return InformationGain(sites, joint, addresses, draws, tuple(notes), count)
+        elif plates and is_continuous(q):
+            latents[name] = latent_information(q, p, plates, unit)
+    notes = [
+        f"site {n} has no KL of its own: a parent of it in the model follows it in the guide" for n in found.undefined
+    ]
+    return InformationGain(sites, _joint(sites, found), addresses, draws, tuple(notes), found.data, latents)
 
 
-def _with_density(name: str, guide_sites: dict[str, Site], p: Site) -> Site:
-    """A latent's site in the guide; for an automatic guide, with the distribution that its value was made from.
-
-    Such a guide draws ``<name>_unconstrained`` and gives the latent itself as a point.
-    """
-    q = guide_sites[name]
-    if not isinstance(base(q["fn"]), dist.Delta):
-        return q
-    source = guide_sites.get(f"{name}_unconstrained")
-    if source is None:
-        raise ValueError(
-            f"the guide must give each latent a density; {name} is a point there, or drawn together with others. Use "
-            "AutoNormal, or a guide of your own"
-        )
-    if torch.equal(source["value"], q["value"]):
-        return q | {"fn": source["fn"]}
-    return q | {"fn": dist.TransformedDistribution(source["fn"], biject_to(p["fn"].support))}
-
-
-def _data_plates(model_sites: dict[str, Site]) -> list[Any]:
-    """The plates around all observations (all sites, if nothing is observed): their cells are the data."""
-    observed = [set(frames(s)) for s in model_sites.values() if s["is_observed"]]
-    stacks = observed or [set(frames(s)) for s in model_sites.values()]
-    return sorted(set.intersection(*stacks), key=lambda f: f.dim) if stacks else []
-
-
-def _unit(frames: Iterable[Any], data_plates: list[Any]) -> str:
-    own = [f for f in frames if f in data_plates]
-    if own and own == data_plates:
-        return "datum"
-    return " x ".join(f.name for f in own) if own else "data set"
-
-
-def _without_own_kl(model: Callable, args: tuple, kwargs: dict, latents: list[str], order: list[str]) -> list[str]:
-    """The sites that some parent of theirs in the model follows in the guide."""
-    earlier = {name: set(latents[:i]) for i, name in enumerate(latents)}
-    late = [name for name in latents if earlier[name] - set(order[: order.index(name)])]
-    if not late:
-        return []
-    try:  # the trace order names more parents than there are: ask what each site really depends on
-        with poutine.block(), KeepFrozen(), torch.random.fork_rng():
-            found = get_dependencies(model, args, kwargs)["prior_dependencies"]
-        parents = {name: set(found.get(name, {})) - {name} for name in latents}
-    except Exception:
-        # Provenance does not survive every operation; the trace order is the safe superset.
-        parents = earlier
-    return [name for name in latents if (parents[name] & set(latents)) - set(order[: order.index(name)])]
-
-
-def _joint(
-    sites: dict[str, SiteInformation],
-    order: list[str],
-    guide_sites: dict[str, Site],
-    model_sites: dict[str, Site],
-    data_plates: list[Any],
-    undefined: bool,
-) -> SiteInformation:
+def _joint(sites: dict[str, SiteInformation], found: Look) -> SiteInformation:
     """The KL of all latents: the sum of the sites', or by Monte Carlo where some site has none of its own."""
     per_datum = all(s.unit == "datum" for s in sites.values())
     unit = "datum" if per_datum else "data set"
     if not sites:
         return SiteInformation(None, unit, "no latents", math.nan)
-    if not undefined:
+    if not found.undefined:
         # Of a subsample, what it says of the data set counts full size over size.
-        own = [[f for f in frames(guide_sites[name]) if f in data_plates] for name in order]
+        own = [[f for f in frames(found.guide_sites[name]) if f in found.data_plates] for name in sites]
         scales = [math.prod((f.full_size or f.size) / f.size for f in plates) for plates in own]
         kls = [s.kl if per_datum else (s.kl.sum() * k).reshape(1) for s, k in zip(sites.values(), scales, strict=True)]
         error = math.sqrt(sum(s.draws_se**2 for s in sites.values())) if per_datum else math.nan
         return SiteInformation(sum(kls), unit, "sum of sites", error)
     total: Any = 0.0
-    for name in order:
-        q, p = guide_sites[name], model_sites[name]
+    for name in sites:
+        q, p = found.guide_sites[name], found.model_sites[name]
         difference = q["fn"].log_prob(q["value"]) - p["fn"].log_prob(q["value"])
-        draws, scale = cells(difference, q, data_plates if per_datum else [])
+        draws, scale = cells(difference, q, found.data_plates if per_datum else [])
         total = total + draws * scale
     return SiteInformation(total.mean(0).flatten(), unit, "Monte Carlo", draws_se(total, 1.0))

@@ -40,6 +40,7 @@ from pyro_memory import (
     posterior_address,
     posterior_to_arviz,
     pretrained,
+    rate_distortion,
     remember,
     token_surprise,
 )
@@ -107,6 +108,8 @@ ROWS = {
     "importance_bound with an index": (indexed, lambda m, g: importance_bound(m, g, X, MEMORY, particles=3), True),
     "information_gain": (vma, lambda m, g: information_gain(m, g, X, MEMORY, draws=2), True),
     "information_gain of templates": (with_templates, lambda m, g: information_gain(m, g, X, draws=2), True),
+    "rate_distortion": (vma, lambda m, g: rate_distortion(m, g, X, MEMORY, draws=2), True),
+    "rate_distortion of templates": (with_templates, lambda m, g: rate_distortion(m, g, X, draws=2), True),
     "memory_contribution": (
         vma,
         lambda m, g: memory_contribution(m, g, X, MEMORY, alternatives={"other": SlotMemory(X)}, particles=2),

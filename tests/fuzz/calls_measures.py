@@ -33,8 +33,10 @@ from pyro_memory.diagnostics import (
     FeatureClassifier,
     FrechetDistance,
     InformationGain,
+    LatentInformation,
     MemoryContribution,
     PosteriorAddress,
+    RateDistortion,
     SiteInformation,
     TokenSurprise,
     axes_or_new,
@@ -42,10 +44,12 @@ from pyro_memory.diagnostics import (
     frechet_distance,
     plot_images,
     plot_levels,
+    plot_rate_distortion,
     plot_text,
     plot_usage,
     posterior_to_arviz,
     prototype_sets,
+    rate_distortion,
     standard_error,
     to_arviz,
     token_surprise,
@@ -92,6 +96,14 @@ def usage():
 
 def address():
     return AddressInformation(5, 1.6, 4.0, 3, "", 0.5, 0.1, usage(), torch.zeros(5).bool())
+
+
+def latent():
+    return LatentInformation(2, 3, "datum", "", torch.rand(2), torch.ones(2).bool())
+
+
+def rate():
+    return RateDistortion(torch.rand(2, 3), torch.rand(2, 3))
 
 
 def gain():
@@ -141,10 +153,23 @@ DIAGNOSTICS = {
     "FrechetDistance": lambda: (FrechetDistance, called(distance=1.0, se=0.1, counts=(4, 5))),
     "InformationGain": lambda: (
         InformationGain,
-        called(sites={"a": site()}, joint=site(), addresses={"a": address()}, draws=2, notes=("a note",)),
+        called(
+            sites={"a": site()}, joint=site(), addresses={"a": address()}, draws=2, notes=("a note",),
+            latents={"z": latent()},
+        ),
     ),
     "InformationGain.__getitem__": lambda: (gain().__getitem__, called(site="a")),
     "InformationGain.plot": lambda: (gain().plot, called(ax=None)),
+    "LatentInformation": lambda: (
+        LatentInformation,
+        called(
+            dims=2, data=3, unit="datum", reason="", kl_by_dimension=torch.rand(2), informative=torch.ones(2).bool(),
+            mean_variance=torch.rand(2), active=torch.ones(2).bool(), mutual_information=0.5,
+            mutual_information_se=0.1, marginal_kl=0.1, marginal_kl_se=0.1,
+        ),
+    ),
+    "LatentInformation.lines": lambda: (latent().lines, called(name="z")),
+    "LatentInformation.plot": lambda: (latent().plot, called(ax=None)),
     "MemoryContribution": lambda: (
         MemoryContribution,
         called(given=estimate(), alternatives={"shuffled": estimate()}),
@@ -166,6 +191,8 @@ DIAGNOSTICS = {
             site="a", exact=False, particles=4, draws=2, chunk_size=2, max_plate_nesting=1, progress=False,
         ),
     ),
+    "RateDistortion": lambda: (RateDistortion, called(rates=torch.rand(2, 3), distortions=torch.rand(2, 3))),
+    "RateDistortion.plot": lambda: (rate().plot, called(ax=None)),
     "SiteInformation": lambda: (
         SiteInformation,
         called(kl=torch.rand(3), unit="datum", method="closed form", draws_se=0.1),
@@ -196,6 +223,7 @@ DIAGNOSTICS = {
     ),
     "plot_images": lambda: (plot_images, called(rows=[images(), images()], labels=("one", "two"), ax=None)),
     "plot_levels": lambda: (plot_levels, called(nats={1: {"a": 0.5}, 2: {"a": 0.7}}, ax=None)),
+    "plot_rate_distortion": lambda: (plot_rate_distortion, called(estimates={"one": rate()}, ax=None)),
     "plot_text": lambda: (
         plot_text,
         called(text="abc", nats=torch.rand(3), ax=None, columns=72, highest=8.0),
@@ -208,6 +236,10 @@ DIAGNOSTICS = {
     "prototype_sets": lambda: (
         prototype_sets,
         called(data=letters(), classes=longs(0, 2), support=1, seed=0),
+    ),
+    "rate_distortion": lambda: (
+        positional(rate_distortion, "model", "guide", "x", "memory"),
+        looked_up(draws=2, max_plate_nesting=1),
     ),
     "standard_error": lambda: (standard_error, called(values=torch.randn(5))),
     "to_arviz": lambda: (to_arviz, called(record=estimate())),
