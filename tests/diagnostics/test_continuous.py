@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch.testing import assert_close
 
 from pyro_memory import LatentInformation, information_gain
-from pyro_memory.diagnostics import continuous
+from pyro_memory.diagnostics import continuous, standard_error
 
 GUIDES = {"exact": EXACT, "off": OFF}
 
@@ -94,6 +94,13 @@ def test_the_standard_errors_are_what_repetitions_spread():
         assert 0.6 < told / spread < 1.7
 
 
+def test_the_standard_error_is_that_of_the_means_of_data():
+    cell = (torch.arange(5)[:, None] + torch.arange(3)) % 5
+    terms = torch.randn(5, 3).double()
+    means = torch.stack([terms[cell == n].mean() for n in range(5)])
+    assert continuous._mean_and_error(terms, cell, 5) == pytest.approx((means.mean().item(), standard_error(means)))
+
+
 def test_the_mutual_information_never_exceeds_log_n():
     latent = use(*two_places(scale=1e-3), draws=20)  # two heaps of 20 equal data
     assert latent.mutual_information == pytest.approx(math.log(2), rel=1e-6)
@@ -110,6 +117,7 @@ def test_the_mutual_information_never_exceeds_log_n():
 
 def test_more_data_than_fit_are_sampled_evenly_and_chunks_change_nothing(monkeypatch):
     x, runs = data(300), []
+    x = x[x.square().sum(-1).argsort()]  # those that come first say least
     for rows, elements in ((4096, 2**22), (4096, 1), (120, 2**22)):
         monkeypatch.setattr(continuous, "ROWS", rows)
         monkeypatch.setattr(continuous, "ELEMENTS", elements)
