@@ -212,6 +212,20 @@ def test_the_record_prints_exports_and_plots(tiny_pair, shared_memory):
     ax.figure.clear()
 
 
+def test_a_figure_writes_each_number_beside_what_it_is_of(tiny_pair, shared_memory):
+    gain = information_gain(*tiny_pair, ink(4, 1, 6, 6), shared_memory)
+    ax = gain.plot()
+    for bar, label, name in zip(ax.patches, ax.get_yticklabels(), gain.sites, strict=True):
+        assert bar.get_width() == pytest.approx(gain[name].mean)
+        assert bar.get_y() < label.get_position()[1] < bar.get_y() + bar.get_height()
+        assert label.get_text() == f"{name}\n{gain[name].mean:.2f} nats/datum"
+    (ceiling,) = ax.texts
+    assert ceiling.get_text().strip() == "ceiling 1.61"
+    assert ceiling.xy[0] == gain.addresses["a"].ceiling
+    assert set(ax.lines[-1].get_xdata()) == {gain.addresses["a"].ceiling}
+    ax.figure.clear()
+
+
 def test_bad_arguments_are_refused():
     model, guide = discrete_pair(torch.zeros(N, SLOTS))
     with pytest.raises(ValueError, match="`draws` must be at least 1"):

@@ -176,3 +176,13 @@ def test_points_stand_where_they_are_and_levels_say_their_elbo():
         x, y = label.get_position()
         assert -(x + y) == pytest.approx(float(label.get_text().replace("−", "-").split()[1]), abs=0.05 * (x1 - x0))
     plt.close(ax.figure)
+
+
+def test_error_bars_lie_along_their_own_axis():
+    rates = torch.tensor([10.0, 10.0, 10.0]).expand(2, 3)
+    ax = plot_rate_distortion({"one": RateDistortion(rates, rates + torch.tensor([-3.0, 0.0, 3.0]))})
+    error = 2 * standard_error(torch.tensor([7.0, 10.0, 13.0]))
+    (_, _, (across, along)) = ax.containers[0].lines
+    assert across.get_segments()[0].tolist() == [[10, 10], [10, 10]]
+    assert along.get_segments()[0][:, 1].tolist() == pytest.approx([10 - error, 10 + error])
+    plt.close(ax.figure)
