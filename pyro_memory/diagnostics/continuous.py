@@ -232,16 +232,17 @@ def _split(q: Site, p: Site, layout: _Layout) -> dict[str, float]:
     # All pairs (draw, cell), or as many as fit, spread over the cells.
     count, draw = max(1, min(cells, ROWS // draws)), torch.arange(draws, device=log_p.device)
     cell = (torch.arange(count, device=log_p.device)[:, None] + draw * max(1, cells // draws)) % cells
-    information, marginal = [], []
-    for part in cell.split(max(1, ELEMENTS // values.numel())):
+    terms, size = log_p.new_empty(2, count, draws), max(1, ELEMENTS // values.numel())
+    for part, found in zip(cell.split(size), terms.split(size, 1), strict=True):
         log_q = layout.of_log_probs(q["fn"].log_prob(layout.as_values(values[draw, part]))).double()
         mixture = log_q.logsumexp(-1) - math.log(cells)
-        information.append(log_q.gather(-1, part[..., None])[..., 0] - mixture)
-        marginal.append(mixture - log_p[draw, part])
-    out = {}
-    for name, terms in (("mutual_information", information), ("marginal_kl", marginal)):
-        out[name], out[f"{name}_se"] = _mean_and_error(torch.cat(terms), cell, cells)
-    return out
+        found[0] = log_q.gather(-1, part[..., None])[..., 0] - mixture
+        found[1] = mixture - log_p[draw, part]
+    (information, information_se), (marginal, marginal_se) = (_mean_and_error(t, cell, cells) for t in terms)
+    return {
+        "mutual_information": information, "mutual_information_se": information_se, "marginal_kl": marginal,
+        "marginal_kl_se": marginal_se,
+    }  # fmt: skip
 
 
 def _mean_and_error(terms: Tensor, cell: Tensor, cells: int) -> tuple[float, float]:
