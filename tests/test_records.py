@@ -5,7 +5,7 @@ from html import unescape
 
 import pytest
 import torch
-from fuzz.calls_measures import address, contribution, estimate, gain, site, surprise
+from fuzz.calls_measures import address, contribution, estimate, found, gain, latent, rate, site, surprise
 
 from pyro_memory import Card, Consolidation, FitResult, diagnostics, pretrained
 from pyro_memory.cards import Cards
@@ -37,7 +37,10 @@ RECORDS = {
     "FitResult": fit_result,
     "FrechetDistance": lambda: FrechetDistance(1.0, 0.1, (4, 5)),
     "InformationGain": gain,
+    "LatentInformation": latent,
     "MemoryContribution": contribution,
+    "PosteriorAddress": found,
+    "RateDistortion": rate,
     "SiteInformation": site,
     "TokenSurprise": surprise,
 }

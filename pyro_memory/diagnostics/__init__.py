@@ -1,24 +1,13 @@
 """Measurements in nats: an estimator, its record and its figure in one file.
 
 Where is the thing that ... bounds log p(x) (``importance_bound``); says what each latent and each lookup carried
-(``information_gain``), what a lookup found (``posterior_address``), what the memory was worth
-(``memory_contribution``), how surprising each token was (``token_surprise``); how good generated images are
-(``frechet_distance``, ``class_agreement``, by ``train_classifier``); hands a record to ArviZ (``to_arviz``); draws
-images, usage, levels (``plot_images``, ``plot_usage``, ``plot_levels``, ``plot_text``)? A record prints itself with
-standard errors, and has ``to_dict()`` and ``plot(ax)``. Imports: ``inference``, ``stores``,
-``distributions``, ``nets``, ``data``.
-(``information_gain``); what the memory was worth (``memory_contribution``); how surprising each token was
+(``information_gain``), what a lookup found (``posterior_address``), what latents cost and what they explain
+(``rate_distortion``), what the memory was worth (``memory_contribution``), how surprising each token was
 (``token_surprise``); how good generated images are (``frechet_distance``, ``class_agreement``, by
 ``train_classifier``); hands ArviZ a record (``to_arviz``) or a guide's draws (``posterior_to_arviz``); draws images,
-usage, levels (``plot_images``, ``plot_usage``, ``plot_levels``, ``plot_text``); prints and displays a record
-(``Record``)? Each tells standard errors, and has ``to_dict()`` and ``plot(ax)``. Imports: ``inference``, ``stores``,
-``distributions``, ``nets``, ``data``.
-(``information_gain``); splits the ELBO into what latents cost and what they explain (``rate_distortion``); what the
-memory was worth (``memory_contribution``); how surprising each token was (``token_surprise``); how good generated
-images are (``frechet_distance``, ``class_agreement``, by ``train_classifier``); hands a record to ArviZ
-(``to_arviz``); draws images, usage, levels, pairs side by side (``plot_images``, ``plot_usage``, ``plot_levels``,
-``plot_text``, ``plot_rate_distortion``)? A record prints itself with standard errors, and has ``to_dict()`` and
-``plot(ax)``. Imports: ``inference``, ``stores``, ``distributions``, ``nets``, ``data``.
+usage, levels, pairs side by side (``plot_images``, ``plot_usage``, ``plot_levels``, ``plot_text``,
+``plot_rate_distortion``); prints and displays a record (``Record``)? Each tells standard errors, and has ``to_dict()``
+and ``plot(ax)``. Imports: ``inference``, ``stores``, ``distributions``, ``nets``, ``data``.
 """
 
 from pyro_memory.diagnostics.addresses import AddressInformation
@@ -58,9 +47,9 @@ __all__ = [
     "LatentInformation",
     "MemoryContribution",
     "PosteriorAddress",
+    "RateDistortion",
     "Record",
     "Rows",
-    "RateDistortion",
     "SiteInformation",
     "TokenSurprise",
     "axes_or_new",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from pyro_memory.diagnostics.axes import BLUE, GREY, Axes, axes_or_new
 from pyro_memory.diagnostics.sites import Site, site_kl
-from pyro_memory.diagnostics.tables import counted, number
+from pyro_memory.diagnostics.tables import Record, Rows, counted, number
 from pyro_memory.gate import checked
 from pyro_memory.inference import PARTICLES
 
@@ -23,7 +24,7 @@ ELEMENTS = 2**22  # numbers that a chunk of comparisons may hold
 
 @checked
 @dataclass(frozen=True, repr=False)
-class LatentInformation:
+class LatentInformation(Record):
     r"""How a continuous latent z was used, over N cells: the data, or what the site's plates hold.
 
     The mean KL has two parts: the mutual information ``I(n; z) = E_n KL(q(z|x_n) || q(z))`` says how much z tells which
@@ -68,8 +69,9 @@ class LatentInformation:
     marginal_kl: float | None = None
     marginal_kl_se: float | None = None
 
-    def __repr__(self) -> str:
-        return "\n".join(self.lines("site"))
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
+        first, *others = self.lines("site")
+        return first, (), others
 
     def lines(self, name: str) -> list[str]:
         """Says it in words."""

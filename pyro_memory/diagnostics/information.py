@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -13,21 +12,10 @@ from torch import Tensor
 
 from pyro_memory.diagnostics.addresses import ADDRESSES, AddressInformation, address_information
 from pyro_memory.diagnostics.axes import BLUE, GREY, ORANGE, Axes, axes_or_new
-from pyro_memory.diagnostics.sites import (
-    Site,
-    SiteInformation,
-    base,
-    cells,
-    draws_se,
-    frames,
-    site_information,
-    site_kl,
-)
-from pyro_memory.diagnostics.tables import Record, Rows, number
 from pyro_memory.diagnostics.continuous import LatentInformation, is_continuous, latent_information
-from pyro_memory.diagnostics.looks import Look, look
+from pyro_memory.diagnostics.looks import Look, looks
 from pyro_memory.diagnostics.sites import SiteInformation, base, cells, draws_se, frames, site_information, site_kl
-from pyro_memory.diagnostics.tables import number, table
+from pyro_memory.diagnostics.tables import Record, Rows, number
 from pyro_memory.gate import checked
 
 
@@ -66,10 +54,8 @@ class InformationGain(Record):
         for name, s in [*self.sites.items(), ("joint", self.joint)]:
             rows.append((name, number(s.mean), number(s.se), number(s.draws_se), s.unit, s.method))
         head = f"InformationGain of {self.data} data, {self.draws} draws of the ancestors"
-        extra = [line for name, a in self.addresses.items() for line in a.lines(name)]
-        return head, rows, [*extra, *(f"note: {note}" for note in self.notes)]
         extra = [line for name, a in [*self.addresses.items(), *self.latents.items()] for line in a.lines(name)]
-        return "\n".join([head, table(rows), *extra, *(f"note: {note}" for note in self.notes)])
+        return head, rows, [*extra, *(f"note: {note}" for note in self.notes)]
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the summary as plain numbers."""
@@ -144,32 +130,11 @@ def information_gain(
     References: ELBO surgery (Hoffman & Johnson, 2016),
     http://approximateinference.org/accepted/HoffmanJohnson2016.pdf
     """
-    if draws < 1:
-        raise ValueError(f"`draws` must be at least 1; got {draws}")
-    check_call(model, guide, args, kwargs, "args")
-    sampler = Particles(draws, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
-    sampler.completes = True
-    ((model_trace, guide_trace),) = sampler.traces(model, guide, args, kwargs)
-    model_sites, guide_sites = stochastic_sites(model_trace), stochastic_sites(guide_trace)
-    latents = [name for name, site in model_sites.items() if not site["is_observed"]]
-    check_sites(model_sites, guide_sites)
-    order = [name for name in guide_sites if name in latents]
-    data_plates = _data_plates(model_sites)
-    undefined = _without_own_kl(model, args, kwargs, latents, order)
-    guide_sites |= {name: _with_density(name, guide_sites, model_sites[name]) for name in order}
-    sites, addresses = {}, {}
-    for name in order:
-        q, p = guide_sites[name], model_sites[name]
-        plates = [f for f in frames(q) if f in data_plates] if name not in undefined else []
-        kl, method = site_kl(q, p) if name not in undefined else (None, "")
-        unit = _unit(frames(q), data_plates)
-        sites[name] = (
-            site_information(kl, method, q, plates, unit)
-            if kl is not None
-            else SiteInformation(None, unit, "joint only", math.nan)
-        )
-        if isinstance(base(q["fn"]), ADDRESSES) and kl is not None:
-    found = look(model, guide, args, kwargs, draws=draws, max_plate_nesting=max_plate_nesting)
+    found = [_measured(one, args, kwargs) for one in looks(model, guide, args, kwargs, draws, max_plate_nesting)]
+    return found[0] if len(found) == 1 else _averaged(found)
+
+
+def _measured(found: Look, args: tuple, kwargs: dict) -> InformationGain:
     sites: dict[str, SiteInformation] = {}
     addresses: dict[str, AddressInformation] = {}
     latents: dict[str, LatentInformation] = {}
@@ -189,7 +154,36 @@ def information_gain(
     notes = [
         f"site {n} has no KL of its own: a parent of it in the model follows it in the guide" for n in found.undefined
     ]
-    return InformationGain(sites, _joint(sites, found), addresses, draws, tuple(notes), found.data, latents)
+    return InformationGain(sites, _joint(sites, found), addresses, found.draws, tuple(notes), found.data, latents)
+
+
+def _averaged(parts: list[InformationGain]) -> InformationGain:
+    """The mean of what single draws of global latents gave."""
+
+    def mean(rows: Sequence[SiteInformation]) -> SiteInformation:
+        known = [r.kl for r in rows if r.kl is not None]
+        if not known:
+            return rows[0]
+        kl = torch.stack(known)
+        return replace(rows[0], kl=kl.mean(0), draws_se=draws_se(kl, 1.0))
+
+    def used(rows: Sequence[AddressInformation]) -> AddressInformation:
+        numbers = {f.name: [getattr(r, f.name) for r in rows] for f in fields(AddressInformation)}
+        means = {
+            name: sum(values) / len(values) for name, values in numbers.items()
+            if isinstance(values[0], float) or (name == "usage" and values[0] is not None)
+        }  # fmt: skip
+        dead = None if rows[0].dead is None else torch.stack([r.dead for r in rows]).all(0)
+        return replace(rows[0], **means, dead=dead)
+
+    first = parts[0]
+    return replace(
+        first,
+        sites={name: mean([p.sites[name] for p in parts]) for name in first.sites},
+        joint=mean([p.joint for p in parts]),
+        addresses={name: used([p.addresses[name] for p in parts]) for name in first.addresses},
+        draws=len(parts),
+    )
 
 
 def _joint(sites: dict[str, SiteInformation], found: Look) -> SiteInformation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from pyro.infer.inspect import get_dependencies
 from torch.distributions import biject_to
 
 from pyro_memory.diagnostics.sites import Site, base, frames
-from pyro_memory.inference import KeepFrozen, Particles, check_call, check_sites, stochastic_sites
+from pyro_memory.inference import KeepFrozen, Particles, SameData, check_call, check_sites, stochastic_sites
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Look:
         order: the latents, as the guide draws them.
         undefined: those of them that some parent of theirs in the model follows in the guide: no KL of their own.
         data_plates: the plates around all observations (all sites, if nothing is observed): their cells are the data.
+        draws: how many.
     """
 
     model_sites: dict[str, Site]
@@ -33,6 +34,7 @@ class Look:
     order: list[str]
     undefined: list[str]
     data_plates: list[Any]
+    draws: int
 
     def unit(self, plates: Iterable[Any]) -> str:
         """What a cell of such plates is."""
@@ -47,13 +49,29 @@ class Look:
         return math.prod(f.size for f in self.data_plates)
 
 
-def look(model: Callable, guide: Callable, args: tuple, kwargs: dict, *, draws: int, max_plate_nesting: float) -> Look:
-    """Draws from the guide, and lays model and guide side by side."""
+def looks(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict, draws: int, max_plate_nesting: float
+) -> Iterator[Look]:
+    """Draws from the guide, and lays model and guide side by side: all draws at once, or one by one where all data
+    share latents, whose draws a program need not take with a dimension in front."""
     if draws < 1:
         raise ValueError(f"`draws` must be at least 1; got {draws}")
     check_call(model, guide, args, kwargs, "args")
     sampler = Particles(draws, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
-    (traces,) = sampler.traces(model, guide, args, kwargs)
+    sampler.completes = True
+    sampler.look(model, guide, args, kwargs)
+    if sampler.global_sites:
+        sampler, same = sampler.sized(1), SameData()
+        for _ in range(draws):
+            yield _look(sampler, model, guide, args, kwargs, same, 1)
+    else:
+        yield _look(sampler, model, guide, args, kwargs, SameData(), draws)
+
+
+def _look(
+    sampler: Particles, model: Callable, guide: Callable, args: tuple, kwargs: dict, same: SameData, draws: int
+) -> Look:
+    (traces,) = sampler.traces(model, guide, args, kwargs, same)
     model_sites, guide_sites = map(stochastic_sites, traces)
     latents = [name for name, site in model_sites.items() if not site["is_observed"]]
     check_sites(model_sites, guide_sites)
@@ -63,7 +81,7 @@ def look(model: Callable, guide: Callable, args: tuple, kwargs: dict, *, draws: 
     observed = [set(frames(s)) for s in model_sites.values() if s["is_observed"]]
     stacks = observed or [set(frames(s)) for s in model_sites.values()]
     data_plates = sorted(set.intersection(*stacks), key=lambda f: f.dim) if stacks else []
-    return Look(model_sites, guide_sites, order, undefined, data_plates)
+    return Look(model_sites, guide_sites, order, undefined, data_plates, draws)
 
 
 def _with_density(name: str, guide_sites: dict[str, Site], p: Site) -> Site:

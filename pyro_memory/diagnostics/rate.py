@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_memory.diagnostics.axes import GREY, Axes, axes_or_new
-from pyro_memory.diagnostics.looks import Look, look
+from pyro_memory.diagnostics.looks import Look, looks
 from pyro_memory.diagnostics.sites import Site, cells, draws_se, frames, site_kl
-from pyro_memory.diagnostics.tables import counted, number, standard_error, table
+from pyro_memory.diagnostics.tables import Record, Rows, counted, number, standard_error
 from pyro_memory.gate import checked
 
 
@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 
 @checked
 @dataclass(frozen=True, repr=False)
-class RateDistortion:
+class RateDistortion(Record):
     """Rate R, distortion D and ELBO = -(R + D) of a pair, in nats.
 
     Attributes:
@@ -56,12 +56,12 @@ class RateDistortion:
         """-(R + D), likewise; its errors are those of the sum, as both are of the same data and draws."""
         return _estimate(-(self.rates + self.distortions))
 
-    def __repr__(self) -> str:
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
         rows = [("", f"nats/{self.unit}", "se", "of draws")]
         for name in ("rate", "distortion", "ELBO"):
             rows.append((name, *map(number, getattr(self, name.lower()))))
         draws, data = self.rates.shape
-        return f"RateDistortion of {counted(data, self.unit)}, {draws} draws\n{table(rows)}"
+        return f"RateDistortion of {counted(data, self.unit)}, {draws} draws", rows, ()
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the summary as plain numbers."""
@@ -113,7 +113,12 @@ def rate_distortion(
 
     References: Fixing a Broken ELBO (Alemi et al., 2018), https://arxiv.org/abs/1711.00464
     """
-    found = look(model, guide, args, kwargs, draws=draws, max_plate_nesting=max_plate_nesting)
+    parts = [_split(found) for found in looks(model, guide, args, kwargs, draws, max_plate_nesting)]
+    rates, distortions = (torch.cat([getattr(p, name) for p in parts]) for name in ("rates", "distortions"))
+    return RateDistortion(rates, distortions, parts[0].unit)
+
+
+def _split(found: Look) -> RateDistortion:
     observed = [site for site in found.model_sites.values() if site["is_observed"]]
     if not observed:
         raise ValueError(

@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import ink
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
-from pyro.nn import PyroModule
+from pyro.nn import PyroModule, PyroSample
+from torch import nn
 from torch.testing import assert_close
 
-from pyro_memory import SlotMemory, information_gain
+from pyro_memory import SlotMemory, information_gain, rate_distortion
 
 N, SLOTS = 6, 4
 X = torch.zeros(N)
@@ -278,3 +279,27 @@ def test_a_prior_that_underflows_does_not_make_the_gain_infinite():
     assert_close(gain["a"].kl, torch.full((2,), 0.5 * 200 - torch.tensor(2.0).log().item()))
     gain = information_gain(lambda: program(-float("inf")), lambda: program(0.0), max_plate_nesting=1)
     assert gain["a"].kl.isinf().all()
+
+
+def test_global_weights_of_a_linear_layer_are_measured_draw_by_draw():
+    """A layer takes weights of two dimensions: all draws at once would put theirs in front."""
+    layer = PyroModule[nn.Linear](3, 1)
+    layer.weight = PyroSample(dist.Normal(torch.zeros(1, 3), 1.0).to_event(2))
+    x, y = torch.randn(20, 3), torch.randn(20)
+
+    def program():
+        mean = layer(x).squeeze(-1)
+        with pyro.plate("batch", 20):
+            pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+    guide = AutoNormal(program)
+    guide()
+    gain = information_gain(program, guide, draws=4)
+    posterior = dist.Normal(guide.locs.weight, guide.scales.weight)
+    exact = torch.distributions.kl_divergence(posterior, dist.Normal(torch.zeros(1, 3), 1.0)).sum()
+    assert gain["weight"].unit == "data set"
+    assert gain.draws == 4
+    assert gain["weight"].mean == pytest.approx(exact.item(), rel=1e-4)
+    parts = rate_distortion(program, guide, draws=4)
+    assert parts.rate.mean == pytest.approx(exact.item(), rel=1e-4)
+    assert len(parts.rates) == 4
