@@ -14,12 +14,14 @@ from pyro_memory.diagnostics.addresses import AddressInformation
 from pyro_memory.diagnostics.arviz import to_arviz
 from pyro_memory.diagnostics.axes import BLUE, GREY, ORANGE, Axes, axes_or_new, plot_images, plot_levels, plot_usage
 from pyro_memory.diagnostics.bound import BoundEstimate, importance_bound
+from pyro_memory.diagnostics.calibration import Calibration, calibrate
 from pyro_memory.diagnostics.continuous import LatentInformation
 from pyro_memory.diagnostics.contribution import MemoryContribution, memory_contribution
 from pyro_memory.diagnostics.information import InformationGain, information_gain
 from pyro_memory.diagnostics.lookups import PosteriorAddress, posterior_address
 from pyro_memory.diagnostics.posterior import posterior_to_arviz
 from pyro_memory.diagnostics.rate import RateDistortion, plot_rate_distortion, rate_distortion
+from pyro_memory.diagnostics.reliability import Reliability
 from pyro_memory.diagnostics.samples import (
     ClassAgreement,
     FeatureClassifier,
@@ -32,6 +34,7 @@ from pyro_memory.diagnostics.samples import (
 from pyro_memory.diagnostics.sites import SiteInformation
 from pyro_memory.diagnostics.surprise import TokenSurprise, plot_text, token_surprise
 from pyro_memory.diagnostics.tables import Record, Rows, standard_error
+from pyro_memory.diagnostics.uniformity import SiteCalibration
 
 __all__ = [
     "BLUE",
@@ -40,6 +43,7 @@ __all__ = [
     "AddressInformation",
     "Axes",
     "BoundEstimate",
+    "Calibration",
     "ClassAgreement",
     "FeatureClassifier",
     "FrechetDistance",
@@ -49,10 +53,13 @@ __all__ = [
     "PosteriorAddress",
     "RateDistortion",
     "Record",
+    "Reliability",
     "Rows",
+    "SiteCalibration",
     "SiteInformation",
     "TokenSurprise",
     "axes_or_new",
+    "calibrate",
     "class_agreement",
     "frechet_distance",
     "importance_bound",

@@ -42,6 +42,14 @@ def standard_error(values: Float[Tensor, " datum"]) -> float:
     return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
 
 
+def clustered(values: Float[Tensor, "cluster *cells"]) -> tuple[float, float]:
+    """The mean of all values that are numbers, and its standard error where only clusters are independent."""
+    here = ~values.isnan()
+    counts, sums = (t.double().reshape(len(t), -1).sum(-1) for t in (here, values.where(here, 0.0)))
+    mean = (sums.sum() / counts.sum()).item()
+    return mean, standard_error((sums - mean * counts) / counts.mean())
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """Writes a number, or a dash for one that is not known."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
@@ -72,3 +80,9 @@ def _html_row(row: Sequence[str], tag: str) -> str:
 def counted(count: int, unit: str) -> str:
     """Says how many of a unit there are."""
     return f"{count} {unit}" + ("s" if count != 1 else "") if unit != "datum" else f"{count} data"
+
+
+def percent(share: float, se: float) -> str:
+    """Writes a share with its standard error, in percent: 61% (2)."""
+    digits = 0 if math.isnan(se) or se >= 0.01 else 1
+    return f"{100 * share:.{digits}f}% ({'-' if math.isnan(se) else f'{100 * se:.{digits}f}'})"

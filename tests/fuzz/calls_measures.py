@@ -29,6 +29,7 @@ from pyro_memory import (
 from pyro_memory.diagnostics import (
     AddressInformation,
     BoundEstimate,
+    Calibration,
     ClassAgreement,
     FeatureClassifier,
     FrechetDistance,
@@ -37,9 +38,12 @@ from pyro_memory.diagnostics import (
     MemoryContribution,
     PosteriorAddress,
     RateDistortion,
+    Reliability,
+    SiteCalibration,
     SiteInformation,
     TokenSurprise,
     axes_or_new,
+    calibrate,
     class_agreement,
     frechet_distance,
     plot_images,
@@ -118,6 +122,18 @@ def found():
     return PosteriorAddress(torch.rand(3, 5), torch.rand(3, 5), torch.ones(3), 4, "a", "datum", "enumerated")
 
 
+def ranked():
+    return SiteCalibration(torch.rand(6, 1, 2), torch.zeros(2, 99))
+
+
+def calibration():
+    return Calibration({"z": ranked()}, 6, 9)
+
+
+def reliability():
+    return Reliability(*torch.rand(4, 6, 10))
+
+
 def surprise():
     return TokenSurprise(torch.rand(2, 5), torch.ones(2, 5).bool())
 
@@ -146,6 +162,9 @@ DIAGNOSTICS = {
     ),
     "BoundEstimate.cat": lambda: (BoundEstimate.cat, called(parts=[estimate(), estimate()])),
     "BoundEstimate.plot": lambda: (estimate().plot, called(ax=None)),
+    "Calibration": lambda: (Calibration, called(sites={"z": ranked()}, simulations=6, draws=9)),
+    "Calibration.__getitem__": lambda: (calibration().__getitem__, called(site="z")),
+    "Calibration.plot": lambda: (calibration().plot, called(ax=None)),
     "ClassAgreement": lambda: (ClassAgreement, called(agreement=0.5, se=0.1, real=0.9, real_se=0.1, chance=0.2)),
     "FeatureClassifier": lambda: (FeatureClassifier, called(shape=SHAPE, classes=5, dim=4)),
     "FeatureClassifier.features": lambda: (classifier().features, called(images=images())),
@@ -193,6 +212,17 @@ DIAGNOSTICS = {
     ),
     "RateDistortion": lambda: (RateDistortion, called(rates=torch.rand(2, 3), distortions=torch.rand(2, 3))),
     "RateDistortion.plot": lambda: (rate().plot, called(ax=None)),
+    "Reliability": lambda: (
+        Reliability,
+        called(**dict(zip(("hits", "predicted", "pairs", "variance"), torch.rand(4, 6, 10), strict=True))),
+    ),
+    "Reliability.plot": lambda: (reliability().plot, called(ax=None)),
+    "SiteCalibration": lambda: (
+        SiteCalibration,
+        called(ranks=torch.rand(6, 1, 2), band=torch.zeros(2, 99), reliability=reliability()),
+    ),
+    "SiteCalibration.coverage": lambda: (ranked().coverage, called(share=0.9)),
+    "SiteCalibration.plot": lambda: (ranked().plot, called(ax=None)),
     "SiteInformation": lambda: (
         SiteInformation,
         called(kl=torch.rand(3), unit="datum", method="closed form", draws_se=0.1),
@@ -201,6 +231,10 @@ DIAGNOSTICS = {
     "TokenSurprise.cat": lambda: (TokenSurprise.cat, called(parts=[surprise(), surprise()])),
     "TokenSurprise.plot": lambda: (surprise().plot, called(ax=None, sequence=1)),
     "axes_or_new": lambda: (axes_or_new, called(ax=None)),
+    "calibrate": lambda: (
+        positional(calibrate, "model", "guide", "x", "memory"),
+        looked_up(simulations=2, draws=3, data={"x": 0}, seed=0, progress=False),
+    ),
     "class_agreement": lambda: (
         class_agreement,
         called(generated=embedded(), real=embedded(), prototypes=embedded(3)),
