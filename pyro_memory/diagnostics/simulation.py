@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -53,7 +54,8 @@ class Simulator:
             known = ", ".join(map(repr, observed))
             raise ValueError(f"`data` must name observed sites of the model, {known}; got {', '.join(unknown)}")
         given = {**dict(enumerate(args)), **kwargs}
-        self.tensors = {place: value for place, value in given.items() if isinstance(value, Tensor)}
+        arrays = {place: value for place, value in given.items() if isinstance(value, (Tensor, np.ndarray))}
+        self.tensors = {place: torch.as_tensor(value) for place, value in arrays.items()}
         self.places = {
             name: self._place(name, data[name]) if name in (data or {}) else self._found(name, site)
             for name, site in observed.items()

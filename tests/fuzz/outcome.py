@@ -23,7 +23,7 @@ DOCUMENTED = (FileNotFoundError, FloatingPointError, ImportError, IndexError)
 # How much work is wanted: a large number is no mistake, and takes as long as it says.
 WORK = {
     "steps", "particles", "num_particles", "draws", "sweeps", "images", "batch", "per_class", "drawings", "blocks",
-    "tasks", "count", "per", "combinations", "persistent",
+    "simulations", "tasks", "count", "per", "combinations", "persistent",
 }  # fmt: skip
 
 
