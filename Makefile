@@ -77,6 +77,7 @@ bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figure
 	$(RUN) benchmarks/neural_memory_cpu.py --out out/neural_memory_cpu
 	$(RUN) benchmarks/addressing.py
 	$(RUN) benchmarks/conversion.py
+	$(RUN) benchmarks/calibration.py
 
 lint: install ## check style and types
 	$(BIN)/ruff check .
@@ -114,6 +115,7 @@ examples: install ## run every example and every experiment at a few steps
 	$(RUN) $(EXPERIMENTS)/titans_forecast.py --steps 4 --batch 8 --draws 5 --out out/examples/titans_forecast
 	$(RUN) benchmarks/training_speed.py --repeats 2 --out out/examples/training_speed
 	$(RUN) benchmarks/conversion.py --simulations 2 --steps 20 --out out/examples/conversion
+	$(RUN) benchmarks/calibration.py --simulations 10 --out out/examples/calibration
 	$(RUN) benchmarks/addressing.py --slots 1000 --mapped 2000 --repeats 1 --out out/examples/lookup_cost
 
 wheel: install ## build the wheel, from the source distribution

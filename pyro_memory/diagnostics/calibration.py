@@ -67,21 +67,21 @@ class Calibration:
         return {"simulations": self.simulations, "draws": self.draws, "calibrated": self.calibrated, "sites": sites}
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draws the distribution of ranks less the uniform one, a line a dimension, and the band of the largest.
+        """Draws the distribution of ranks less the uniform one, a line a dimension, with the bands as a ground.
 
         Within the band is calibrated. Draws that spread too little give a line that rises first and then falls below
         zero, draws too wide the reverse; a line all below zero says that draws are too low, above too high.
         """
         ax = axes_or_new(ax)
-        grid = GRID.numpy(force=True)
+        grid = torch.nn.functional.pad(GRID, (1, 0)).tolist() + [1.0]
         for i, (name, site) in enumerate(self.sites.items()):
-            ax.fill_between(grid, *site.band.numpy(force=True), color=GREY, alpha=0.25, linewidth=0)
-            for dim, line in enumerate(site.difference.numpy(force=True)):
-                label = None if dim else f"{name}: {site.verdict}"
-                ax.plot(grid, line, color=f"C{i}", linewidth=1.2, label=label)
+            ends, lines = (torch.nn.functional.pad(t, (1, 1)).numpy(force=True) for t in (site.band, site.difference))
+            ax.fill_between(grid, *ends, color=GREY, alpha=0.25, linewidth=0)
+            labels = [f"{name}: {site.brief}", *["_nolegend_"] * (len(lines) - 1)]
+            ax.plot(grid, lines.T, color=f"C{i}", linewidth=1.2, label=labels)
         ax.axhline(0, color=GREY, linewidth=0.8)
-        ax.set(xlabel="rank of the truth among the draws", ylabel="share of truths below, less the uniform one")
-        ax.legend(frameon=False, fontsize="small")
+        ax.set(xlabel="rank of the truth among the draws", ylabel="share of lower ranks, less uniform")
+        ax.legend(frameon=False)
         return ax
 
 

@@ -86,7 +86,7 @@ class Reliability:
         predicted, frequency, se = self.curve.numpy(force=True)
         ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
         ax.errorbar(predicted, frequency, 2 * se, color=BLUE, marker="o", capsize=3)
-        ax.set(xlabel="predicted probability of a slot", ylabel="how often it was the true one", title=str(self))
+        ax.set(xlabel="predicted probability of a slot", ylabel="how often it was the true one")
         return ax
 
 

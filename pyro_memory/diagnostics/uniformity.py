@@ -86,6 +86,11 @@ class SiteCalibration:
         said = _words(self.ranks[..., worst : worst + 1]) or "not calibrated: ranks leave the band, of no simple shape"
         return said + f" (dimension {worst}; {among} of {dims} outside the band)" * (dims > 1)
 
+    @property
+    def brief(self) -> str:
+        """Says it without numbers: "calibrated", "too narrow", "biased low and too wide"."""
+        return "calibrated" if self.calibrated else " and ".join(v.split(":")[0] for v in self.verdict.split("; "))
+
     def __repr__(self) -> str:
         lines = [f"SiteCalibration: {self.verdict}"]
         return "\n".join([*lines, str(self.reliability)] if self.reliability else lines)
@@ -105,7 +110,10 @@ class SiteCalibration:
         return torch.histc(self.ranks[~self.ranks.isnan()], bins, 0, 1)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draws the ranks of all dimensions as a histogram, and two standard errors of uniform ones, one a cluster."""
+        """Draws the ranks of all dimensions as a histogram, with the noise of uniform ones as a ground.
+
+        The noise is two standard errors of one rank a cluster: dimensions and cells together have less.
+        """
         ax, bins = axes_or_new(ax), 20
         edges = [i / bins for i in range(bins + 1)]
         share, counts = 1 / bins, self._counts(bins)
@@ -114,7 +122,7 @@ class SiteCalibration:
         ax.axhspan(total * (share - 2 * se), total * (share + 2 * se), color=GREY, alpha=0.3, linewidth=0)
         ax.stairs(counts.numpy(force=True), edges, color=BLUE, fill=True, alpha=0.8)
         ax.axhline(total * share, color=GREY, linewidth=0.8)
-        ax.set(xlabel="rank of the truth among the draws", ylabel="truths", title=self.verdict)
+        ax.set(xlabel="rank of the truth among the draws", ylabel="truths", title=self.brief)
         return ax
 
 
