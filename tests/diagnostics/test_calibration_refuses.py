@@ -35,6 +35,23 @@ def test_a_guide_that_does_not_look_at_its_data():
         calibrate(model, AutoNormal(model), X, simulations=8, draws=4)
 
 
+def test_a_guide_may_look_through_an_address_that_comes_out_alike():
+    slots = torch.tensor([-9.0, 9.0])
+
+    def by_address(x):
+        with pyro.plate("batch", 1):
+            a = pyro.sample("a", dist.Categorical(torch.tensor([1.0 - 1e-6, 1e-6])))
+            z = pyro.sample("z", dist.Normal(slots[a], 1.0))
+            pyro.sample("x", dist.Normal(z, 1e3), obs=x)
+
+    def inferred(x):
+        with pyro.plate("batch", 1):
+            a = pyro.sample("a", dist.Categorical(logits=torch.stack([x + 99.0, x * 2], -1)))
+            pyro.sample("z", dist.Normal(slots[a] + 0.1, 1.0))  # of the address alone, and not its prior
+
+    calibrate(by_address, inferred, torch.zeros(1), simulations=6, draws=4)
+
+
 def test_data_that_are_no_argument():
     def scaled(x):
         with pyro.plate("batch", len(x)):
