@@ -2,9 +2,9 @@
 
 Two checks on synthetic episodes. (a) An amortised guide of conversion, trained by SVI, against the exact posterior, by
 how far apart the clusters lie. (b) Simulation-based calibration: means and precisions of two concepts are drawn from
-their prior, episodes from them, each is taken in with the responsibilities that the store itself gives it, and the rank
-of each true mean in what the store then believes is noted, under each rule of conversion. If beliefs are right, ranks
-are uniform and 90% intervals hold 90% of the truths. Writes conversion.json and conversion.png to --out.
+their prior, episodes from them, and the guide is a store that takes each in with the responsibilities that it gives it
+itself, under each rule of conversion. If its beliefs are right, ranks of the true means in them are uniform and 90%
+intervals hold 90% of the truths. Writes conversion.json and conversion.png to --out.
 
     python benchmarks/conversion.py
 
@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import TraceEnum_ELBO
-from tqdm import tqdm
 
-from pyro_memory import ConceptMemory, exact_posterior, fit
+from pyro_memory import ConceptMemory, calibrate, exact_posterior, fit
 from pyro_memory.guides import ConsolidationGuide
 from pyro_memory.models import ConsolidationModel
 
@@ -54,30 +54,32 @@ def draw(mu, tau, count):
     return dist.Normal(mu[label], tau[label].rsqrt()).sample(), label
 
 
-def ranks(store, mu):
-    """Which share of 999 draws from the store's belief (a Student-t) lies below each true mean."""
-    scale = (store.beta / (store.alpha * store.kappa)).sqrt()
-    return (dist.StudentT(2 * store.alpha, store.loc, scale).sample((999,)) < mu).double().mean(0).flatten()
+def belief(store):
+    """What a store holds of means and precisions."""
+    with pyro.plate("concept", len(store.loc)):
+        tau = pyro.sample("tau", dist.Gamma(store.alpha, store.beta).to_event(1))
+        return pyro.sample("mu", dist.Normal(store.loc, (store.kappa * tau).rsqrt()).to_event(1)), tau
 
 
-def calibrate(separation, rule, args):
-    generator = torch.Generator().manual_seed(args.seed)
-    out = []
-    for _ in tqdm(range(args.simulations), desc=f"{rule}, {separation:g} deviations apart", leave=False):
+def calibration(separation, rule, args):
+    """True means and precisions, ranked in what the store believes once it has taken in their episodes."""
+    order = torch.randperm(args.episodes, generator=torch.Generator().manual_seed(args.seed))
+    label = order % 2
+
+    def model(e):
+        mu, tau = belief(two_concepts(separation))
+        with pyro.plate("episode", len(e)):
+            pyro.sample("e", dist.Normal(mu[label], tau[label].rsqrt()).to_event(1), obs=e)
+
+    def guide(e):
         store = two_concepts(separation)
-        mu, tau = truth(store, generator)
-        e, _ = draw(mu, tau, args.episodes)
         for one in e.split(1):
             nothing = torch.zeros_like(one)
             store = store.update(one, nothing, store.responsibilities(one, nothing), rule=rule)
-        out.append(ranks(store, mu))
-    return torch.stack(out)
+        belief(store)
 
-
-def coverage(cdf):
-    """Share of truths inside the central 90%, and its standard error over simulations."""
-    inside = ((cdf > 0.05) & (cdf < 0.95)).double().mean(1)
-    return inside.mean().item(), (inside.std() / math.sqrt(len(inside))).item()
+    options = {"simulations": args.simulations, "draws": 999, "seed": args.seed, "progress": True}
+    return calibrate(model, guide, torch.zeros(args.episodes, 1), **options)
 
 
 def amortised(args):
@@ -174,11 +176,13 @@ def main():
     for s in SEPARATIONS:
         row = after[s]
         print(f"{s:>12g}{before[s]['kl']:>12.3f}{row['kl']:>12.4f} ({row['se']:.4f}){row['entropy']:>15.3f}")
-    cdfs = {(rule, s): calibrate(s, rule, args) for rule in RULES for s in SEPARATIONS}
+    found = {(rule, s): calibration(s, rule, args)["mu"] for rule in RULES for s in SEPARATIONS}
     table = {
-        rule: {str(s): dict(zip(("mean", "se"), coverage(cdfs[rule, s]), strict=True)) for s in SEPARATIONS}
+        rule: {str(s): dict(zip(("mean", "se"), found[rule, s].coverage(0.9), strict=True)) for s in SEPARATIONS}
         for rule in RULES
     }
+    for (rule, s), site in found.items():
+        print(f"{rule}, {s:g} deviations apart: {site.verdict}")
     print(
         "\ntruths in the 90% interval (standard error), by separation\n"
         + " " * 12
@@ -186,7 +190,7 @@ def main():
     )
     for rule, row in table.items():
         print(f"{rule:<12}" + "".join(f"{row[str(s)]['mean']:>9.3f} ({row[str(s)]['se']:.3f})" for s in SEPARATIONS))
-    ranked = {r: {str(s): cdfs[r, s].flatten().histc(20, 0, 1).tolist() for s in SEPARATIONS} for r in RULES}
+    ranked = {r: {str(s): found[r, s].ranks.flatten().histc(20, 0, 1).tolist() for s in SEPARATIONS} for r in RULES}
     record = {
         "ranks": ranked, "arguments": {k: v for k, v in vars(args).items() if k != "out"}, "torch": torch.__version__,
         "seconds": time.perf_counter() - start, "coverage": table,

@@ -269,6 +269,9 @@ def test_masked_cells_are_left_out():
     site = calibrate(masked, off, X)["z"]
     assert site.calibrated
     assert site.to_dict()["ranks"] == 200 * 3 * 2
+    read, find, x, memory = lookups()
+    hidden = pyro.poutine.mask(read, mask=torch.arange(8) < 6)
+    assert calibrate(hidden, find, x, memory, simulations=5)["a"].reliability.lookups == 5 * 6
 
 
 def test_several_observations_and_data_by_name():
