@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from pyro_memory import SlotMemory
 from pyro_memory.diagnostics import Calibration, SiteCalibration, calibrate
 from pyro_memory.diagnostics.reliability import binned
+from pyro_memory.diagnostics.tables import clustered
 from pyro_memory.diagnostics.uniformity import GRID, uniform_band
 
 NOISE = 0.8
@@ -106,7 +107,7 @@ def test_draws_that_spread_too_far_are_called_too_wide():
     assert calibrate(model, guide_of(scale=2.0), X)["z"].verdict.startswith("too wide: 90% intervals hold 99")
 
 
-@pytest.mark.parametrize(("shift", "word"), [(-0.5, "biased low: "), (0.5, "biased high: ")])
+@pytest.mark.parametrize(("shift", "word"), [(-1.0, "biased low: "), (0.5, "biased high: ")])
 def test_draws_beside_the_truth_are_called_biased(shift, word):
     verdict = calibrate(model, guide_of(shift=shift), X)["z"].verdict
     assert verdict.startswith(word)
@@ -188,6 +189,12 @@ def test_a_sharpened_address_is_overconfident():
     predicted, frequency, _ = site.reliability.curve
     assert frequency[-1] < predicted[-1] - 0.02  # the surest were true less often
     assert "by noise alone, 1600 lookups" in repr(site)
+
+
+def test_equal_values_in_clusters_of_different_sizes_have_no_error():
+    values = torch.tensor([[3.0, math.nan], [3.0, 3.0], [3.0, 3.0]])
+    assert clustered(values) == (3.0, 0.0)
+    assert_close(clustered(torch.tensor([[1.0, 3.0], [5.0, 7.0]])), (4.0, 2.0))
 
 
 def test_reliability_counts_the_slots_of_a_bin():
