@@ -122,10 +122,10 @@ def calibrate(
         progress: shows a progress bar.
 
     Cells of the plates that hold every site of the model are independent, as simulations are, and standard errors
-    count them so. A latent outside a plate makes all that it holds dependent, and a simulation counts as one; the
-    bands then take its pooled ranks for a single one, which errs on the side of calm. So does a guide that
-    mixes data, as batch normalisation in training does: evaluate in ``eval()``. Dimensions are looked at one by one,
-    and the bands are so wide that a calibrated guide leaves none, of all sites and dimensions, in 95% of the cases.
+    count them so, which a guide that mixes data breaks, as batch normalisation in training does: evaluate in
+    ``eval()``. Where a site lies outside a plate, what the plate holds depends on each other: its ranks are pooled, and
+    the bands take them for a single one, so that they are wider than they need be; standard errors are not. Dimensions
+    are looked at one by one. The bands of all sites and dimensions together hold a calibrated guide in 95% of the cases.
 
     Raises:
         ValueError: if it is not known which argument is the data; for subsampled plates and factors; if the model uses
