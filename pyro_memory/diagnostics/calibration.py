@@ -125,7 +125,7 @@ def calibrate(
     count them so, which a guide that mixes data breaks, as batch normalisation in training does: evaluate in
     ``eval()``. Where a site lies outside a plate, what the plate holds depends on each other: its ranks are pooled, and
     the bands take them for a single one, so that they are wider than they need be; standard errors are not. Dimensions
-    are looked at one by one. The bands of all sites and dimensions together hold a calibrated guide in 95% of the cases.
+    are looked at one by one. All bands together hold a calibrated guide in 95% of the cases.
 
     Raises:
         ValueError: if it is not known which argument is the data; for subsampled plates and factors; if the model uses
