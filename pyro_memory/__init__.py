@@ -55,7 +55,7 @@ from pyro_memory.distributions import (
     NearestCategorical,
     StreamedCategorical,
 )
-from pyro_memory.inference import VIMCO, LeaveOneOutELBO, RaoBlackwellELBO, complete
+from pyro_memory.inference import VIMCO, DReG, LeaveOneOutELBO, RaoBlackwellELBO, WakeWake, complete
 from pyro_memory.nets import Context, broadcast_cat
 from pyro_memory.recall import (
     Consolidation,
@@ -94,6 +94,7 @@ __all__ = [
     "ContentAddress",
     "Context",
     "Cosine",
+    "DReG",
     "Dot",
     "EpisodicMemory",
     "FitResult",
@@ -122,6 +123,7 @@ __all__ = [
     "TemplateMemory",
     "TokenSurprise",
     "UniformPrior",
+    "WakeWake",
     "broadcast_cat",
     "calibrate",
     "complete",

@@ -97,11 +97,12 @@ class Shared:
 
 
 @checked
-def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False) -> Weights:
+def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False, pathwise: bool = True) -> Weights:
     """Computes the weights of one pair of traces; without vectorised particles the first dimension has size 1.
 
     Args:
         noisy: whether factors marked as noisy may take part, for an objective that averages log weights.
+        pathwise: whether sites that can be reparameterised have no score; else ``log_score`` is all of log q.
 
     Sites that a guide draws for its own use (``infer={"is_auxiliary": True}``, as automatic guides do) count as its
     others: with the density of the latents that it makes of them, log q is whole. Enumerated sites are summed. Sites in
@@ -129,7 +130,8 @@ def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False) -> Wei
     shared = _shared([term for term in signed if term[2]["name"] in above], 1.0 if common is None else common)
     signed = [term for term in signed if term[2]["name"] not in above]
     kept = {*particles, *outer}
-    scored = [(t, frozenset(frames_of(s) - kept)) for sign, t, s in signed if sign < 0 and not s["fn"].has_rsample]
+    guides = [(t, s) for sign, t, s in signed if sign < 0]
+    scored = [(t, frozenset(frames_of(s) - kept)) for t, s in guides if not (pathwise and s["fn"].has_rsample)]
     if any(summed_dim(s) is not None for s in sites):
         signed = sum_out(signed, symbolize(model_trace, guide_trace))
 
@@ -142,7 +144,8 @@ def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False) -> Wei
         return total.flatten(1 + len(outer)) if inner else total
 
     programs = [[s for s in p.values() if s["name"] not in above] for p in (model_sites, guide_sites)]
-    inside = [f for f in {own for _, own in scored} if f and all(_ends(sites, f) for sites in programs)]
+    inner = {own for _, own in scored if own and pathwise}
+    inside = [f for f in inner if all(_ends(sites, f) for sites in programs)]
     local = tuple(
         Local(
             added([(sign, t) for sign, t, s in signed if frames <= frames_of(s)], tuple(frames)),

@@ -8,9 +8,11 @@ from pyro.infer.enum import get_importance_trace
 
 from pyro_memory.inference import (
     VIMCO,
+    DReG,
     LeaveOneOutELBO,
     OneDraw,
     RaoBlackwellELBO,
+    WakeWake,
     Weights,
     complete,
     leave_one_out_bound,
@@ -79,6 +81,7 @@ INFERENCE = {
     ),
     "VIMCO.differentiable_loss": lone(lambda: VIMCO(2), "differentiable_loss"),
     "LeaveOneOutELBO": lambda: (LeaveOneOutELBO, called(num_particles=2, global_draws=1, max_plate_nesting=1)),
+    "DReG": lambda: (DReG, called(num_particles=2, baseline="arithmetic", max_plate_nesting=1)),
     "LeaveOneOutELBO.differentiable_loss": lone(lambda: LeaveOneOutELBO(2), "differentiable_loss"),
     "Objective.differentiable_loss": lone(lambda: LeaveOneOutELBO(3), "differentiable_loss"),
     "Objective.loss": lone(lambda: VIMCO(2), "loss"),
@@ -93,8 +96,10 @@ INFERENCE = {
         every(VIMCO(2).traces),
         called(model=vma(), guide=vma_guide(), args=(images(), slots()), kwargs={}),
     ),
-    "RaoBlackwellELBO": lambda: (RaoBlackwellELBO, called(likeliest=2, site="a", max_plate_nesting=1)),
+    "RaoBlackwellELBO": lambda: (RaoBlackwellELBO, called(likeliest=2, sampled=2, site="a", max_plate_nesting=1)),
     "RaoBlackwellELBO.differentiable_loss": lone(lambda: RaoBlackwellELBO(2), "differentiable_loss"),
+    "WakeWake": lambda: (WakeWake, called(num_particles=2, max_plate_nesting=1)),
+    "WakeWake.differentiable_loss": lone(lambda: WakeWake(2), "differentiable_loss"),
     "Weights": lambda: (Weights, called(log_weight=torch.randn(2, 3), log_score=torch.randn(2, 3), scale=1.0)),
     "Weights.cat": lambda: (Weights.cat, called(parts=[weights(), weights()])),
     "complete": lambda: (
@@ -106,7 +111,7 @@ INFERENCE = {
         called(log_weight=torch.randn(3, 4), baseline="geometric", log_part=torch.randn(3, 4, 2)),
     ),
     "stochastic_sites": lambda: (stochastic_sites, called(trace=traces()["guide_trace"])),
-    "weigh": lambda: (weigh, traces() | called(noisy=False)),
+    "weigh": lambda: (weigh, traces() | called(noisy=False, pathwise=True)),
 }
 
 
