@@ -143,7 +143,7 @@ def _last(guide_sites: Sites, of: dict[str, _Twice]) -> list[str]:
         # A point that the guide makes may depend on parameters that its density at the point does not show; a point
         # that an automatic guide makes depends on its own auxiliary site alone.
         made = isinstance(base(site["fn"]), dist.Delta) and f"{name}_unconstrained" not in guide_sites
-        if name not in of or not site["fn"].has_rsample or made:
+        if name not in of or made:
             break
         names.append(name)
     return names

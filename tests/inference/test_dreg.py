@@ -87,6 +87,28 @@ def test_a_long_chain_with_plates_inside_and_discrete_sites_between_has_the_mean
     assert_same_mean(one, other)
 
 
+def test_a_site_that_a_discrete_one_follows_keeps_the_plain_gradient():
+    loc = torch.nn.Parameter(torch.tensor(0.4))
+
+    def model():
+        with pyro.plate("data", 5):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0))
+            b = pyro.sample("b", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(u + 2 * b, 1.0), obs=torch.linspace(-1, 2, 5))
+
+    def guide():
+        with pyro.plate("data", 5):
+            u = pyro.sample("u", dist.Normal(loc, 0.8))
+            pyro.sample("b", dist.Bernoulli(logits=3 * u))
+
+    slopes = []
+    for kind in (DReG, VIMCO):
+        torch.manual_seed(0)
+        loss = kind(4, max_plate_nesting=1).differentiable_loss(model, guide)
+        slopes.append(torch.autograd.grad(loss, loc)[0])
+    assert_close(*slopes)
+
+
 def test_given_the_draws_it_is_the_gradient_derived_by_hand():
     toy = Chain(copies=4)
     torch.manual_seed(3)
