@@ -42,25 +42,24 @@ def chances_of_order(mass: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
     References: Estimating Gradients for Discrete Random Variables by Sampling without Replacement (Kool et al., 2020),
     https://openreview.net/forum?id=rklEj2EFvB
     """
-    m, kind = len(mass), mass.dtype
-    total = mass.sum(0) + outside
-    mass, outside = (t.double() / total.masked_fill(total == 0, 1).double() for t in (mass, outside))
-    there = (mass > 0).double()
-    h: dict[int, Tensor] = {}
+    m, kind, batch = len(mass), mass.dtype, mass.shape[1:]
+    masses = torch.cat([mass, outside.unsqueeze(0)]).reshape(m + 1, -1).double()
+    masses = masses / masses.sum(0).clamp(min=torch.finfo(torch.double).tiny)
+    there, bit = masses[:m] > 0, 1 << torch.arange(m, device=mass.device)
+    left = torch.arange(2**m, device=mass.device).unsqueeze(-1) & bit == 0  # of each C, one a row
+    whole = ~(left.unsqueeze(-1) & there).any(1)
+    rest = (left.double() @ masses[:m] + masses[m]).masked_fill(whole, 1)
+    h = torch.ones_like(rest)
 
-    def ways(drawn: int) -> Tensor:
-        """H once each other value has come next, ``[m, *batch]``."""
-        none = torch.zeros_like(outside)
-        return torch.stack([none if drawn >> s & 1 else there[s] * h[drawn | 1 << s] for s in range(m)])
-
-    for drawn in reversed(range(2**m)):
-        left = torch.tensor([not drawn >> s & 1 for s in range(m)], device=mass.device)
-        whole = (there[left] == 0).all(0)
-        rest = (mass[left].sum(0) + outside).masked_fill(whole, 1)
-        h[drawn] = torch.where(whole, 1, ways(drawn).sum(0) / rest)
+    def ways(c: Tensor) -> Tensor:
+        """H once each other value has come next, ``[C, m, cell]``."""
+        return h[c.unsqueeze(-1) | bit] * (left[c].unsqueeze(-1) & there)
 
     def share(each: Tensor) -> Tensor:
-        every = each.sum(0)
-        return (each / every.masked_fill(every == 0, 1)).to(kind)
+        every = each.sum(-2, keepdim=True)
+        return (each / every.masked_fill(every == 0, 1)).to(kind).reshape(*each.shape[:-1], *batch)
 
-    return share(ways(0)), torch.stack([there[s].to(kind) * share(ways(1 << s)) for s in range(m)])
+    for size in range(1, m):
+        c = (left.sum(-1) == size).nonzero().squeeze(-1)
+        h[c] = torch.where(whole[c], 1, ways(c).sum(1) / rest[c])
+    return share(ways(torch.zeros_like(bit[:1])))[0], share(ways(bit) * there.unsqueeze(1))
