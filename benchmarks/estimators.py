@@ -2,9 +2,9 @@
 
 For memories of 8 to 256 glyphs: variance and signal-to-noise ratio (squared norm of the mean over total variance, at
 one batch) of the gradient of the guide's address along one training, and the bound that each estimator reaches by
-training from the same start. All estimators but enumeration decode 8 times a datum and step; enumeration decodes once a slot, so
-that it gets 8 / slots of the others' steps. Then the signal to noise of the gradient of z's encoder against the number
-of particles, by VIMCO and by DReG. Writes estimators.json and estimators.png to --out.
+training from the same start. All estimators but enumeration decode 8 times a datum and step; enumeration decodes once a
+slot, so that it gets 8 / slots of the others' steps. Then the signal to noise of the gradient of z's encoder against
+the number of particles, by VIMCO and by DReG. Writes estimators.json and estimators.png to --out.
 
     python benchmarks/estimators.py
 """
@@ -224,7 +224,7 @@ def main():
     middle = sorted(args.slots)[len(args.slots) // 2]
     record["encoder"] = encoder_noise(middle, args, data)
     for slots in args.slots:
-        record["rows"] += measure(slots, args, data)
+        record["rows"] = sorted([*record["rows"], *measure(slots, args, data)], key=lambda r: r["slots"])
         (args.out / "estimators.json").write_text(json.dumps(record, indent=1))
     print_table(record["rows"])
     draw(record["rows"], record["encoder"], args.out / "estimators.png")

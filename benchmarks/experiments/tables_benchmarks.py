@@ -33,11 +33,24 @@ def alphabets(record, recipe):
 
 
 def estimators(record, recipe):
-    rows = [["slots", "objective", "total variance", "signal to noise", "steps", "ms a step", "bound"]]
+    at = record["arguments"]["at"]
+    rows = [["slots", "objective", *(f"variance at {step}" for step in at), "signal to noise at " + str(at[-1])]]
+    rows[0] += ["steps", "time of a step, VIMCO = 1", "bound"]
     for r in record["rows"]:
-        noise = f"{r['snr']:.3g}" if r["snr"] > 0 else "-"  # below what the draws can tell
-        cost = [r["steps"], f"{1000 * r['seconds_a_step']:.0f}", paired(r["bound"], r["bound_se"], 1)]
-        rows.append([r["slots"], r["estimator"], f"{r['variance']:.2g}", noise, *cost])
+        along = list(r["along"].values())
+        noise = f"{along[-1]['snr']:.2g}" if along[-1]["snr"] > 0 else "-"  # below what the draws can tell
+        cost = [r["steps"], f"{r['times_vimco']:.2f}", paired(r["bound"], r["bound_se"], 1)]
+        rows.append([r["slots"], r["estimator"], *(f"{n['variance']:.1e}" for n in along), noise, *cost])
+    return table(rows)
+
+
+def encoder_noise(record, recipe):
+    particles = list(dict.fromkeys(r["particles"] for r in record["encoder"]))
+    rows = [["particles", *particles]]
+    for kind in dict.fromkeys(r["estimator"] for r in record["encoder"]):
+        own = [r for r in record["encoder"] if r["estimator"] == kind]
+        rows.append([f"`{kind}`, variance", *(f"{r['variance']:.1e}" for r in own)])
+        rows.append([f"`{kind}`, signal to noise", *(f"{r['snr']:.3f}" for r in own)])
     return table(rows)
 
 

@@ -1,10 +1,10 @@
 """Objectives and the weights that they are made of.
 
 Where is the thing that ... trains a pair with discrete addresses (``VIMCO``, ``DReG``, ``LeaveOneOutELBO``,
-``RaoBlackwellELBO``, ``WakeWake``); makes an objective of what a datum's bound is (``Objective``); gives each datum its importance
-weights (``weigh``); runs model and guide for all particles at once (``Particles``); keeps frozen parameters frozen
-(``KeepFrozen``), the passes of a program at the same data (``SameData``), and its particles at one draw of what all
-data share (``OneDraw``); gives the posterior of what is enumerated (``posterior_of``); looks at a pair before its
+``RaoBlackwellELBO``, ``WakeWake``); makes an objective of what a datum's bound is (``Objective``); gives each datum its
+importance weights (``weigh``); runs model and guide for all particles at once (``Particles``); keeps frozen parameters
+frozen (``KeepFrozen``), the passes of a program at the same data (``SameData``), and its particles at one draw of what
+all data share (``OneDraw``); gives the posterior of what is enumerated (``posterior_of``); looks at a pair before its
 first step (``first_pass``), and says what Pyro says of sites in words of the model (``told_by_site``); fills in what a
 datum lacks (``complete``)? Imports: ``distributions``.
 """

@@ -14,7 +14,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_memory.gate import checked
-from pyro_memory.inference.pairing import Sites, base, kept_frames, stochastic_sites
+from pyro_memory.inference.objective import Traces
+from pyro_memory.inference.pairing import PARTICLES, Sites, base, frames_of, stochastic_sites
 from pyro_memory.inference.vimco import VIMCO
 from pyro_memory.inference.weights import Weights, _same, weigh
 
@@ -33,12 +34,14 @@ class DReG(VIMCO):
     where q is the posterior. For a chain of sites the derivative is along the whole chain. Parameters of the model and
     discrete sites get what they get from ``VIMCO``.
 
-    Sites after which the guide draws something that cannot be reparameterised keep the plain pathwise gradient, as the
-    identity does not hold for them; so do all where a site of the guide is masked or sites differ in scale.
+    Sites after which the guide draws something that cannot be reparameterised, or makes a point of its own, keep the
+    plain pathwise gradient, as the identity does not hold for them; so do all where a site of the guide is masked or
+    sites differ in scale. Densities must be computable at any value, not only at what they have just drawn.
 
     Args:
         num_particles: K, at least 2.
         baseline: the stand-in for the k-th weight at discrete sites, ``"geometric"`` or ``"arithmetic"``.
+        global_draws: how many draws of the global latents a step takes, where there are any.
         max_plate_nesting: how many plates the model nests; found by a trial run if not given, and then kept: use one
             instance per model.
 
@@ -57,19 +60,25 @@ class DReG(VIMCO):
     """
 
     def __init__(
-        self, num_particles: int = 4, *, baseline: str = "geometric", max_plate_nesting: float = math.inf
+        self,
+        num_particles: int = 4,
+        *,
+        baseline: str = "geometric",
+        global_draws: int = 1,
+        max_plate_nesting: float = math.inf,
     ) -> None:
-        super().__init__(num_particles, baseline=baseline, max_plate_nesting=max_plate_nesting)
+        super().__init__(
+            num_particles, baseline=baseline, global_draws=global_draws, max_plate_nesting=max_plate_nesting
+        )
 
-    def _weights(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Weights:
-        (traces,) = self.traces(model, guide, args, kwargs)
-        weights = weigh(*traces)
-        sites = [site for trace in traces for site in stochastic_sites(trace).values()]
-        particles, outer = kept_frames(sites)
+    def weights(self, traces: Traces) -> Weights:
+        (pair,) = traces
+        weights = weigh(*pair)
         share = weights.log_weight.detach().softmax(0)
-        for site in sites:
+        for site in (site for trace in pair for site in stochastic_sites(trace).values()):
             if "value_twice" in site:
-                site["value_twice"].factor = _beside(site, share, {frame.dim for frame in particles + outer})
+                dims = {frame.dim for frame in frames_of(site) if frame.name in (PARTICLES, *weights.plates)}
+                site["value_twice"].factor = _beside(site, share, dims)
         return weights
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
@@ -77,6 +86,7 @@ class DReG(VIMCO):
             model_trace, guide_trace = super()._get_trace(model, _GoesOn(values.of)(guide), args, kwargs)
         sites = stochastic_sites(guide_trace)
         chosen = [] if _is_tempered(sites, stochastic_sites(model_trace)) else _last(sites, values.of)
+        chosen = [name for name in chosen if name not in self.global_sites]  # no particle has one of its own
         _hold_parameters([(sites[name], values.of[name]) for name in chosen])
         for value in values.of.values():
             value.views = ()  # their hooks would keep them for good

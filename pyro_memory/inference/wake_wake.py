@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_memory.gate import checked
-from pyro_memory.inference.objective import Objective
-from pyro_memory.inference.weights import weigh
+from pyro_memory.inference.objective import Objective, Traces
+from pyro_memory.inference.weights import Weights, weigh
 
 
 @checked
@@ -54,17 +55,24 @@ class WakeWake(Objective):
                 f"`num_particles` must be at least 2, since one particle has all of the weight whatever it is; got "
                 f"{num_particles}. For one particle use pyro.infer.TraceGraph_ELBO"
             )
-        super().__init__(num_particles, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
+        super().__init__(num_particles, max_plate_nesting=max_plate_nesting)
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        (traces,) = self.traces(model, guide, args, kwargs)
-        weights = weigh(*traces, pathwise=False)
+    def weights(self, traces: Traces) -> Weights:
+        ((model_trace, guide_trace),) = traces
+        if self.global_sites:
+            raise ValueError(
+                f"site `{self.global_sites[0]}` lies outside the plates over data, and one draw of it that all particles "
+                "share has no weight among others. Train with VIMCO"
+            )
+        return weigh(model_trace, guide_trace, pathwise=False)
+
+    def per_datum(self, weights: Weights, traces: Traces) -> Float[Tensor, "*cells"]:
         with torch.no_grad():
             bound = weights.log_weight.logsumexp(0) - math.log(self.num_particles)
             share = weights.log_weight.softmax(0)
         both = weights.log_weight + 2 * weights.log_score  # log p + log q
         fit = torch.where(share > 0, share * both, 0).sum(0)  # a particle without weight may have no log-probability
-        return -(weights.scale * (bound + fit - fit.detach())).sum()
+        return bound + fit - fit.detach()
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
         with _Constant():
