@@ -61,8 +61,8 @@ class WakeWake(Objective):
         ((model_trace, guide_trace),) = traces
         if self.global_sites:
             raise ValueError(
-                f"site `{self.global_sites[0]}` lies outside the plates over data, and one draw of it that all particles "
-                "share has no weight among others. Train with VIMCO"
+                f"site `{self.global_sites[0]}` lies outside the plates over data, and one draw of it, which all "
+                "particles share, has no weight among others. Train with VIMCO"
             )
         return weigh(model_trace, guide_trace, pathwise=False)
 

@@ -11,7 +11,7 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.testing import assert_close
 
-from pyro_memory import VIMCO, LeaveOneOutELBO, importance_bound
+from pyro_memory import VIMCO, DReG, LeaveOneOutELBO, WakeWake, importance_bound
 
 X = torch.tensor([0.3, -1.2, 0.8, 1.9, -0.4])
 SPREAD, NOISE = 0.8, 0.5
@@ -201,3 +201,25 @@ def test_what_has_no_nested_bound_is_refused():
 
     with pytest.raises(ValueError, match="site `g` is enumerated outside the plates over data"):
         importance_bound(summed, lambda: None, particles=3)
+
+
+def test_global_latents_under_the_other_objectives():
+    pair = nn.ParameterDict({"loc": nn.Parameter(torch.tensor(0.4)), "own": nn.Parameter(torch.tensor(-0.2))})
+
+    def moved():
+        g = pyro.sample("g", dist.Normal(pair["loc"], 0.6))
+        with pyro.plate("batch", 5):
+            pyro.sample("z", dist.Normal(0.5 * (g + X), pair["own"].exp()))
+
+    def gradient(objective):
+        torch.manual_seed(2)
+        rows = [
+            torch.stack(torch.autograd.grad(objective.differentiable_loss(model, moved), list(pair.values())))
+            for _ in range(150)
+        ]
+        return torch.stack(rows).mean(0), torch.stack(rows).std(0) / math.sqrt(len(rows))
+
+    (plain, plain_se), (twice, twice_se) = gradient(VIMCO(6)), gradient(DReG(6))
+    assert ((plain - twice).abs() < 5 * (plain_se**2 + twice_se**2).sqrt()).all()
+    with pytest.raises(ValueError, match="site `g` lies outside the plates over data, and one draw"):
+        WakeWake(3).loss(model, moved)

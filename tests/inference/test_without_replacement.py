@@ -113,7 +113,7 @@ def test_at_equal_passes_the_variance_is_below_that_of_one_draw_and_of_draws_wit
     toy = Table(slots=40, copies=100)
     several = variance(RaoBlackwellELBO(1, sampled=4, max_plate_nesting=1), toy)
     assert several < 0.5 * variance(RaoBlackwellELBO(4, max_plate_nesting=1), toy)
-    assert several < 0.9 * variance(LeaveOneOutELBO(5, max_plate_nesting=1), toy)
+    assert several < variance(LeaveOneOutELBO(5, max_plate_nesting=1), toy)
     sharp = Table(slots=6, copies=100, sharpness=2.0)
     unordered = variance(RaoBlackwellELBO(0, sampled=4, max_plate_nesting=1), sharp)
     assert unordered < 0.5 * variance(LeaveOneOutELBO(4, max_plate_nesting=1), sharp)
