@@ -5,7 +5,20 @@ from html import unescape
 
 import pytest
 import torch
-from fuzz.calls_measures import address, contribution, estimate, found, gain, latent, rate, site, surprise
+from fuzz.calls_measures import (
+    address,
+    calibration,
+    contribution,
+    estimate,
+    found,
+    gain,
+    latent,
+    ranked,
+    rate,
+    reliability,
+    site,
+    surprise,
+)
 
 from pyro_memory import Card, Consolidation, FitResult, diagnostics, pretrained
 from pyro_memory.cards import Cards
@@ -30,6 +43,7 @@ def fit_result():
 RECORDS = {
     "AddressInformation": address,
     "BoundEstimate": estimate,
+    "Calibration": calibration,
     "Card": lambda: next(iter(pretrained().values())),
     "Cards": pretrained,
     "ClassAgreement": lambda: ClassAgreement(0.5, 0.1, 0.9, 0.1, 0.2),
@@ -41,6 +55,8 @@ RECORDS = {
     "MemoryContribution": contribution,
     "PosteriorAddress": found,
     "RateDistortion": rate,
+    "Reliability": reliability,
+    "SiteCalibration": ranked,
     "SiteInformation": site,
     "TokenSurprise": surprise,
 }

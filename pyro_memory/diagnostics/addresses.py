@@ -68,7 +68,8 @@ def address_information(q: Any, p: Any, lookups: int, args: tuple, kwargs: dict)
     """Describes the use of an address site with so many cells."""
     slots = q.slots if hasattr(q, "slots") else q.probs.shape[-1]
     memories = [m for m in [*args, *kwargs.values()] if isinstance(m, SlotMemory)]
-    reason = "each datum has a memory of its own" if any(m.batch_dim is not None for m in memories) else ""
+    owned = [m for m in memories if m.batch_dim is not None and slots in (m.slots, m.slots + 1)]  # one more is "none"
+    reason = "each datum has a memory of its own" if owned else ""
     try:
         prior = log_prior_row(p, slots).double().exp()
     except ValueError:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_memory.diagnostics.bound import BoundEstimate
 from pyro_memory.diagnostics.contribution import MemoryContribution
 from pyro_memory.diagnostics.information import InformationGain
+from pyro_memory.diagnostics.lookups import PosteriorAddress
 from pyro_memory.gate import checked
 
 Group = dict[str, Any]  # what ``xarray.Dataset`` takes
@@ -18,7 +19,7 @@ DRAWS = ("chain", "draw")
 
 
 @checked
-def to_arviz(record: BoundEstimate | InformationGain | MemoryContribution) -> Any:
+def to_arviz(record: BoundEstimate | InformationGain | MemoryContribution | PosteriorAddress) -> Any:
     """Turns a record into ArviZ data, for its tables, plots and files (netCDF, zarr).
 
     Data stand where ArviZ has draws, in one chain: its mean is the record's, its ``mcse_mean`` a standard error over
@@ -29,7 +30,8 @@ def to_arviz(record: BoundEstimate | InformationGain | MemoryContribution) -> An
       datum, as contributions then are;
     - ``information``: ``kl_SITE`` and ``kl_joint`` by datum; those of other units, one draw a cell, in a group a unit,
       such as ``information_data_set``;
-    - ``address_SITE``: ``usage`` and ``dead`` by ``slot``, which are no draws.
+    - ``address_SITE``: ``usage`` and ``dead`` by ``slot``, which are no draws; of a posterior ``probability`` and
+      ``se`` by ``value``, and ``entropy``, a draw a lookup.
 
     The attribute ``unit`` of a group says what one draw is, ``units`` of a variable what it is measured in.
 
@@ -64,7 +66,7 @@ def as_arviz(groups: Mapping[str, Group], asked_by: str) -> Any:
     return xarray.DataTree.from_dict(datasets)
 
 
-def _groups(record: BoundEstimate | InformationGain | MemoryContribution) -> dict[str, Group]:
+def _groups(record: BoundEstimate | InformationGain | MemoryContribution | PosteriorAddress) -> dict[str, Group]:
     if isinstance(record, BoundEstimate):
         groups = {"bound": _bound(record.unit, record.bound, record.effective_particles)}
         given = record.given_globals
@@ -75,6 +77,16 @@ def _groups(record: BoundEstimate | InformationGain | MemoryContribution) -> dic
         )
     if isinstance(record, MemoryContribution):
         return {"bound": _contribution(record)}
+    if isinstance(record, PosteriorAddress):
+        rows = {"probability": record.probs, "se": record.se, "entropy": record.entropy.unsqueeze(-1)}
+        dims = {"probability": ("value",), "se": ("value",), "entropy": ()}
+        measured = {"entropy": "nats/lookup"}
+        columns = {
+            name: (dims[name], values.reshape(-1) if not dims[name] else values.reshape(-1, values.shape[-1]),
+                   measured.get(name, "probability"))
+            for name, values in rows.items()
+        }  # fmt: skip
+        return {f"address_{record.site}": _by_unit("lookup", columns)}
     sites = {n: s for n, s in [*record.sites.items(), ("joint", record.joint)] if s.kl is not None}
     groups = {}
     for unit in dict.fromkeys(s.unit for s in sites.values()):

@@ -17,6 +17,8 @@ from pyro_memory.diagnostics.tables import Record, Rows, counted, number, standa
 from pyro_memory.gate import checked
 from pyro_memory.inference import OneDraw, Particles, SameData, check_call, weigh
 
+LOW = 5  # effective particles below which an estimate is told to be a rough one
+
 
 @checked
 @dataclass(frozen=True, repr=False)
@@ -84,7 +86,7 @@ class BoundEstimate(Record):
     @property
     def low(self) -> int:
         """How many data rest on fewer than five effective particles."""
-        return int((self.effective_particles < 5).sum())
+        return int((self.effective_particles < LOW).sum())
 
     def _shown(self) -> tuple[str, Rows, Sequence[str]]:
         share = f"{100 * self.low / len(self.bound):.1f}%"
@@ -94,15 +96,17 @@ class BoundEstimate(Record):
             ("noise of the draws" if self.draws else "noise of the particles", "", number(self.monte_carlo_se)),
         ]
         given = self.given_globals
+        each = f"{counted(self.particles, 'particle')} each"
         if given is None:
-            rows.append(("fewer than 5 effective", str(self.low), share))
-            return f"BoundEstimate of {counted(len(self.bound), self.unit)}, {self.particles} particles each", rows, ()
+            if self.particles >= LOW:  # fewer cannot be effective, and of sums alone one is enough
+                rows.append((f"fewer than {LOW} effective", str(self.low), share))
+            return f"BoundEstimate of {counted(len(self.bound), self.unit)}, {each}", rows, ()
         rows += [
             ("effective draws", number(self.effective_particles.item(), 1), ""),
             (f"given the globals, nats/{given.unit}", number(given.mean), number(given.se)),
         ]
         head = f"BoundEstimate of a data set of {counted(len(given.bound), given.unit)}"
-        return f"{head}, {self.draws} draws of the global latents, {self.particles} particles each", rows, ()
+        return f"{head}, {counted(self.draws, 'draw')} of the global latents, {each}", rows, ()
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the summary as plain numbers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from pyro_memory.diagnostics.axes import GREY, Axes, axes_or_new
 from pyro_memory.diagnostics.reliability import Reliability, binned
 from pyro_memory.diagnostics.simulation import TRIES, Draws, Simulator, Sites, run
 from pyro_memory.diagnostics.sites import Site, base, frames
-from pyro_memory.diagnostics.tables import number, table
+from pyro_memory.diagnostics.tables import Record, Rows, number
 from pyro_memory.diagnostics.uniformity import GRID, SiteCalibration, uniform_band
 from pyro_memory.distributions import STREAM_ABOVE
 from pyro_memory.gate import check_least, checked
@@ -27,7 +27,7 @@ LEVEL = 0.05  # how often a calibrated guide leaves a band
 
 @checked
 @dataclass(frozen=True, repr=False)
-class Calibration:
+class Calibration(Record):
     """Whether the posterior draws of a guide are as far from the truth as they say.
 
     Attributes:
@@ -51,15 +51,14 @@ class Calibration:
         """Whether nothing speaks against any site; of calibrated guides 1 in 20 is called another."""
         return all(site.calibrated for site in self.sites.values())
 
-    def __repr__(self) -> str:
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
         rows = [("site", "ranks", "50% hold", "se", "90% hold", "se", "mean rank", "se")]
         for name, s in self.sites.items():
             numbers = [number(x) for pair in (s.coverage(0.5), s.coverage(0.9), s.mean_rank) for x in pair]
             rows.append((name, str(int((~s.ranks.isnan()).sum())), *numbers))
         said = [f"{name}: {site.verdict}" for name, site in self.sites.items()]
         said += [f"address {name}: {s.reliability}" for name, s in self.sites.items() if s.reliability is not None]
-        head = f"Calibration of {self.simulations} simulations, {self.draws} draws each"
-        return "\n".join([head, table(rows), *said])
+        return f"Calibration of {self.simulations} simulations, {self.draws} draws each", rows, said
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the summary as plain numbers."""

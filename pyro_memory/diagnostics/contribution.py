@@ -70,7 +70,7 @@ class MemoryContribution(Record):
             own = other.exchangeable
             rows.append((name, number(own.mean), number(own.se), *map(number, self.gain(name))))
         count = counted(len(given.bound), given.unit)
-        head = f"MemoryContribution, {count}, {self.given.particles} particles, nats per {given.unit}{known}"
+        head = f"MemoryContribution, {count}, {counted(self.given.particles, 'particle')}, nats per {given.unit}{known}"
         return head, rows, ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def memory_contribution(
     guide: Callable,
     *args: Any,
     alternatives: Mapping[str, Any] | None = None,
-    memory: str | int | None = None,
+    memory: Any = None,
     particles: int = 1000,
     draws: int = 20,
     exact: Sequence[str] = (),
@@ -120,7 +120,8 @@ def memory_contribution(
         alternatives: other memories by name, such as ``{"wrong classes": other}``, each in place of the memory.
             "shuffled" (each owner gets another one's memory) is added for a memory per datum or group, and "emptied"
             for a model with a "none" slot.
-        memory: which argument it is, by its parameter's name or position. Found by itself where one argument is a
+        memory: which argument it is, by its parameter's name or position; or the memory itself, where model and guide
+            call it ``memory``. Found by itself where one argument is a
             store; templates that model and guide own are what is read where the argument is None.
         particles, draws, exact, chunk_size, max_plate_nesting, progress: as in ``importance_bound``.
         seed: of the permutation behind "shuffled".
@@ -137,6 +138,8 @@ def memory_contribution(
 
     Cost: one ``importance_bound`` a memory.
     """
+    if not isinstance(memory, str | int | None):  # the model's own argument of that name
+        kwargs, memory = {**kwargs, "memory": memory}, "memory"
     check_call(model, guide, args, kwargs, "args")
     place = find_memory(model, args, kwargs, memory)
     given = place.value
@@ -146,6 +149,10 @@ def memory_contribution(
             others.setdefault("shuffled", given.select(_derangement(len(given.values), seed)))
         if getattr(model, "none_slot", False):
             others.setdefault("emptied", SlotMemory.empty(given.event_shape).to(given.values))
+    if "given" in others:
+        raise ValueError(
+            "`alternatives` must not be called 'given', as the memory that was given is; choose another name"
+        )
     if not others:
         raise ValueError(
             "`alternatives` must hold another memory to compare with; give one by its name, such as "
@@ -161,7 +168,11 @@ def memory_contribution(
         bounds = {}
         for name, value in {"given": given, **others}.items():
             torch.random.set_rng_state(state)
-            bounds[name] = bound_of(model, guide, *place.with_value(value), same, **options)
+            try:
+                bounds[name] = bound_of(model, guide, *place.with_value(value), same, **options)
+            except Exception as error:
+                error.add_note(f"This is with the memory {name!r}{' in place of the one given' * (name != 'given')}.")
+                raise
     return MemoryContribution(bounds.pop("given"), bounds)
 
 

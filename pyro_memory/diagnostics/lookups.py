@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from pyro_memory.diagnostics.addresses import ADDRESSES
 from pyro_memory.diagnostics.axes import Axes, axes_or_new
+from pyro_memory.diagnostics.bound import LOW
 from pyro_memory.diagnostics.sites import base, frames
 from pyro_memory.diagnostics.tables import Record, Rows, counted, number
 from pyro_memory.gate import checked
@@ -23,6 +24,7 @@ from pyro_memory.inference import (
     OneDraw,
     Particles,
     SameData,
+    Weights,
     check_call,
     posterior_of,
     stochastic_sites,
@@ -60,30 +62,32 @@ class PosteriorAddress(Record):
         return -torch.special.xlogy(self.probs, self.probs).sum(-1)
 
     def _shown(self) -> tuple[str, Rows, Sequence[str]]:
-        best, where = self.probs.flatten(0, -2).max(-1)
-        errors = self.se.flatten(0, -2).gather(-1, where.unsqueeze(-1))
-        count, low = self.probs[..., 0].numel(), int((self.effective_particles < 5).sum())
+        best, where = self.probs.reshape(-1, self.probs.shape[-1]).max(-1)
+        errors = self.se.reshape(-1, self.se.shape[-1]).gather(-1, where.unsqueeze(-1))
+        count, low = self.probs[..., 0].numel(), int((self.effective_particles < LOW).sum())
         rows = [
             ("", f"mean over {self.unit}s" if self.unit != "datum" else "mean over data", "se of particles"),
             ("probability of the likeliest value", number(best.mean().item()), number(errors.mean().item())),
             ("entropy, nats/lookup", number(self.entropy.mean().item()), ""),
-            ("fewer than 5 effective particles", f"{100 * low / len(self.effective_particles):.1f}%", ""),
         ]
+        if self.particles >= LOW:
+            share = f"{100 * low / len(self.effective_particles):.1f}%"
+            rows.append((f"fewer than {LOW} effective particles", share, ""))
         head = f"PosteriorAddress of {self.site}: {counted(count, self.unit)}, {self.probs.shape[-1]} values"
-        return f"{head}, {self.particles} particles each, {self.method}", rows, ()
+        return f"{head}, {counted(self.particles, 'particle')} each, {self.method}", rows, ()
 
     def to_dict(self) -> dict[str, Any]:
         """Gives probabilities and errors as lists, with what they rest on."""
         return {
             "site": self.site, "unit": self.unit, "method": self.method, "particles": self.particles,
             "probs": self.probs.tolist(), "se": self.se.tolist(), "entropy": self.entropy.mean().item(),
-            "low_effective": int((self.effective_particles < 5).sum()),
+            "low_effective": int((self.effective_particles < LOW).sum()),
         }  # fmt: skip
 
     def plot(self, ax: Axes | None = None, *, most: int = 60) -> Axes:
         """Draws the probabilities of the first lookups, a row each."""
         ax = axes_or_new(ax)
-        rows = self.probs.flatten(0, -2)[:most]
+        rows = self.probs.reshape(-1, self.probs.shape[-1])[:most]
         image = ax.imshow(rows.numpy(force=True), aspect="auto", vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
         ax.figure.colorbar(image, ax=ax, label=f"p({self.site} | x)")
         ax.set(xlabel=f"value of {self.site}", ylabel="lookup")
@@ -141,7 +145,7 @@ def posterior_address(
         for size in sizes:
             (traces,) = sampler.sized(size).traces(model, guide, args, kwargs, same, draw)
             weights = weigh(*traces)
-            sums.add(weights.log_weight.double(), *_answers(site, traces, weights.plates))
+            sums.add(weights.log_weight.double(), *_answers(site, traces, weights))
             bar.update()
         found.append(sums)
         shared = 0.0 if weights.shared is None else weights.shared.log_weight.double()
@@ -152,7 +156,9 @@ def posterior_address(
     probs = sum(w * mean for w, mean in zip(share, means, strict=True))
     variance = sum(w**2 * (e**2 + (m - probs) ** 2) for w, m, e in zip(share, means, errors, strict=True))
     effective = torch.stack([sums.effective().flatten() for sums in found]).mean(0)
-    if rounds > 1:
+    if found[0].certain is not None:
+        effective = 1 / share.square().sum().reshape(1)
+    elif rounds > 1:
         effective = effective.clamp(max=float(1 / share.square().sum()))
     node = traces[0].nodes[site]
     plates = tuple(f.name for f in frames(node))
@@ -161,15 +167,16 @@ def posterior_address(
     return PosteriorAddress(probs, variance.sqrt(), effective, particles, site, unit, method)
 
 
-def _answers(site: str, traces: tuple[Trace, Trace], outer: tuple[str, ...]) -> tuple[Tensor, int, list[int]]:
+def _answers(site: str, traces: tuple[Trace, Trace], weights: Weights) -> tuple[Tensor, int, list[int] | None]:
     """What each particle says of the site: probabilities, ``[particle, *cells, value]``, or its value,
-    ``[particle, *cells]``; how many values there are; and the sizes of its plates, 1 for those inside a datum."""
+    ``[particle, *cells]``; how many values there are; and the sizes of its plates, 1 for those inside a datum, None
+    where all data share one value."""
     latents = [n for n, s in stochastic_sites(traces[0]).items() if not s["is_observed"]]
     if site not in latents:
         raise ValueError(f"`site` must be a latent site of the model, of {', '.join(latents) or 'none'}; got {site!r}")
     node: dict[str, Any] = traces[0].nodes[site]
     sizes = [int(f.size) for f in frames(node)]
-    cells = [int(f.size) if f.name in outer else 1 for f in frames(node)]
+    cells = [int(f.size) if f.name in weights.plates else 1 for f in frames(node)]
     if summed_dim(node) is not None:
         fn = posterior_of(site, *traces)
         probs = fn.probs if isinstance(fn, Categorical) else torch.stack([1 - fn.probs, fn.probs], -1)
@@ -178,6 +185,8 @@ def _answers(site: str, traces: tuple[Trace, Trace], outer: tuple[str, ...]) -> 
     if not isinstance(fn, (*ADDRESSES, Bernoulli)):
         raise ValueError(f"`site` must be Categorical or Bernoulli; {site} is {type(fn).__name__}")
     values = 2 if isinstance(fn, Bernoulli) else getattr(fn, "slots", None) or fn.probs.shape[-1]
+    if weights.shared is not None and not set(weights.plates) & {f.name for f in frames(node)}:
+        return node["value"].long().reshape(1, *sizes), int(values), None
     return node["value"].long().reshape(-1, *sizes), int(values), cells
 
 
@@ -187,8 +196,12 @@ class _Weighted:
     def __init__(self) -> None:
         self.top = torch.tensor(-math.inf, dtype=torch.float64)
         self.sums: list[Tensor] = []
+        self.certain: Tensor | None = None
 
-    def add(self, log_weight: Tensor, said: Tensor, values: int, cells: list[int]) -> None:
+    def add(self, log_weight: Tensor, said: Tensor, values: int, cells: list[int] | None) -> None:
+        if cells is None:  # of a draw that all data share, its weight says all
+            self.certain = torch.nn.functional.one_hot(said[0], values).double()
+            said, cells = said.new_zeros(log_weight.shape), list(log_weight.shape[1:])
         top = torch.maximum(self.top.to(log_weight), log_weight.amax(0))
         w, shrink = (log_weight - top).exp(), (self.top.to(log_weight) - top).exp()
         aligned = w.reshape(len(w), *cells)
@@ -217,6 +230,8 @@ class _Weighted:
 
     def mean(self) -> tuple[Tensor, Tensor]:
         """The self-normalised mean of f, and its standard error."""
+        if self.certain is not None:
+            return self.certain, torch.zeros_like(self.certain)
         w, w2 = (t.reshape(*self.cells, 1) for t in self.sums[:2])
         wf, w2f, w2f2 = self.sums[2:]
         mean = wf / w

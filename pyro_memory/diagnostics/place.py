@@ -48,10 +48,8 @@ def find_memory(model: Callable, args: tuple, kwargs: dict, which: str | int | N
             return Place(args, kwargs, stores[0])
         else:
             found = ", ".join(repr(names[i]) if isinstance(i, int) and i < len(names) else repr(i) for i in stores)
-            raise ValueError(
-                f"`memory` must say which argument it is, by its name or position: {found or 'no argument'} "
-                f"{'are' if len(stores) > 1 else 'is a'} store{'s' * (len(stores) > 1)}"
-            )
+            stand = f"{found} are stores" if stores else f"none of {', '.join(map(repr, names))} is a store"
+            raise ValueError(f"`memory` must say which argument it is, by its name or position: {stand}")
     if isinstance(which, str):
         if which in names and names.index(which) < len(args):
             return Place(args, kwargs, names.index(which))
@@ -59,9 +57,11 @@ def find_memory(model: Callable, args: tuple, kwargs: dict, which: str | int | N
             return Place(args, kwargs, which)
     elif -len(args) <= which < len(args):
         return Place(args, kwargs, which % len(args))
+    elif len(args) <= which < len(names):
+        return Place(args, kwargs, names[which])
     raise ValueError(
         f"`memory` must be the name of an argument of the model, of {', '.join(names) or 'none'}, or a position below "
-        f"{len(args)}; got {which!r}"
+        f"{max(len(args), len(names))}; got {which!r}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_memory.diagnostics.axes import BLUE, GREY, Axes, axes_or_new
-from pyro_memory.diagnostics.tables import percent
+from pyro_memory.diagnostics.tables import Record, Rows, percent
 from pyro_memory.gate import checked
 
 BINS = 10
@@ -19,7 +20,7 @@ BINS = 10
 
 @checked
 @dataclass(frozen=True, repr=False)
-class Reliability:
+class Reliability(Record):
     r"""How often slots of some predicted probability were the true one.
 
     Pairs of a lookup and a slot are put in ten bins by the slot's predicted probability; n counts lookups, b bins.
@@ -69,9 +70,9 @@ class Reliability:
         """The error that right predictions are expected to have of so many independent lookups."""
         return 0.5 * math.sqrt(2 / math.pi) * self.variance.sum(0).sqrt().sum().item() / self.lookups
 
-    def __repr__(self) -> str:
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
         error = f"calibration error {percent(*self.error)} of the probability, {100 * self.noise:.1f}% by noise alone"
-        return f"{error}, {self.lookups} lookups"
+        return f"{error}, {self.lookups} lookups", (), ()
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the summary as plain numbers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pyro_memory.diagnostics.axes import BLUE, GREY, Axes, axes_or_new
 from pyro_memory.diagnostics.reliability import Reliability
-from pyro_memory.diagnostics.tables import clustered, percent
+from pyro_memory.diagnostics.tables import Record, Rows, clustered, percent
 from pyro_memory.gate import checked
 
 POINTS = 99
@@ -25,7 +26,7 @@ SEEN, ALARM = 2.0, 4.0
 
 @checked
 @dataclass(frozen=True, repr=False)
-class SiteCalibration:
+class SiteCalibration(Record):
     """Ranks of one site's true values among the guide's draws, and what they say.
 
     Attributes:
@@ -91,9 +92,8 @@ class SiteCalibration:
         """Says it without numbers: "calibrated", "too narrow", "biased low and too wide"."""
         return "calibrated" if self.calibrated else " and ".join(v.split(":")[0] for v in self.verdict.split("; "))
 
-    def __repr__(self) -> str:
-        lines = [f"SiteCalibration: {self.verdict}"]
-        return "\n".join([*lines, str(self.reliability)] if self.reliability else lines)
+    def _shown(self) -> tuple[str, Rows, Sequence[str]]:
+        return f"SiteCalibration: {self.verdict}", (), [str(self.reliability)] if self.reliability else []
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the summary as plain numbers."""

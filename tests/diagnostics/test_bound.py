@@ -1,5 +1,6 @@
 import json
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -119,3 +120,48 @@ def test_bad_arguments_are_refused():
 def test_enumerated_guides_can_be_measured_as_they_are():
     estimate = importance_bound(model, config_enumerate(prior_guide), particles=10)
     assert estimate.bound.isfinite().all()
+
+
+def regression(x, y, memory=None):
+    with pyro.plate("batch", len(x)):
+        a = pyro.sample("a", memory.prior(), infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal(memory[a].squeeze(-1) * x, 0.5), obs=y)
+
+
+def silent(x, y, memory=None):
+    pass
+
+
+SLOPES = SlotMemory(torch.tensor([[1.0], [-1.0]]))
+WRONG = SlotMemory(torch.tensor([[5.0], [-4.0]]))
+
+
+@pytest.mark.parametrize("which", [None, "memory", 2, -1])
+def test_the_memory_is_any_argument_of_any_call(which):
+    x = torch.linspace(-2, 2, 30)
+    bounds = memory_contribution(
+        regression, silent, x, x, SLOPES, alternatives={"wrong": WRONG}, memory=which, particles=1
+    )
+    log_p = dist.Normal(torch.stack([x, -x]), 0.5).log_prob(x).logsumexp(0) - math.log(2)
+    assert_close(bounds.given.bound, log_p.double())
+    named = memory_contribution(regression, silent, x, x, memory=SLOPES, alternatives={"wrong": WRONG}, particles=1)
+    assert_close(named.differences("wrong"), bounds.differences("wrong"))
+    assert bounds.gain("wrong")[0] > 5 * bounds.gain("wrong")[1]
+
+
+def test_a_memory_that_is_not_clear_or_has_nothing_beside_it_is_told():
+    x = torch.ones(3)
+    call = partial(memory_contribution, regression, silent, x, x)
+    with pytest.raises(ValueError, match="none of 'x', 'y', 'memory' is a store"):
+        call(alternatives={"wrong": WRONG})
+    with pytest.raises(ValueError, match=r"`memory` must be the name of an argument.*position below 3; got 'nosuch'"):
+        call(SLOPES, alternatives={"wrong": WRONG}, memory="nosuch")
+    with pytest.raises(ValueError, match="`alternatives` must hold another memory"):
+        call(SLOPES)
+    with pytest.raises(ValueError, match="`alternatives` must not be called 'given'"):
+        call(SLOPES, alternatives={"given": WRONG})
+    with pytest.raises(AttributeError) as raised:
+        call(SLOPES, alternatives={"other": torch.zeros(3)})
+    assert "with the memory 'other' in place of the one given" in str(raised.value.__notes__)
+    with pytest.raises(ValueError, match="'y', 'memory' are stores"):
+        memory_contribution(regression, silent, x, WRONG, SLOPES, alternatives={"wrong": WRONG})

@@ -122,3 +122,26 @@ def test_what_is_no_address_is_refused():
         posterior_address(model, guide, X, site="nosuch", particles=2)
     with pytest.raises(ValueError, match="`site` must be Categorical or Bernoulli; z is Normal"):
         posterior_address(model, guide, X, site="z", particles=2)
+
+
+def test_a_latent_that_all_data_share():
+    x = X[:, 0]
+
+    def shared(x):
+        k = pyro.sample("k", dist.Categorical(logits=LOG_PRIOR))
+        with pyro.plate("batch", len(x)):
+            z = pyro.sample("z", dist.Normal(k.float(), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def proposal(x):
+        pyro.sample("k", dist.Categorical(torch.ones(3)))
+        with pyro.plate("batch", len(x)):
+            pyro.sample("z", dist.Normal(0.5 + 0.5 * x, 0.9))
+
+    exact = (LOG_PRIOR + dist.Normal(torch.arange(3.0), 2**0.5).log_prob(x[:, None]).sum(0)).softmax(-1)
+    torch.manual_seed(0)
+    found = posterior_address(shared, proposal, x, site="k", particles=200, draws=150, chunk_size=200)
+    assert found.unit == "data set"
+    assert found.probs.shape == (3,)
+    assert ((found.probs - exact).abs() < 5 * found.se + 1e-9).all()
+    assert "PosteriorAddress of k: 1 data set, 3 values" in repr(found)
