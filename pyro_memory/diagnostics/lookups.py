@@ -149,7 +149,7 @@ def posterior_address(
             bar.update()
         found.append(sums)
         shared = 0.0 if weights.shared is None else weights.shared.log_weight.double()
-        over.append(shared + (weights.scale * (sums.total() - math.log(particles))).sum())
+        over.append(shared + (sums.total() - math.log(particles)).sum())  # of a subsample, given what was chosen
     bar.close()
     share = torch.stack(over).softmax(0)
     means, errors = zip(*(sums.mean() for sums in found), strict=True)
