@@ -98,14 +98,14 @@ if __name__ == "__main__":
     for name, objective in {**pyros, **ours}.items():
         torch.manual_seed(args.seed)
         air = AIR(name)
-        fitted = fit(
+        run = fit(
             air.model, air.guide, [(x,) for x in images.split(32)], objective, steps=args.steps, learning_rate=3e-3,
             evaluate=lambda _, air=air: {"right": (air.guide(test) == counts).double().mean()}, evaluate_every=100,
         )  # fmt: skip
-        steps, shares = zip(*map(dict.values, fitted.history["evaluation"]), strict=True)
-        right.plot([n * fitted.cpu_seconds / args.steps for n in steps], shares, marker=".", label=name)
+        steps, shares = zip(*map(dict.values, run.history["evaluation"]), strict=True)
+        right.plot([n * run.cpu_seconds / args.steps for n in steps], shares, marker=".", label=name)
         error = (shares[-1] * (1 - shares[-1]) / len(test)) ** 0.5
-        print(f"{name} counts {shares[-1]:.1%} ({error:.1%}) of {len(test)} new images right, {fitted.cpu_seconds:.0f} s")
+        print(f"{name} counts {shares[-1]:.1%} ({error:.1%}) of {len(test)} new images right, {run.cpu_seconds:.0f} s")
     trace = poutine.trace(air.guide).get_trace(x := test[:8])
     plot_images([x[:, None], poutine.replay(air.model, trace=trace)(x)[:, None]], ["image", "rebuilt"], ax=left)
     for t in TIMES:
