@@ -174,7 +174,8 @@ def _answers(site: str, traces: tuple[Trace, Trace], weights: Weights) -> tuple[
     latents = [n for n, s in stochastic_sites(traces[0]).items() if not s["is_observed"]]
     if site not in latents:
         raise ValueError(f"`site` must be a latent site of the model, of {', '.join(latents) or 'none'}; got {site!r}")
-    node: dict[str, Any] = traces[0].nodes[site]
+    nodes: dict[str, Any] = traces[0].nodes
+    node = nodes[site]
     sizes = [int(f.size) for f in frames(node)]
     cells = [int(f.size) if f.name in weights.plates else 1 for f in frames(node)]
     if summed_dim(node) is not None:
