@@ -37,13 +37,27 @@ class DataCount(Messenger):
             self.latents[msg["name"]] = plates
 
     @property
-    def data(self) -> float | None:
-        """The number of data; None where no plate holds all that is observed."""
-        if not self.observed:
-            return None
-        common = frozenset.intersection(*(plates for plates, _ in self.observed.values()))
+    def unit(self) -> str:
+        """What a datum is: "datum" for a cell of the plates around all that is observed, else its plates."""
+        plates = self._plates()
+        return "datum" if plates == self._around() else " x ".join(f.name for f in sorted(plates, key=lambda f: f.dim))
+
+    def _around(self) -> frozenset[Any]:
+        """The plates around all that is observed."""
+        own = [plates for plates, _ in self.observed.values()]
+        return frozenset.intersection(*own) if own else frozenset()
+
+    def _plates(self) -> frozenset[Any]:
+        """Those of them that hold the latents, too, but for latents in none."""
+        common = self._around()
         for plates in self.latents.values():
             common = common & plates or common
+        return common
+
+    @property
+    def data(self) -> float | None:
+        """The number of data; None where no plate holds all that is observed."""
+        common = self._plates()
         scales = [scale for _, scale in self.observed.values()]
         if not common or any(isinstance(s, torch.Tensor) and s.numel() > 1 for s in scales):
             return None

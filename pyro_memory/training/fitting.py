@@ -129,6 +129,7 @@ def fit(
         compute = ranks.gradients(objective, model, guide, trained)
         places = {"model": model, "guide": guide, "batches": batches, "objective": objective}
         loop = Loop(model, guide, compute, parameters, made, clip_norm, ranks, places, count.data)
+        log.unit = count.unit
         kept = Kept(path, loop, log, {"learning_rate": learning_rate, "clip_norm": clip_norm, "seed": seed}, batches)
         if resuming:
             restore(path, content, model, guide, made)
@@ -149,7 +150,7 @@ def fit(
         raise KeyboardInterrupt(f"stopped after step {log.step}; the last good checkpoint is {kept}")
     if stop:
         raise SystemExit(128 + stop)
-    return FitResult(log.step, log.seconds, log.cpu_seconds, log.whole_history(), kept.file, log.units)
+    return FitResult(log.step, log.seconds, log.cpu_seconds, log.whole_history(), kept.file, log.units, log.unit)
 
 
 def _to_train(model: Callable[..., Any], guide: Callable[..., Any]) -> dict[str, Tensor]:

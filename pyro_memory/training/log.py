@@ -21,6 +21,7 @@ class Log:
     Attributes:
         pending, counted: the bounds of the steps since the last entry, and how many data each call explained.
         units: what the information of each site is per.
+        unit: what a datum of ``counted`` is: "datum", or the names of its plates.
         streams: what the random streams of other processes are made from, see ``Ranks``; None in older files.
     """
 
@@ -34,6 +35,7 @@ class Log:
     )
     units: dict[str, str] = field(default_factory=dict)
     streams: int | None = None
+    unit: str = "datum"
 
     def __post_init__(self) -> None:
         # Files of format 1 do not know how many data a call explained.
@@ -71,7 +73,7 @@ class Log:
     @property
     def latest(self) -> str:
         history = self.history if self.history["bound"] else self.whole_history()
-        shown = [last_bound(history, 2)] if history["bound"] else []
+        shown = [last_bound(history, 2, self.unit)] if history["bound"] else []
         for kind in ("information", "evaluation"):
             shown += [f"{k} {v:.2f}" for row in history[kind][-1:] for k, v in row.items() if k != "step"]
         return ", ".join(shown)
@@ -89,8 +91,8 @@ class Log:
         }
 
 
-def last_bound(history: Mapping[str, list[Any]], digits: int) -> str:
+def last_bound(history: Mapping[str, list[Any]], digits: int, unit: str) -> str:
     """The last bound with its unit."""
     bound, data = history["bound"][-1], history["data"][-1]
-    value, unit = (bound / data, "datum") if data else (bound, "call")
+    value, unit = (bound / data, unit) if data else (bound, "call")
     return f"bound {value:.{digits}f} nats per {unit}"

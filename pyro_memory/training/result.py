@@ -28,6 +28,8 @@ class FitResult(Record):
         checkpoint: the file that holds the trained state, or None. Where the last writes failed, which a warning told,
             it holds an earlier step.
         units: what the information of each site is per: "datum", "data set", or the names of its plates.
+        counted: what is counted as data in ``history``: "datum", or the plates that hold all latents but those of the
+            data set, such as "task".
     """
 
     steps: int
@@ -36,11 +38,12 @@ class FitResult(Record):
     history: dict[str, list[Any]]
     checkpoint: Path | None
     units: dict[str, str] = field(default_factory=dict)
+    counted: str = "datum"
 
     @property
     def unit(self) -> str:
-        """What ``bounds`` are per: "datum" where the plates tell how many data each call explained, else "call"."""
-        return "datum" if all(self.history["data"]) else "call"
+        """What ``bounds`` are per: ``counted`` where the plates tell how many data each call explained, else "call"."""
+        return self.counted if all(self.history["data"]) else "call"
 
     @property
     def bounds(self) -> list[float]:
@@ -54,6 +57,8 @@ class FitResult(Record):
         if self.history["bound"]:
             name, _, value = last_bound(self.history, 3).partition(" ")
             rows.append((name, f"{value} (mean of the last steps)"))
+            name, _, value = last_bound(self.history, 3, self.counted).partition(" ")
+            lines.append(f"  {name:<12} {value} (mean of the last steps)")
         for kind in ("information", "evaluation"):
             for row in self.history[kind][-1:]:
                 values = (f"{name} {self._value(kind, name, row)}" for name in row if name != "step")

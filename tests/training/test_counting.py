@@ -136,6 +136,26 @@ def test_a_latent_of_the_data_set_is_never_told_per_datum():
     assert "nats per data set" in text.splitlines()[2]
 
 
+def test_where_latents_lie_in_some_plates_only_the_bound_is_told_by_these():
+    class Grouped(Whole):
+        def forward(self, x):
+            with pyro.plate("group", 2, dim=-2):
+                mean = pyro.sample("mean", dist.Normal(torch.zeros(()), 1.0))
+                with pyro.plate("item", 4, dim=-1):
+                    pyro.sample("x", dist.Normal(mean + 0 * self.loc, 1.0), obs=x[:2, :1].expand(2, 4))
+
+    class Told(Mean):
+        def forward(self, x):
+            with pyro.plate("group", 2, dim=-2):
+                pyro.sample("mean", dist.Normal(self.loc, 0.1))
+
+    result = run(Grouped(), Told(), steps=3, information_every=1)
+    assert result.history["data"] == [2.0]
+    assert result.unit == "group"
+    assert "nats per group (mean" in repr(result)
+    assert result.plot().get_ylabel() == "bound (nats per group)"
+
+
 def test_without_a_plate_the_bound_is_per_call():
     class Bare(Mean):
         def forward(self, x):
