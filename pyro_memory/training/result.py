@@ -55,10 +55,8 @@ class FitResult(Record):
     def _shown(self) -> tuple[str, Rows, Sequence[str]]:
         rows: list[tuple[str, str]] = []
         if self.history["bound"]:
-            name, _, value = last_bound(self.history, 3).partition(" ")
-            rows.append((name, f"{value} (mean of the last steps)"))
             name, _, value = last_bound(self.history, 3, self.counted).partition(" ")
-            lines.append(f"  {name:<12} {value} (mean of the last steps)")
+            rows.append((name, f"{value} (mean of the last steps)"))
         for kind in ("information", "evaluation"):
             for row in self.history[kind][-1:]:
                 values = (f"{name} {self._value(kind, name, row)}" for name in row if name != "step")

@@ -105,11 +105,6 @@ class FewShotTasks:
 
     __repr__ = call_of
 
-    def __repr__(self) -> str:
-        classes, shots = (f"{a}" if a == b else f"{a} to {b}" for a, b in self._ranges)
-        own = ", a memory each" if self.per_target else ""
-        return f"FewShotTasks({self.targets} targets{own}, {classes} classes of {shots} shots, {self.data!r})"
-
     def __len__(self) -> int:
         if self.target_indices is None:
             raise TypeError("tasks without `target_indices` have no end, hence no length")

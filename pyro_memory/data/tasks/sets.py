@@ -84,10 +84,6 @@ class SetTasks:
 
     __repr__ = call_of
 
-    def __repr__(self) -> str:
-        shots = " or ".join(map(str, self.shots.tolist()))
-        return f"SetTasks({self.tasks} tasks of {self.queries} queries, {shots} shots, {self.data!r})"
-
     def __len__(self) -> int:
         if self.targets is None:
             raise TypeError("sets without `targets` have no end, hence no length")

@@ -151,9 +151,3 @@ def test_no_targets_are_refused_at_once():
         SetTasks(data, tasks=2, targets=none)
     with pytest.raises(ValueError, match="`target_indices` must name at least one target; got none"):
         FewShotTasks(data, classes=2, shots=1, targets=2, per_target=True, target_indices=none)
-
-
-def test_tasks_say_what_they_draw():
-    few = FewShotTasks(data(), classes=(2, 3), shots=1, targets=8, per_target=True)
-    assert repr(few) == f"FewShotTasks(8 targets, a memory each, 2 to 3 classes of 1 shots, {data()!r})"
-    assert repr(SetTasks(data(), tasks=2, shots=(0, 3))) == f"SetTasks(2 tasks of 1 queries, 0 or 3 shots, {data()!r})"
