@@ -83,8 +83,8 @@ class Loop:
             if all(p.grad is None for p in self.parameters.values()):
                 raise ValueError(
                     "`objective` must give a gradient to some parameter of model and guide; its loss reaches none. "
-                    "Look for `.detach()`, `.item()` or torch.no_grad() in them, make plain modules PyroModules, and mark "
-                    "a method that is given as one of them by @pyro.nn.pyro_method"
+                    "Look for `.detach()`, `.item()` or torch.no_grad() in them, make plain modules PyroModules, and "
+                    "mark a method that is given as one of them by @pyro.nn.pyro_method"
                 )
             self.checked = True
         # Wake-sleep gives a pair: the model's loss, then the guide's, which is no bound.
