@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from pyro.poutine import Trace
 from torch import Tensor
 from tqdm import tqdm
 
 from pyro_memory.diagnostics.axes import BLUE, ORANGE, Axes, axes_or_new
 from pyro_memory.diagnostics.tables import Record, Rows, counted, number, standard_error
 from pyro_memory.gate import checked
-from pyro_memory.inference import OneDraw, Particles, SameData, check_call, weigh
+from pyro_memory.inference import OneDraw, Particles, SameData, Weights, check_call, weigh
 
 LOW = 5  # effective particles below which an estimate is told to be a rough one
 
@@ -178,12 +179,12 @@ def importance_bound(
     """
     options = {
         "particles": particles, "draws": draws, "exact": tuple(exact), "chunk_size": chunk_size,
-        "max_plate_nesting": max_plate_nesting,
+        "max_plate_nesting": max_plate_nesting, "progress": progress,
     }  # fmt: skip
-    return bound_of(model, guide, args, kwargs, SameData(), progress=progress, **options)
+    return bound_of(model, guide, args, kwargs, SameData(), **options)
 
 
-def bound_of(
+def passes(
     model: Callable,
     guide: Callable,
     args: tuple,
@@ -191,13 +192,17 @@ def bound_of(
     same: SameData,
     *,
     particles: int,
-    draws: int = 1,
-    exact: tuple[str, ...] = (),
+    draws: int,
+    exact: tuple[str, ...],
     chunk_size: int,
     max_plate_nesting: float,
-    progress: bool = False,
-) -> BoundEstimate:
-    """``importance_bound`` on the data of the passes that ``same`` has seen."""
+    progress: bool,
+) -> Iterator[tuple[int, tuple[Trace, Trace], Weights]]:
+    """Runs a pair for K particles, a chunk at a time, and for each draw of global latents where there are any.
+
+    Yields:
+        The draw's number, the traces of a chunk, their weights.
+    """
     if min(particles, chunk_size, draws) < 1:
         raise ValueError(
             f"`particles`, `draws` and `chunk_size` must be at least 1; got {particles}, {draws} and {chunk_size}"
@@ -206,35 +211,44 @@ def bound_of(
     sampler = Particles(vectorize_particles=True, max_plate_nesting=max_plate_nesting)
     sampler.exact = exact
     sampler.look(model, guide, args, kwargs)
-    rounds = draws if sampler.global_sites else 1
     sizes = [chunk_size] * (particles // chunk_size) + [particles % chunk_size] * (particles % chunk_size > 0)
-    bar = tqdm(total=rounds * len(sizes), desc="bound", disable=not progress, leave=False)
-    found = []
-    for _ in range(rounds):
-        sums = _Sums()
-        draw = OneDraw(sampler.global_sites)
-        for size in sizes:
-            (traces,) = sampler.sized(size).traces(model, guide, args, kwargs, same, draw)
-            weights = weigh(*traces)
-            sums.add(weights.log_weight.reshape(size, -1).double())
-            bar.update()
-        estimate = sums.estimate(particles, weights.unit)
-        if weights.shared is None:
-            bar.close()
-            return estimate
-        _check_whole(weights.scale, rounds)
-        scaled = weights.scale * estimate.bound.reshape(weights.log_weight.shape[1:])
-        found.append((weights.shared.log_weight.double() + scaled.sum(), estimate))
-    bar.close()
-    sums = _Sums()
-    sums.add(torch.stack([total for total, _ in found]).unsqueeze(-1))
-    local = [estimate for _, estimate in found]
-    given = BoundEstimate(
-        torch.stack([e.bound for e in local]).mean(0),
-        torch.stack([e.effective_particles for e in local]).mean(0), particles, local[0].unit,
-    )  # fmt: skip
-    over = sums.estimate(rounds, "data set")
-    return BoundEstimate(over.bound, over.effective_particles, particles, "data set", rounds, given)
+    rounds = range(draws if sampler.global_sites else 1)
+    with tqdm(total=len(rounds) * len(sizes), desc="particles", disable=not progress, leave=False) as bar:
+        for i in rounds:
+            draw = OneDraw(sampler.global_sites)
+            for size in sizes:
+                (traces,) = sampler.sized(size).traces(model, guide, args, kwargs, same, draw)
+                yield i, traces, weigh(*traces)
+                bar.update()
+
+
+def bound_of(
+    model: Callable, guide: Callable, args: tuple, kwargs: dict, same: SameData, *, particles: int, **options: Any
+) -> BoundEstimate:
+    """``importance_bound`` on the data of the passes that ``same`` has seen."""
+    sums: list[_Sums] = []
+    shared: list[Tensor | float] = []
+    for i, _, weights in passes(model, guide, args, kwargs, same, particles=particles, **options):
+        if i == len(sums):
+            sums.append(_Sums())
+            shared.append(0.0 if weights.shared is None else weights.shared.log_weight.double())
+        sums[i].add(weights.log_weight.reshape(len(weights.log_weight), -1).double())
+    local = [s.estimate(particles, weights.unit) for s in sums]
+    if weights.shared is None:
+        return local[0]
+    if len(local) > 1 and bool((torch.as_tensor(weights.scale) != 1).any()):
+        raise ValueError(
+            f"`draws` must be 1 where data are subsampled, or scaled: of several draws of the global latents the scale "
+            f"stands inside the logarithm, and the mean bounds nothing; got {len(local)}. Give it all data, or draws=1"
+        )
+    cells = weights.log_weight.shape[1:]
+    over = _Sums()
+    totals = [g + (weights.scale * e.bound.reshape(cells)).sum() for g, e in zip(shared, local, strict=True)]
+    over.add(torch.stack(totals).unsqueeze(-1))
+    bound, effective = (torch.stack([getattr(e, n) for e in local]).mean(0) for n in ("bound", "effective_particles"))
+    given = BoundEstimate(bound, effective, particles, weights.unit)
+    nested = over.estimate(len(local), "data set")
+    return BoundEstimate(nested.bound, nested.effective_particles, particles, "data set", len(local), given)
 
 
 class _Sums:
@@ -250,11 +264,3 @@ class _Sums:
     def estimate(self, particles: int, unit: str) -> BoundEstimate:
         effective = (2 * self.total - self.squared).exp()
         return BoundEstimate(self.total - math.log(particles), effective, particles, unit)
-
-
-def _check_whole(scale: float | Tensor, draws: int) -> None:
-    if draws > 1 and bool((torch.as_tensor(scale) != 1).any()):
-        raise ValueError(
-            f"`draws` must be 1 where data are subsampled, or scaled: of several draws of the global latents the scale "
-            f"stands inside the logarithm, and the mean bounds nothing; got {draws}. Give it all data, or draws=1"
-        )

@@ -12,24 +12,19 @@ from jaxtyping import Float
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical
-from tqdm import tqdm
 
 from pyro_memory.diagnostics.addresses import ADDRESSES
 from pyro_memory.diagnostics.axes import Axes, axes_or_new
-from pyro_memory.diagnostics.bound import LOW
+from pyro_memory.diagnostics.bound import LOW, passes
 from pyro_memory.diagnostics.sites import base, frames
 from pyro_memory.diagnostics.tables import Record, Rows, counted, number
 from pyro_memory.gate import checked
 from pyro_memory.inference import (
-    OneDraw,
-    Particles,
     SameData,
     Weights,
-    check_call,
     posterior_of,
     stochastic_sites,
     summed_dim,
-    weigh,
 )
 
 
@@ -132,25 +127,18 @@ def posterior_address(
 
     Cost: as ``importance_bound``.
     """
-    check_call(model, guide, args, kwargs, "args")
-    sampler = Particles(vectorize_particles=True, max_plate_nesting=max_plate_nesting)
-    sampler.exact = (site,) if exact else ()
-    sampler.look(model, guide, args, kwargs)
-    same, rounds = SameData(), draws if sampler.global_sites else 1
-    sizes = [chunk_size] * (particles // chunk_size) + [particles % chunk_size] * (particles % chunk_size > 0)
-    bar = tqdm(total=rounds * len(sizes), desc="posterior", disable=not progress, leave=False)
-    found, over = [], []
-    for _ in range(rounds):
-        draw, sums = OneDraw(sampler.global_sites), _Weighted()
-        for size in sizes:
-            (traces,) = sampler.sized(size).traces(model, guide, args, kwargs, same, draw)
-            weights = weigh(*traces)
-            sums.add(weights.log_weight.double(), *_answers(site, traces, weights))
-            bar.update()
-        found.append(sums)
-        shared = 0.0 if weights.shared is None else weights.shared.log_weight.double()
-        over.append(shared + (sums.total() - math.log(particles)).sum())  # of a subsample, given what was chosen
-    bar.close()
+    options = {
+        "particles": particles, "draws": draws, "exact": (site,) if exact else (), "chunk_size": chunk_size,
+        "max_plate_nesting": max_plate_nesting, "progress": progress,
+    }  # fmt: skip
+    found: list[_Weighted] = []
+    shared: list[Tensor | float] = []
+    for i, traces, weights in passes(model, guide, args, kwargs, SameData(), **options):
+        if i == len(found):
+            found.append(_Weighted())
+            shared.append(0.0 if weights.shared is None else weights.shared.log_weight.double())
+        found[i].add(weights.log_weight.double(), *_answers(site, traces, weights))
+    over = [g + (s.total() - math.log(particles)).sum() for g, s in zip(shared, found, strict=True)]
     share = torch.stack(over).softmax(0)
     means, errors = zip(*(sums.mean() for sums in found), strict=True)
     probs = sum(w * mean for w, mean in zip(share, means, strict=True))
@@ -158,7 +146,7 @@ def posterior_address(
     effective = torch.stack([sums.effective().flatten() for sums in found]).mean(0)
     if found[0].certain is not None:
         effective = 1 / share.square().sum().reshape(1)
-    elif rounds > 1:
+    elif len(found) > 1:
         effective = effective.clamp(max=float(1 / share.square().sum()))
     node = traces[0].nodes[site]
     plates = tuple(f.name for f in frames(node))

@@ -22,6 +22,8 @@ from pyro_memory.inference.enumerated import Marks, completed, left_to_the_model
 from pyro_memory.inference.pairing import PARTICLES, Sites, frames_of, global_sites, stochastic_sites
 from pyro_memory.inference.trial import ALL_AT_ONCE, check_nesting, first_pass, told_by_site
 
+MOST_PLATES = 60  # PyTorch has 64 dimensions, and events and enumeration need some
+
 
 @checked
 class KeepFrozen(Messenger):
@@ -158,11 +160,18 @@ class Particles(ELBO):
         """
         if self._enumerates is not None:
             return
+        given = self.max_plate_nesting - (self.vectorize_particles and self.num_particles > 1)
+        if given != math.inf and given not in range(MOST_PLATES):
+            raise ValueError(
+                f"`max_plate_nesting` must be a whole number of plates below {MOST_PLATES}, or left out to be found; "
+                f"got {given}"
+            )
         of_model, of_guide = trial(model, guide, args, kwargs)
         sites = [*of_guide.values(), *of_model.values()]
         if self.max_plate_nesting == math.inf:
             nesting = max((-frame.dim for site in sites for frame in frames_of(site)), default=0)
             self.max_plate_nesting = nesting + (self.vectorize_particles and self.num_particles > 1)
+        self.max_plate_nesting = int(self.max_plate_nesting)  # given as 1.0, say
         for name in self.exact:
             if name not in of_guide or not getattr(of_guide[name]["fn"], "has_enumerate_support", False):
                 known = [n for n, s in of_guide.items() if getattr(s["fn"], "has_enumerate_support", False)]

@@ -253,3 +253,10 @@ def test_leave_one_out_takes_a_noisy_factor_whose_common_noise_cancels():
 def test_leave_one_out_needs_two_particles():
     with pytest.raises(ValueError, match="`num_particles` must be at least 2"):
         LeaveOneOutELBO(1)
+
+
+@pytest.mark.parametrize("nesting", [0.5, -1, 10**9])
+def test_a_nesting_that_is_no_number_of_plates_is_refused(nesting):
+    pair = (lambda: None, lambda: None)
+    with pytest.raises(ValueError, match="`max_plate_nesting` must be a whole number of plates below 60"):
+        VIMCO(2, max_plate_nesting=nesting).loss(*pair)
