@@ -76,7 +76,7 @@ def test_what_an_enumerated_lookup_carries_is_the_kl_of_its_posterior(program):
     kl = (posterior.exp() * (posterior + math.log(TEMPLATES))).sum(-1)
     torch.testing.assert_close(gain["a"].kl, kl, rtol=1e-4, atol=1e-4)
     assert gain["a"].mean > 2
-    assert to_arviz(gain)["information"]["kl_a"].sizes == {"datum": 100}
+    assert to_arviz(gain)["information"]["kl_a"].sizes == {"chain": 1, "draw": 100}
 
 
 def test_the_order_of_templates_is_worth_nothing_and_their_contents_are(program):

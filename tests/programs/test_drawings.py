@@ -64,7 +64,7 @@ def test_bound_information_and_posterior(program):
     gain = information_gain(model, guide, *given)
     assert {name for name, site in gain.sites.items() if site.unit == "task"} == set("ksjc")
     assert gain["z"].mean > 5 * gain["z"].se > 0
-    assert to_arviz(gain)["information"]["kl_z"].sizes == {"datum": 2 * TASKS}
+    assert to_arviz(gain)["information"]["kl_z"].sizes == {"chain": 1, "draw": 2 * TASKS}
     found = posterior_address(model, guide, *given, site="j", particles=100)
     torch.testing.assert_close(found.probs.sum(-1), torch.ones(TASKS).double())
     assert found.unit == "task"

@@ -72,7 +72,7 @@ def test_bound_information_and_memory(program):
     worth = memory_contribution(model, guide, x, memory, alternatives=wrong, particles=100)
     lost, se = worth.gain("wrong places")
     assert lost > 5 * se > 0
-    assert to_arviz(worth)["bound"].sizes == {"memory": 2, "datum": 96}
+    assert to_arviz(worth)["bound"]["lost"].mean().item() == pytest.approx(lost)
     assert to_arviz(gain)["address_a"]["usage"].sizes == {"slot": 15}
     assert to_arviz(bound)["bound"]["bound"].mean().item() == pytest.approx(bound.mean)
 

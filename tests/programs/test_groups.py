@@ -103,7 +103,7 @@ def test_the_noise_is_told_a_data_set_the_shift_a_group_and_the_address_an_item(
     assert gain["shift"].mean > 5 * gain["shift"].se > 0
     assert gain["a"].mean > 5 * gain["a"].se > 0
     assert gain.joint.unit == "data set"
-    assert to_arviz(gain)["information"]["kl_shift"].sizes["cell_of_shift"] == GROUPS
+    assert to_arviz(gain)["information_group"]["kl_shift"].sizes == {"chain": 1, "draw": GROUPS}
 
 
 def test_a_group_loses_by_the_memory_of_another(program):

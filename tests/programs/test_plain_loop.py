@@ -90,7 +90,7 @@ def test_a_plain_loop_trains_and_what_it_trained_is_measured(objective):
     worth = memory_contribution(model, guide, x, MEMORY, alternatives=wrong, particles=100)
     lost, se = worth.gain("half the size")
     assert lost > 5 * se > 0
-    assert to_arviz(worth)["bound"].sizes == {"memory": 2, "datum": 200}
+    assert to_arviz(worth)["bound"]["lost"].mean().item() == pytest.approx(lost)
 
 
 def test_called_as_a_module_it_is_the_same_loop():

@@ -101,5 +101,5 @@ def test_the_lookup_and_the_memory_are_worth_something_however_the_memory_is_nam
     assert lost > 5 * se > 0
     assert len({repr(r) for r in records}) == 1
     assert "nats per datum" in repr(records[0])
-    assert to_arviz(records[0])["bound"].sizes == {"memory": 2, "datum": 128}
-    assert to_arviz(gain)["information"]["kl_a"].sizes == {"datum": 128}
+    assert to_arviz(records[0])["bound"]["lost"].mean().item() == pytest.approx(lost)
+    assert to_arviz(gain)["information"]["kl_a"].sizes == {"chain": 1, "draw": 128}

@@ -80,7 +80,7 @@ def test_the_bound_of_the_series_lies_below_their_evidence_in_closed_form(progra
 
 def test_the_weights_are_told_a_data_set_and_the_written_state_is_worth_something_a_series(program):
     model, guide, *given = program
-    gain = information_gain(model, guide, *given, draws=1)  # its draws in one pass have no place in nn.Linear
+    gain = information_gain(model, guide, *given)
     assert {site.unit for site in gain.sites.values()} == {"data set"}
     assert gain["series.readout.weight"].mean > 5
     state = given[2]
