@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyro
@@ -103,7 +103,7 @@ class OneDraw(Messenger):
     Entered again, it gives the same draw: passes of one instance share it.
     """
 
-    def __init__(self, sites: Collection[str]) -> None:
+    def __init__(self, sites: Sequence[str]) -> None:
         super().__init__()
         self.sites = frozenset(sites)
         self.values: dict[str, Tensor] = {}
@@ -207,7 +207,7 @@ class Particles(ELBO):
                 of_model, of_guide = trial(model, guide, args, kwargs)
                 check_nesting(self, [*of_guide.values(), *of_model.values()])
                 if self.vectorize_particles and self.num_particles > 1:
-                    error.add_note(f"One particle alone runs. {ALL_AT_ONCE}")
+                    error.add_note(f"It may be the particles. {ALL_AT_ONCE}")
             raise
 
     def traces(

@@ -23,7 +23,8 @@ PLATES, ENUMERATION = "pyro.poutine.broadcast_messenger", "pyro.poutine.enum_mes
 LOG_PROB = "pyro.poutine.trace_struct"
 ALL_AT_ONCE = (
     "Where all particles run in one pass, they have a dimension in front: keep it in the model (x.flatten(-2) in place "
-    "of x.view(len(x), -1)), or run them one by one by vectorize_particles=False"
+    "of x.view(len(x), -1)), or run them one by one: vectorize_particles=False of an objective, chunk_size=1 of a "
+    "measurement"
 )
 
 

@@ -152,7 +152,7 @@ def test_particles_that_a_users_code_cannot_take_are_noted():
 
     with pytest.raises(RuntimeError, match="invalid for input of size 16") as caught:
         train(Program(viewed), guide(), VIMCO(2))
-    assert "One particle alone runs" in caught.value.__notes__[0]
+    assert "It may be the particles" in caught.value.__notes__[0]
     assert "vectorize_particles=False" in caught.value.__notes__[0]
     assert train(Program(viewed), guide(), VIMCO(2, vectorize_particles=False)).steps == 2
 
