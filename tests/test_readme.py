@@ -15,9 +15,11 @@ from pyro.infer import ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, TraceGra
 import pyro_memory
 from pyro_memory import (
     VIMCO,
+    DReG,
     LeaveOneOutELBO,
     RaoBlackwellELBO,
     SlotMemory,
+    WakeWake,
     fit,
     importance_bound,
     information_gain,
@@ -32,7 +34,9 @@ CLASSES, SCRIPT = PAIR.split("\n\n\nmodel, guide = ")
 OBJECTIVES = {
     "VIMCO": lambda: VIMCO(3),
     "VIMCO, one by one": lambda: VIMCO(3, vectorize_particles=False),
+    "DReG": lambda: DReG(3),
     "LeaveOneOutELBO": lambda: LeaveOneOutELBO(3),
+    "WakeWake": lambda: WakeWake(3),
     "RaoBlackwellELBO": lambda: RaoBlackwellELBO(2),
     "TraceEnum_ELBO": lambda: TraceEnum_ELBO(max_plate_nesting=1),
     "TraceEnum_ELBO, one by one": lambda: TraceEnum_ELBO(3, max_plate_nesting=1),

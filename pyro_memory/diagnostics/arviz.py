@@ -46,7 +46,7 @@ def to_arviz(record: BoundEstimate | InformationGain | MemoryContribution | Post
 
     Example::
 
-        data = to_arviz(memory_contribution(model, guide, x, memory, {"other": other}))
+        data = to_arviz(memory_contribution(model, guide, x, memory, alternatives={"other": other}))
         arviz.summary(data, group="bound", var_names=["lost"])
         arviz.plot_forest(data, group="bound")  # before ArviZ 1.0: plot_forest(data["bound"])
     """

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pyro_memory.diagnostics.axes import BLUE, ORANGE, Axes, axes_or_new
 from pyro_memory.diagnostics.tables import Record, Rows, counted, number, standard_error
 from pyro_memory.gate import checked
-from pyro_memory.inference import OneDraw, Particles, SameData, Weights, check_call, weigh
+from pyro_memory.inference import OneDraw, Particles, SameData, Weights, check_call, check_same_globals, weigh
 
 LOW = 5  # effective particles below which an estimate is told to be a rough one
 
@@ -151,7 +151,8 @@ def importance_bound(
         E \log \frac1S \sum_s \frac{p(g_s)}{q(g_s)} \prod_n \frac1K \sum_k w_{nk}(g_s) \le \log p(X)
 
     Given g each factor is an unbiased estimate of p(x_n | g), and so is the mean of products of p(X): by Jensen's
-    inequality its logarithm lies below log p(X) on average, for any S and K, and rises with both.
+    inequality its logarithm lies below log p(X) on average, for any S and K, and rises with both. A guide that draws
+    all latents together, as AutoMultivariateNormal does, makes all of them global: it needs many draws, one particle.
 
     All particles look at the same data: a plate that subsamples chooses once, and the bound is of what it chose. Draws
     come from torch's global random stream; parameters, gradients and modes stay as they are. Evaluate dropout and the
@@ -227,11 +228,12 @@ def bound_of(
 ) -> BoundEstimate:
     """``importance_bound`` on the data of the passes that ``same`` has seen."""
     sums: list[_Sums] = []
-    shared: list[Tensor | float] = []
+    shared: list[Any] = []
     for i, _, weights in passes(model, guide, args, kwargs, same, particles=particles, **options):
         if i == len(sums):
             sums.append(_Sums())
-            shared.append(0.0 if weights.shared is None else weights.shared.log_weight.double())
+            shared.append(weights.shared)
+        check_same_globals(shared[i], weights.shared)
         sums[i].add(weights.log_weight.reshape(len(weights.log_weight), -1).double())
     local = [s.estimate(particles, weights.unit) for s in sums]
     if weights.shared is None:
@@ -243,7 +245,8 @@ def bound_of(
         )
     cells = weights.log_weight.shape[1:]
     over = _Sums()
-    totals = [g + (weights.scale * e.bound.reshape(cells)).sum() for g, e in zip(shared, local, strict=True)]
+    parts = zip(shared, local, strict=True)
+    totals = [g.log_weight.double() + (weights.scale * e.bound.reshape(cells)).sum() for g, e in parts]
     over.add(torch.stack(totals).unsqueeze(-1))
     bound, effective = (torch.stack([getattr(e, n) for e in local]).mean(0) for n in ("bound", "effective_particles"))
     given = BoundEstimate(bound, effective, particles, weights.unit)

@@ -121,8 +121,8 @@ def memory_contribution(
             "shuffled" (each owner gets another one's memory) is added for a memory per datum or group, and "emptied"
             for a model with a "none" slot.
         memory: which argument it is, by its parameter's name or position; or the memory itself, where model and guide
-            call it ``memory``. Found by itself where one argument is a
-            store; templates that model and guide own are what is read where the argument is None.
+            call it ``memory``. Found by itself where one argument is a store; templates that model and guide own are
+            what is read where the argument is None.
         particles, draws, exact, chunk_size, max_plate_nesting, progress: as in ``importance_bound``.
         seed: of the permutation behind "shuffled".
 

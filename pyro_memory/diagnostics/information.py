@@ -183,6 +183,7 @@ def _averaged(parts: list[InformationGain]) -> InformationGain:
         joint=mean([p.joint for p in parts]),
         addresses={name: used([p.addresses[name] for p in parts]) for name in first.addresses},
         draws=len(parts),
+        latents={},  # which take all draws at once
     )
 
 

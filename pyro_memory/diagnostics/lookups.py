@@ -22,6 +22,7 @@ from pyro_memory.gate import checked
 from pyro_memory.inference import (
     SameData,
     Weights,
+    check_same_globals,
     posterior_of,
     stochastic_sites,
     summed_dim,
@@ -132,13 +133,15 @@ def posterior_address(
         "max_plate_nesting": max_plate_nesting, "progress": progress,
     }  # fmt: skip
     found: list[_Weighted] = []
-    shared: list[Tensor | float] = []
+    shared: list[Any] = []
     for i, traces, weights in passes(model, guide, args, kwargs, SameData(), **options):
         if i == len(found):
             found.append(_Weighted())
-            shared.append(0.0 if weights.shared is None else weights.shared.log_weight.double())
+            shared.append(weights.shared)
+        check_same_globals(shared[i], weights.shared)
         found[i].add(weights.log_weight.double(), *_answers(site, traces, weights))
-    over = [g + (s.total() - math.log(particles)).sum() for g, s in zip(shared, found, strict=True)]
+    own = [0.0 if g is None else g.log_weight.double() for g in shared]
+    over = [g + (s.total() - math.log(particles)).sum() for g, s in zip(own, found, strict=True)]
     share = torch.stack(over).softmax(0)
     means, errors = zip(*(sums.mean() for sums in found), strict=True)
     probs = sum(w * mean for w, mean in zip(share, means, strict=True))

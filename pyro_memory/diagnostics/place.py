@@ -48,7 +48,11 @@ def find_memory(model: Callable, args: tuple, kwargs: dict, which: str | int | N
             return Place(args, kwargs, stores[0])
         else:
             found = ", ".join(repr(names[i]) if isinstance(i, int) and i < len(names) else repr(i) for i in stores)
-            stand = f"{found} are stores" if stores else f"none of {', '.join(map(repr, names))} is a store"
+            stand = (
+                f"{found} are stores"
+                if stores
+                else f"none of {', '.join(map(repr, names))} is a store, such as SlotMemory"
+            )
             raise ValueError(f"`memory` must say which argument it is, by its name or position: {stand}")
     if isinstance(which, str):
         if which in names and names.index(which) < len(args):

@@ -20,7 +20,7 @@ from pyro_memory.inference.rao_blackwell import RaoBlackwellELBO
 from pyro_memory.inference.trial import check_call, check_nesting, first_pass, told_by_site
 from pyro_memory.inference.vimco import VIMCO, leave_one_out_bound
 from pyro_memory.inference.wake_wake import WakeWake
-from pyro_memory.inference.weights import Weights, weigh
+from pyro_memory.inference.weights import Weights, check_same_globals, weigh
 
 __all__ = [
     "PARTICLES",
@@ -38,6 +38,7 @@ __all__ = [
     "check_call",
     "check_given",
     "check_nesting",
+    "check_same_globals",
     "check_sites",
     "complete",
     "first_pass",

@@ -20,7 +20,8 @@ from torch import Tensor
 from pyro_memory.gate import checked
 from pyro_memory.inference.pairing import Sites, base, frames_of, stochastic_sites, summed_dim
 
-Term = tuple[int, Tensor, dict[str, Any]]  # its sign, a log probability, the site that it belongs to
+Site = dict[str, Any]
+Term = tuple[int, Tensor, Site]  # its sign, a log probability, the site that it belongs to
 
 
 class Marks(Messenger):
@@ -32,7 +33,8 @@ class Marks(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if not msg["is_observed"]:
-            msg["infer"] = {**msg["infer"], "enumerate": "parallel" if msg["name"] in self.exact else None}
+            mark = "parallel" if msg["name"] in self.exact else None
+            msg["infer"] = {**msg["infer"], "enumerate": mark, "num_samples": None}
 
 
 def symbolize(model_trace: Trace, guide_trace: Trace) -> dict[str, int]:
@@ -127,6 +129,11 @@ def left_to_the_model(model_sites: Sites, guide_sites: Sites) -> list[str]:
     ]
 
 
+def mask_of(site: Site) -> Any:
+    """A site's mask, but none of one that is summed: its probabilities sum to one whether it counts or not."""
+    return site["mask"] if summed_dim(site) is None else None
+
+
 def factors(model_trace: Trace, guide_trace: Trace) -> list[Term]:
     """The factors of p / q; a site that the guide enumerates has no q, since its values are summed."""
     signed = [(1, s["unscaled_log_prob"], s) for s in stochastic_sites(model_trace).values()]
@@ -138,7 +145,7 @@ def factors(model_trace: Trace, guide_trace: Trace) -> list[Term]:
 @checked
 def posterior_of(name: str, model_trace: Trace, guide_trace: Trace) -> dist.Distribution:
     """The distribution of an enumerated site given data and all that the guide sampled, for each cell of its plates."""
-    terms = [(i, scale_and_mask(t, 1.0, s["mask"]), s) for i, t, s in factors(model_trace, guide_trace)]
+    terms = [(i, scale_and_mask(t, 1.0, mask_of(s)), s) for i, t, s in factors(model_trace, guide_trace)]
     probs = conditional(terms, symbolize(model_trace, guide_trace), name)
     return over_values(model_trace.nodes[name]["fn"], probs, name)
 

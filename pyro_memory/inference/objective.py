@@ -64,11 +64,12 @@ class Objective(Particles):
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """Estimates the negative bound by a tensor whose gradient estimates the bound's gradient."""
-        self.look(model, guide, args, kwargs)
-        if not self.global_sites:
-            weights, bound = self._given_globals(model, guide, args, kwargs)
+        rounds = [self._given_globals(model, guide, args, kwargs)]
+        weights, bound = rounds[0]
+        if weights.shared is None:
             return -(weights.scale * bound).sum()
-        rounds = [self._given_globals(model, guide, args, kwargs) for _ in range(self.global_draws)]
+        if self.global_sites:
+            rounds += [self._given_globals(model, guide, args, kwargs) for _ in range(self.global_draws - 1)]
         shared = [weights.shared for weights, _ in rounds]
         bounds = [s.scale * s.log_weight + (w.scale * b).sum() for s, (w, b) in zip(shared, rounds, strict=True)]
         bound, scores = torch.stack(bounds), torch.stack([s.log_score for s in shared])
@@ -78,6 +79,7 @@ class Objective(Particles):
         return -(bound + signal * (scores - scores.detach())).mean()
 
     def _given_globals(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Weights, Tensor]:
+        self.look(model, guide, args, kwargs)
         traces = list(self.traces(model, guide, args, kwargs, draw=OneDraw(self.global_sites)))
         weights = self.weights(traces)
         return weights, self.per_datum(weights, traces)

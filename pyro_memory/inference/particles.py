@@ -176,11 +176,20 @@ class Particles(ELBO):
             if name not in of_guide or not getattr(of_guide[name]["fn"], "has_enumerate_support", False):
                 known = [n for n, s in of_guide.items() if getattr(s["fn"], "has_enumerate_support", False)]
                 raise ValueError(
-                    f"`exact` must name discrete latents that the guide samples, of {', '.join(known) or 'none'}; got "
-                    f"{name!r}"
+                    f"`exact` must name discrete latents that the guide samples and whose values can be listed, of "
+                    f"{', '.join(known) or 'none'}; got {name!r}. An address can with ContentAddress(stream=False)"
                 )
-        self.global_sites = tuple(dict.fromkeys(global_sites(sites)))
-        self._enumerates = bool(self.exact or left_to_the_model(of_model, of_guide))
+        observed = [s["name"] for s in sites if s["is_observed"]]
+        self.global_sites = tuple(n for n in dict.fromkeys(global_sites(sites)) if n not in observed)
+        summed = left_to_the_model(of_model, of_guide)
+        for name in summed:
+            if of_model[name]["infer"].get("num_samples"):
+                raise ValueError(
+                    f"site `{name}` is marked with `num_samples`, and a sum over samples is no sum over its values. "
+                    "Take `num_samples` out of its mark, or let the guide sample it"
+                )
+        self._enumerates = bool(self.exact or summed)
+        check_nesting(self, sites)
 
     def sized(self, num_particles: int) -> Particles:
         """Gives a sampler of so many particles that knows what this one found out."""
@@ -231,6 +240,9 @@ class Particles(ELBO):
         self.look(model, guide, args, kwargs)
         same = SameData() if same is None else same
         self._draw = draw
-        for traces in self._get_traces(same(model), same(guide), args, kwargs):
-            same.check(model, traces, args, kwargs)
-            yield traces
+        try:
+            for traces in self._get_traces(same(model), same(guide), args, kwargs):
+                same.check(model, traces, args, kwargs)
+                yield traces
+        finally:
+            self._draw = None  # its values hold a graph

@@ -114,6 +114,8 @@ class RaoBlackwellELBO(Objective):
             raise ValueError(
                 f"all latents but `{self.site}` must be reparameterised; {', '.join(others)} cannot. Use VIMCO"
             )
+        if self.site in self.global_sites:
+            raise ValueError(f"site `{self.site}` must have a value for each datum; all data share one")
         if sites[self.site]["value"].numel() != log_weight.numel():
             raise ValueError(
                 f"site `{self.site}` must have one value for each datum; it lies in a plate inside a datum"

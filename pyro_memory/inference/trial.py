@@ -187,7 +187,8 @@ def check_nesting(objective: ELBO, sites: list[dict[str, Any]]) -> None:
     plates = max((frame for site in sites for frame in frames_of(site)), key=lambda f: -f.dim, default=None)
     own = objective.vectorize_particles and objective.num_particles > 1
     told_of = objective.max_plate_nesting - own
-    if plates is not None and told_of < -plates.dim and (own or isinstance(objective, TraceEnum_ELBO)):
+    sums = isinstance(objective, TraceEnum_ELBO) or getattr(objective, "_enumerates", False)
+    if plates is not None and told_of < -plates.dim and (own or sums):
         raise ValueError(
             f'`max_plate_nesting` must be at least {-plates.dim}, where plate "{plates.name}" lies; got {told_of}. '
             "Leave it out to have it found"

@@ -14,7 +14,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_memory.gate import checked
-from pyro_memory.inference.enumerated import Term, factors, sum_out, symbolize
+from pyro_memory.inference.enumerated import Site, Term, factors, mask_of, sum_out, symbolize
 from pyro_memory.inference.pairing import (
     PARTICLES,
     check_pairing,
@@ -57,6 +57,8 @@ class Weights:
         """Lays particles of several passes behind one another."""
         if len(parts) == 1:
             return parts[0]
+        for part in parts[1:]:
+            check_same_globals(parts[0].shared, part.shared)
         both = [torch.cat([getattr(p, name) for p in parts]) for name in ("log_weight", "log_score")]
         local = tuple(
             Local(torch.cat([t.log_weight for t in group]), torch.cat([t.log_score for t in group]))
@@ -126,13 +128,21 @@ def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False, pathwi
     # Outside the logarithm where all sites agree; a scale of single sites (annealing) tempers their factor inside.
     common = scales[0] if all(_same(scale, scales[0]) for scale in scales) else None
     of_site = {id(s): 1.0 if common is not None else scale for s, scale in zip(sites, scales, strict=True)}
-    signed = [(sign, scale_and_mask(term, of_site[id(s)], s["mask"]), s) for sign, term, s in signed]
-    shared = _shared([term for term in signed if term[2]["name"] in above], 1.0 if common is None else common)
+    summed = [s for s in sites if summed_dim(s) is not None]
+    if summed:
+        _check_summed(summed, sites, of_site)
+    # A score is that of log q itself, however its site is scaled.
+    guides = [(scale_and_mask(t, 1.0, s["mask"]), s) for sign, t, s in signed if sign < 0]
+    scores = [(t, s) for t, s in guides if not (pathwise and s["fn"].has_rsample)]
+    signed = [(sign, scale_and_mask(term, of_site[id(s)], mask_of(s)), s) for sign, term, s in signed]
+    shared = _shared(
+        [term for term in signed if term[2]["name"] in above], [one for one in scores if one[1]["name"] in above],
+        1.0 if common is None else common,
+    )  # fmt: skip
     signed = [term for term in signed if term[2]["name"] not in above]
     kept = {*particles, *outer}
-    guides = [(t, s) for sign, t, s in signed if sign < 0]
-    scored = [(t, frozenset(frames_of(s) - kept)) for t, s in guides if not (pathwise and s["fn"].has_rsample)]
-    if any(summed_dim(s) is not None for s in sites):
+    scored = [(t, frozenset(frames_of(s) - kept)) for t, s in scores if s["name"] not in above]
+    if summed:
         signed = sum_out(signed, symbolize(model_trace, guide_trace))
 
     def added(chosen: list[tuple[int, Tensor]], inner: tuple[Any, ...] = ()) -> Tensor:
@@ -145,7 +155,8 @@ def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False, pathwi
 
     programs = [[s for s in p.values() if s["name"] not in above] for p in (model_sites, guide_sites)]
     inner = {own for _, own in scored if own and pathwise}
-    inside = [f for f in inner if all(_ends(sites, f) for sites in programs)]
+    over = [frozenset(frames_of(s) - kept) for s in summed]  # a sum that cells share makes them depend on each other
+    inside = [f for f in inner if all(_ends(sites, f) for sites in programs) and all(f <= own for own in over)]
     local = tuple(
         Local(
             added([(sign, t) for sign, t, s in signed if frames <= frames_of(s)], tuple(frames)),
@@ -164,7 +175,36 @@ def weigh(model_trace: Trace, guide_trace: Trace, *, noisy: bool = False, pathwi
     )
 
 
-def _shared(signed: list[Term], scale: float | Tensor) -> Shared | None:
+def _check_summed(summed: list[Site], sites: list[Site], of_site: dict[int, Any]) -> None:
+    """Raises a ValueError where the sum over a site's values would be no sum of probabilities."""
+    noisy = [s["name"] for s in sites if s["infer"].get("noisy")]
+    if noisy:
+        raise ValueError(
+            f"site `{noisy[0]}` is marked as noisy, and `{summed[0]['name']}` is summed: the logarithm of a sum of "
+            "estimates bounds nothing. Let the guide sample it"
+        )
+    scaled = [s["name"] for s in summed if not _same(of_site[id(s)], 1.0)]
+    if scaled:
+        raise ValueError(
+            f"site `{scaled[0]}` is summed, and scaled otherwise than other sites: its probabilities would not sum to "
+            "one. Scale all sites alike"
+        )
+
+
+@checked
+def check_same_globals(one: Shared | None, other: Shared | None) -> None:
+    """Raises a ValueError if two passes by one draw of the global latents differ in what these add."""
+    if one is not None and other is not None and not torch.allclose(one.log_weight, other.log_weight, equal_nan=True):
+        raise ValueError(f"a site {_OUTSIDE}")
+
+
+_OUTSIDE = (
+    "outside the plates over data must not depend on latents inside them, nor differ between particles. Sample global "
+    "latents first, in model and guide"
+)
+
+
+def _shared(signed: list[Term], scores: list[tuple[Tensor, Site]], scale: float | Tensor) -> Shared | None:
     """What global sites add, of which all particles have the same."""
     if not signed:
         return None
@@ -172,18 +212,15 @@ def _shared(signed: list[Term], scale: float | Tensor) -> Shared | None:
     if summed:
         raise ValueError(
             f"site `{summed[0]}` is enumerated outside the plates over data, where all data share its value. Let the "
-            "guide sample it, and take the mark away"
+            "guide sample it instead"
         )
     for _, term, site in signed:
         rows = _by_particle(term, site)
         if not torch.allclose(rows, rows[:1], equal_nan=True):
-            raise ValueError(
-                f"site `{site['name']}` lies outside the plates over data and must not depend on latents inside them, "
-                "nor differ between particles. Sample global latents first, in model and guide"
-            )
+            raise ValueError(f"site `{site['name']}` {_OUTSIDE}")
     ones = [(sign, _by_particle(term, site)[0], site) for sign, term, site in signed]
     zero = ones[0][1].new_zeros(())
-    score = [term for sign, term, site in ones if sign < 0 and not site["fn"].has_rsample]
+    score = [_by_particle(term, site)[0] for term, site in scores]
     return Shared(sum((sign * t for sign, t, _ in ones), zero), sum(score, zero), scale)
 
 

@@ -152,7 +152,7 @@ def test_the_memory_is_any_argument_of_any_call(which):
 def test_a_memory_that_is_not_clear_or_has_nothing_beside_it_is_told():
     x = torch.ones(3)
     call = partial(memory_contribution, regression, silent, x, x)
-    with pytest.raises(ValueError, match="none of 'x', 'y', 'memory' is a store"):
+    with pytest.raises(ValueError, match="none of 'x', 'y', 'memory' is a store, such as SlotMemory"):
         call(alternatives={"wrong": WRONG})
     with pytest.raises(ValueError, match=r"`memory` must be the name of an argument.*position below 3; got 'nosuch'"):
         call(SLOPES, alternatives={"wrong": WRONG}, memory="nosuch")

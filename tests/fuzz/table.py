@@ -30,6 +30,7 @@ EXEMPT = {
     "check_nesting": "is the objectives'",
     "first_pass": "is fit's and the objectives', which look at their arguments first",
     "posterior_of": "is posterior_address's, of what it traced",
+    "check_same_globals": "is the objectives', of what they weighed",
     "global_sites": "is the objectives', of what they traced",
     "summed_dim": "is the objectives', of what they traced",
     "Objective": "is the base of those that have rows",

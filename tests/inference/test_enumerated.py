@@ -7,12 +7,20 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from pyro.nn import PyroModule
 from torch import nn
 from torch.testing import assert_close
 
-from pyro_memory import VIMCO, SlotMemory, importance_bound, information_gain
+from pyro_memory import (
+    VIMCO,
+    LeaveOneOutELBO,
+    SlotMemory,
+    importance_bound,
+    information_gain,
+    posterior_address,
+)  # fmt: skip
 
 ITEMS = torch.tensor([[0.0, 1.0], [2.0, -1.0], [-1.5, 0.5]], dtype=torch.float64)
 X = torch.tensor([[0.2, 0.4], [1.7, -0.2], [-1.0, 0.9], [0.1, -0.6]], dtype=torch.float64)
@@ -125,7 +133,7 @@ def test_sites_of_the_guide_can_be_summed_in_place_of_sampled():
     summed = importance_bound(model, guide, X, particles=4000, chunk_size=1000, exact=["a"])
     assert abs(summed.mean - exact.mean()) < 5 * summed.monte_carlo_se
     assert summed.monte_carlo_se < 0.5 * sampled.monte_carlo_se
-    with pytest.raises(ValueError, match="`exact` must name discrete latents that the guide samples, of a; got 'z'"):
+    with pytest.raises(ValueError, match=r"`exact` must name discrete latents that the guide samples.*, of a; got 'z'"):
         importance_bound(model, guide, X, particles=2, exact=["z"])
 
 
@@ -159,3 +167,83 @@ def test_two_summed_sites_are_drawn_one_given_the_other():
         total.append(kl)
     both = gain["c"].mean + gain["a"].kl.sum().item() / 2
     assert abs(both - torch.stack(total).mean().item()) < 5 * (gain["a"].draws_se * 2) + 1e-6
+
+
+def test_a_masked_cell_counts_for_nothing_whatever_is_summed_in_it():
+    seen = torch.tensor([True, False, True, False])
+
+    def model(x):
+        with pyro.plate("batch", len(x)), poutine.mask(mask=seen):
+            a = pyro.sample("a", dist.Categorical(logits=LOG_PRIOR), infer=ENUMERATED)
+            pyro.sample("x", dist.Normal(ITEMS[a], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("batch", len(x)), poutine.mask(mask=seen):
+            pyro.sample("a", dist.Categorical(logits=torch.zeros(len(x), 3).double()))
+
+    exact = (LOG_PRIOR + dist.Normal(ITEMS, 1.0).to_event(1).log_prob(X[:, None])).logsumexp(-1) * seen
+    assert_close(importance_bound(model, empty, X, particles=2).bound, exact)
+    assert_close(importance_bound(model, guide, X, particles=2, exact=["a"]).bound, exact)
+    probs = posterior_address(model, empty, X, particles=1).probs
+    assert_close(probs[1], LOG_PRIOR.exp())
+
+
+def test_items_that_share_a_summed_value_are_scored_by_all_of_it():
+    """Given the sum the items are not independent: a cell's own share of the weight does not exist."""
+    logits = nn.Parameter(torch.tensor([0.3, -0.4], dtype=torch.float64))
+    x = torch.tensor([[0.4], [2.9]], dtype=torch.float64)
+    values = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+    def model():
+        with pyro.plate("batch", 1, dim=-1):
+            c = pyro.sample("c", dist.Bernoulli(torch.tensor(0.4).double()), infer=ENUMERATED)
+            with pyro.plate("item", 2, dim=-2):
+                z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.5).double()))
+                pyro.sample("x", dist.Normal(2 * c + 1.5 * z, 0.5), obs=x)
+
+    def guide():
+        with pyro.plate("batch", 1, dim=-1), pyro.plate("item", 2, dim=-2):
+            pyro.sample("z", dist.Bernoulli(logits=logits.unsqueeze(-1)))
+
+    pairs = torch.cartesian_prod(values, values)
+    log_c = torch.tensor([0.6, 0.4], dtype=torch.float64).log()
+    likelihood = dist.Normal(2 * values[:, None, None] + 1.5 * pairs, 0.5).log_prob(x.flatten()).sum(-1)  # [c, pair]
+    log_q = dist.Bernoulli(logits=logits).log_prob(pairs).sum(-1)
+    log_w = (log_c[:, None] + likelihood).logsumexp(0) + 2 * math.log(0.5) - log_q
+    two = torch.logaddexp(log_w[:, None], log_w[None]) - math.log(2)
+    (exact,) = torch.autograd.grad(((log_q[:, None] + log_q[None]).exp() * two).sum(), logits)
+    torch.manual_seed(0)
+    objective = VIMCO(2, max_plate_nesting=2)
+    rows = torch.stack(
+        [torch.autograd.grad(-objective.differentiable_loss(model, guide), logits)[0] for _ in range(400)]
+    )
+    error = rows.std(0) / math.sqrt(len(rows))
+    assert ((rows.mean(0) - exact).abs() < 5 * error).all()
+    assert (error < 0.2 * exact.abs().max()).all()
+
+
+def test_what_is_no_sum_of_probabilities_is_refused():
+    def model(x, **mark):
+        with pyro.plate("batch", len(x)):
+            a = pyro.sample("a", dist.Categorical(logits=LOG_PRIOR), infer={**ENUMERATED, **mark})
+            pyro.sample("x", dist.Normal(ITEMS[a], 1.0).to_event(1), obs=x)
+
+    def estimated(x):
+        with pyro.plate("batch", len(x)):
+            a = pyro.sample("a", dist.Categorical(logits=LOG_PRIOR), infer=ENUMERATED)
+            pyro.sample("f", dist.Unit(a * 1.0), infer={"noisy": True}, obs=torch.empty(0))
+
+    def tempered(x):
+        with pyro.plate("batch", len(x)):
+            with poutine.scale(scale=0.5):
+                a = pyro.sample("a", dist.Categorical(logits=LOG_PRIOR), infer=ENUMERATED)
+            pyro.sample("x", dist.Normal(ITEMS[a], 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match="site `a` is marked with `num_samples`"):
+        importance_bound(model, empty, X, particles=1, num_samples=20, expand=True)
+    with pytest.raises(ValueError, match="site `f` is marked as noisy, and `a` is summed"):
+        LeaveOneOutELBO(2).loss(estimated, empty, X)
+    with pytest.raises(ValueError, match="site `a` is summed, and scaled otherwise"):
+        importance_bound(tempered, empty, X, particles=1)
+    with pytest.raises(ValueError, match=r"`max_plate_nesting` must be at least 1, where plate \"batch\" lies; got 0"):
+        importance_bound(model, empty, X, particles=1, max_plate_nesting=0)

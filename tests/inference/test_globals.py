@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule
 from torch import nn
@@ -176,7 +177,7 @@ def test_what_has_no_nested_bound_is_refused():
             pyro.sample("x", dist.Normal(z, NOISE), obs=X)
         pyro.sample("g", dist.Normal(z.sum(-1, keepdim=True), 1.0))
 
-    with pytest.raises(ValueError, match="site `g` lies outside the plates over data and must not depend on latents"):
+    with pytest.raises(ValueError, match="site `g` outside the plates over data must not depend on latents"):
         importance_bound(late, guide, particles=3)
 
     def crossed(observed=True):
@@ -223,3 +224,50 @@ def test_global_latents_under_the_other_objectives():
     assert ((plain - twice).abs() < 5 * (plain_se**2 + twice_se**2).sqrt()).all()
     with pytest.raises(ValueError, match="site `g` lies outside the plates over data, and one draw"):
         WakeWake(3).loss(model, moved)
+
+
+def test_a_site_outside_that_depends_on_latents_inside_is_refused_also_one_particle_at_a_time():
+    def summed_up():
+        with pyro.plate("batch", 5):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, NOISE), obs=X)
+        pyro.sample("y", dist.Normal(z.sum(-1, keepdim=True), 0.5), obs=torch.tensor([2.0]))
+
+    def proposal():
+        with pyro.plate("batch", 5):
+            pyro.sample("z", dist.Normal(X, 1.0))
+
+    for call in (
+        lambda: VIMCO(4, vectorize_particles=False).loss(summed_up, proposal),
+        lambda: importance_bound(summed_up, proposal, particles=5, chunk_size=1),
+    ):
+        with pytest.raises(ValueError, match="outside the plates over data must not depend on latents inside them"):
+            call()
+
+
+def test_the_score_of_a_site_is_not_scaled_with_it():
+    """Annealing tempers what a site counts, not how likely the guide draws it."""
+    logits = nn.Parameter(torch.tensor([0.2, -0.3]))
+
+    def model():
+        with poutine.scale(scale=0.25):
+            g = pyro.sample("g", dist.Categorical(torch.tensor([0.7, 0.3])))
+        with pyro.plate("batch", 5):
+            pyro.sample("x", dist.Normal(g.float(), 1.0), obs=X)
+
+    def guide():
+        with poutine.scale(scale=0.25):
+            pyro.sample("g", dist.Categorical(logits=logits))
+
+    log_q = logits.log_softmax(-1)
+    value = 0.25 * (torch.tensor([0.7, 0.3]).log() - log_q)
+    value = value + dist.Normal(torch.arange(2.0)[:, None], 1.0).log_prob(X).sum(-1)
+    (exact,) = torch.autograd.grad((log_q.exp() * value).sum(), logits)
+    torch.manual_seed(0)
+    objective = VIMCO(2, global_draws=4, max_plate_nesting=1)
+    rows = torch.stack(
+        [torch.autograd.grad(-objective.differentiable_loss(model, guide), logits)[0] for _ in range(200)]
+    )
+    error = rows.std(0) / math.sqrt(len(rows))
+    assert ((rows.mean(0) - exact).abs() < 5 * error).all()
+    assert (error < 0.2 * exact.abs().max()).all()
