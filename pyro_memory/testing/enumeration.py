@@ -38,8 +38,7 @@ def check_gradient(model: Any, guide: Any, args: tuple, combinations: int) -> No
     particles in one pass, as VIMCO runs it. Both sides are means of independent estimates over the noise; bounds are
     compared, and for each parameter the gradient along the exact one's mean direction, all within 5 standard errors.
     """
-    sampler = Particles(1)
-    sampler._guess_max_plate_nesting(model, guide, args, {})
+    sampler = _looked(Particles(1), model, guide, args)
     nesting = int(sampler.max_plate_nesting)
     ((model_trace, guide_trace),) = sampler.traces(model, guide, args, {})
     latents = [s for s in stochastic_sites(model_trace).values() if not s["is_observed"]]
@@ -68,7 +67,8 @@ def check_gradient(model: Any, guide: Any, args: tuple, combinations: int) -> No
 def check_particles(model: Any, guide: Any, args: tuple) -> None:
     """Checks that particles in one pass weigh what each of them weighs in a pass of its own, but for rounding."""
     with torch.no_grad():
-        traces = next(Particles(3, vectorize_particles=True).traces(model, guide, args, {}))
+        sampler = _looked(Particles(3, vectorize_particles=True), model, guide, args)
+        traces = next(sampler.traces(model, guide, args, {}))
         together = weigh(*traces).log_weight
         for k, expected in enumerate(together):
             drawn = traces[1].copy()
@@ -80,6 +80,16 @@ def check_particles(model: Any, guide: Any, args: tuple) -> None:
             demand_close(
                 alone, expected, f"a particle must weigh the same beside others as alone. {REMEDY}", tolerance=1e-4
             )
+
+
+def _looked(sampler: Particles, model: Any, guide: Any, args: tuple) -> Particles:
+    sampler.look(model, guide, args, {})
+    if sampler.global_sites:
+        raise ValueError(
+            f"`per_datum` must be False for a pair with global latents, {', '.join(sampler.global_sites)}: these checks "
+            "are of one weight a datum"
+        )
+    return sampler
 
 
 def _traces(model: Any, guide: Any, args: tuple, given: Trace) -> tuple[Trace, Trace]:

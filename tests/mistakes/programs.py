@@ -164,6 +164,11 @@ def a_model_that_was_not_built():
     train(Program, guide())
 
 
-@mistakes.told(r"`memory`.*SlotMemory")
-def the_contribution_of_a_memory_that_is_a_tensor():
+@mistakes.told(r"`args` must give.*there are 2 of them")
+def the_contribution_of_a_memory_that_the_model_does_not_take():
     memory_contribution(model(), guide(), X, torch.ones(3, 2))
+
+
+@mistakes.told(r"`memory` must say which argument it is.*SlotMemory")
+def the_contribution_of_a_memory_that_is_a_tensor():
+    memory_contribution(model(), guide(), X)

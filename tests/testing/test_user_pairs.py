@@ -230,5 +230,5 @@ class LevelGuide(PyroModule):
 def test_a_pair_of_global_latents_says_that_it_has_no_weight_per_datum():
     make = lambda: (Level(), LevelGuide())  # noqa: E731
     check_pair(*make(), *curves(), make=make, objective=Trace_ELBO(), per_datum=False)
-    with pytest.raises(ValueError, match="site `level` lies outside plate `batch`"):
+    with pytest.raises(ValueError, match="`per_datum` must be False for a pair with global latents, level"):
         check_pair(*make(), *curves(), make=make, objective=Trace_ELBO())

@@ -216,7 +216,7 @@ def test_a_result_reads_well_and_draws_on_the_given_axes(capsys):
     result = run(*pair(), steps=12, evaluate=lambda step: {"score": 2.0}, progress=True)
     assert "bound" in capsys.readouterr().err
     assert re.search(
-        r"12 steps in .*\n  bound +-\d+\.\d{3} nats per datum.*\n  evaluation   score 2.000\n.*none kept", repr(result)
+        r"12 steps in .*\n  bound +-\d+\.\d{3} nats per datum.*\n  evaluation  score 2.000\n.*none kept", repr(result)
     )
     assert json.loads(json.dumps(result.to_dict()))["history"]["step"] == [10, 12]
     ax = Figure().subplots()
