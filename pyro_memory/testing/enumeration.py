@@ -86,8 +86,8 @@ def _looked(sampler: Particles, model: Any, guide: Any, args: tuple) -> Particle
     sampler.look(model, guide, args, {})
     if sampler.global_sites:
         raise ValueError(
-            f"`per_datum` must be False for a pair with global latents, {', '.join(sampler.global_sites)}: these checks "
-            "are of one weight a datum"
+            f"`per_datum` must be False for a pair with global latents, {', '.join(sampler.global_sites)}: these "
+            "checks are of one weight a datum"
         )
     return sampler
 
