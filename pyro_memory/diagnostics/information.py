@@ -32,7 +32,7 @@ class InformationGain(Record):
         notes: what could not be given, and why.
         data: how many data there are: cells of the plates around all observations, of a subsample those chosen.
         latents: per continuous site that lies in a plate over data, how it was used: KL by dimension, active units,
-            mutual information.
+            mutual information. None are where some latent is global, whose draws are measured one by one.
     """
 
     sites: dict[str, SiteInformation]

@@ -200,7 +200,9 @@ def test_one_draw_and_one_datum_say_what_they_miss(tiny_pair, shared_memory):
     assert "q depends on latents" in use(*tiny_pair, ink(4, 1, 6, 6), shared_memory).reason
 
 
-def test_a_latent_of_the_whole_data_set_has_no_use_over_data():
+def test_beside_a_latent_of_the_whole_data_set_no_use_over_data_is_told():
+    """Draws of global latents are measured one by one, and a use is seen over several."""
+
     def program(scale):
         pyro.sample("w", dist.Normal(torch.zeros(2), scale).to_event(1))
         with pyro.plate("batch", 4):
@@ -209,7 +211,8 @@ def test_a_latent_of_the_whole_data_set_has_no_use_over_data():
                 pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(4))
 
     gain = information_gain(lambda: program(1.0), lambda: program(0.5))
-    assert list(gain.latents) == ["z"]
+    assert gain.latents == {}
+    assert list(gain.sites) == ["w", "z"]
 
 
 def test_an_automatic_guide_of_a_positive_latent_gives_the_split_without_a_posterior_mean():
