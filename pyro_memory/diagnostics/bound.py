@@ -119,11 +119,13 @@ class BoundEstimate(Record):
         }  # fmt: skip
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draws the bounds of the data as a histogram with their mean."""
-        ax = axes_or_new(ax)
-        ax.hist(self.bound.numpy(force=True), bins=40, color=BLUE)
-        ax.axvline(self.mean, color=ORANGE, label=f"mean {self.mean:.2f} ± {self.se:.2f}")
-        ax.set(xlabel=f"bound on log p(x), nats/{self.unit}", ylabel="count")
+        """Draws the bounds of the data, given global latents where there are any, as a histogram with their mean."""
+        ax, own = axes_or_new(ax), self.exchangeable
+        ax.hist(own.bound.numpy(force=True), bins=40, color=BLUE)
+        error = "" if math.isnan(own.se) else f" ± {own.se:.2f}"
+        ax.axvline(own.mean, color=ORANGE, label=f"mean {own.mean:.2f}{error}")
+        given = " given the global latents" if self.draws else ""
+        ax.set(xlabel=f"bound on log p(x){given}, nats/{own.unit}", ylabel="count")
         ax.legend(frameon=False)
         return ax
 

@@ -172,7 +172,8 @@ class Particles(ELBO):
             nesting = max((-frame.dim for site in sites for frame in frames_of(site)), default=0)
             self.max_plate_nesting = nesting + (self.vectorize_particles and self.num_particles > 1)
         self.max_plate_nesting = int(self.max_plate_nesting)  # given as 1.0, say
-        for name in self.exact:
+        summed = left_to_the_model(of_model, of_guide)
+        for name in set(self.exact).difference(summed):
             if name not in of_guide or not getattr(of_guide[name]["fn"], "has_enumerate_support", False):
                 known = [n for n, s in of_guide.items() if getattr(s["fn"], "has_enumerate_support", False)]
                 raise ValueError(
@@ -181,7 +182,6 @@ class Particles(ELBO):
                 )
         observed = [s["name"] for s in sites if s["is_observed"]]
         self.global_sites = tuple(n for n in dict.fromkeys(global_sites(sites)) if n not in observed)
-        summed = left_to_the_model(of_model, of_guide)
         for name in summed:
             if of_model[name]["infer"].get("num_samples"):
                 raise ValueError(

@@ -37,6 +37,7 @@ def guide(x, infer=None):
         ({}, "importance weights"),
         ({"exact": True}, "enumerated"),
         ({"infer": {"enumerate": "parallel"}}, "enumerated"),
+        ({"infer": {"enumerate": "parallel"}, "exact": True}, "enumerated"),
     ],
 )
 def test_it_is_the_exact_posterior_within_its_error(options, method):
