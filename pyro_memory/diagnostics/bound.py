@@ -211,8 +211,7 @@ def passes(
             f"`particles`, `draws` and `chunk_size` must be at least 1; got {particles}, {draws} and {chunk_size}"
         )
     check_call(model, guide, args, kwargs, "args")
-    sampler = Particles(vectorize_particles=True, max_plate_nesting=max_plate_nesting)
-    sampler.exact = exact
+    sampler = Particles(exact=exact, max_plate_nesting=max_plate_nesting)
     sampler.look(model, guide, args, kwargs)
     sizes = [chunk_size] * (particles // chunk_size) + [particles % chunk_size] * (particles % chunk_size > 0)
     rounds = range(draws if sampler.global_sites else 1)

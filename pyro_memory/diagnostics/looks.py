@@ -57,8 +57,7 @@ def looks(
     if draws < 1:
         raise ValueError(f"`draws` must be at least 1; got {draws}")
     check_call(model, guide, args, kwargs, "args")
-    sampler = Particles(draws, vectorize_particles=True, max_plate_nesting=max_plate_nesting)
-    sampler.completes = True
+    sampler = Particles(draws, completes=True, max_plate_nesting=max_plate_nesting)
     sampler.look(model, guide, args, kwargs)
     if sampler.global_sites:
         sampler, same = sampler.sized(1), SameData()

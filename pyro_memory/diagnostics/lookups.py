@@ -25,7 +25,6 @@ from pyro_memory.inference import (
     check_same_globals,
     posterior_of,
     stochastic_sites,
-    summed_dim,
 )
 
 
@@ -139,7 +138,8 @@ def posterior_address(
             found.append(_Weighted())
             shared.append(weights.shared)
         check_same_globals(shared[i], weights.shared)
-        found[i].add(weights.log_weight.double(), *_answers(site, traces, weights))
+        said, values, cells = _answers(site, traces, weights)
+        found[i].add(weights.log_weight.double(), said, values, cells)
     own = [0.0 if g is None else g.log_weight.double() for g in shared]
     over = [g + (s.total() - math.log(particles)).sum() for g, s in zip(own, found, strict=True)]
     share = torch.stack(over).softmax(0)
@@ -154,7 +154,7 @@ def posterior_address(
     node = traces[0].nodes[site]
     plates = tuple(f.name for f in frames(node))
     unit = "datum" if weights.unit == "datum" and plates == weights.plates else " x ".join(plates) or "data set"
-    method = "enumerated" if summed_dim(node) is not None else "importance weights"
+    method = "enumerated" if said.is_floating_point() else "importance weights"
     return PosteriorAddress(probs, variance.sqrt(), effective, particles, site, unit, method)
 
 
@@ -169,8 +169,8 @@ def _answers(site: str, traces: tuple[Trace, Trace], weights: Weights) -> tuple[
     node = nodes[site]
     sizes = [int(f.size) for f in frames(node)]
     cells = [int(f.size) if f.name in weights.plates else 1 for f in frames(node)]
-    if summed_dim(node) is not None:
-        fn = posterior_of(site, *traces)
+    fn = posterior_of(site, *traces)
+    if fn is not None:
         probs = fn.probs if isinstance(fn, Categorical) else torch.stack([1 - fn.probs, fn.probs], -1)
         return probs.double().reshape(-1, *sizes, probs.shape[-1]), probs.shape[-1], cells
     fn = base(node["fn"])
@@ -180,6 +180,9 @@ def _answers(site: str, traces: tuple[Trace, Trace], weights: Weights) -> tuple[
     if weights.shared is not None and not set(weights.plates) & {f.name for f in frames(node)}:
         return node["value"].long().reshape(1, *sizes), int(values), None
     return node["value"].long().reshape(-1, *sizes), int(values), cells
+
+
+LEAST = torch.finfo(torch.float64).min
 
 
 class _Weighted:
@@ -194,7 +197,7 @@ class _Weighted:
         if cells is None:  # of a draw that all data share, its weight says all
             self.certain = torch.nn.functional.one_hot(said[0], values).double()
             said, cells = said.new_zeros(log_weight.shape), list(log_weight.shape[1:])
-        top = torch.maximum(self.top.to(log_weight), log_weight.amax(0))
+        top = torch.maximum(self.top.to(log_weight), log_weight.amax(0)).clamp(min=LEAST)  # all weights may be 0
         w, shrink = (log_weight - top).exp(), (self.top.to(log_weight) - top).exp()
         aligned = w.reshape(len(w), *cells)
         if said.is_floating_point():

@@ -46,15 +46,17 @@ def posterior_to_arviz(
     observed but follows from the draws is not in ``observed_data``.
 
     Draws are independent and of the guide, not of the exact posterior: r_hat and rank plots say nothing of how close
-    the two are; ``importance_bound`` does. ``arviz.loo`` weighs draws by ``1 / p(x | latents)``; with latents for each
-    datum and one draw in a thousand that suits, it warns of high Pareto k, and is then not to be relied on.
+    the two are; ``importance_bound`` does. What the model enumerates is drawn given them, exactly. ``arviz.loo`` weighs
+    draws by ``1 / p(x | latents)``; with latents for each datum and one draw in a thousand that suits, it warns of high
+    Pareto k, and is then not to be relied on.
 
     Args:
         model, guide: any pair with the same latents.
         *args, **kwargs: what both are called with.
         draws: how many, all chains together.
         chains: into how many they are dealt, since some of ArviZ's tools ask for several.
-        chunk_size: draws per pass; memory of passes grows with it, that of the result with ``draws``.
+        chunk_size: draws per pass, one where latents are global; memory of passes grows with it, that of the result
+            with ``draws``.
         predictive: adds ``posterior_predictive``, data anew from the posterior's draws, and ``prior`` and
             ``prior_predictive``, as many draws of the model alone.
         max_plate_nesting: how many plates the model nests; found by a trial run if not given.
@@ -88,14 +90,13 @@ def posterior_to_arviz(
         )
     check_call(model, guide, args, kwargs, "args")
     passes: list[Columns] = []
-    same = SameData()
-    for start in tqdm(range(0, draws, chunk_size), desc="draws", disable=not progress, leave=False):
-        sampler = Particles(
-            min(chunk_size, draws - start), vectorize_particles=True, max_plate_nesting=max_plate_nesting
-        )
+    same, found = SameData(), Particles(completes=True, max_plate_nesting=max_plate_nesting)
+    found.look(model, guide, args, kwargs)
+    size = 1 if found.global_sites else chunk_size  # a program need not take weights with a dimension in front
+    for start in tqdm(range(0, draws, size), desc="draws", disable=not progress, leave=False):
+        sampler = found.sized(min(size, draws - start))
         ((model_trace, guide_trace),) = sampler.traces(model, guide, args, kwargs, same)
         check_sites(stochastic_sites(model_trace), stochastic_sites(guide_trace))
-        max_plate_nesting = sampler.max_plate_nesting - (sampler.num_particles > 1)
         columns = _of_posterior(model_trace, sampler)
         if predictive:
             for role, given in (("posterior", guide_trace), ("prior", None)):
@@ -161,8 +162,8 @@ def _laid_out(values: Tensor, site: Site, events: int, sampler: Particles) -> Te
     plates, count, depth = frames(site), sampler.num_particles, int(sampler.max_plate_nesting)
     sizes = {f.dim: int(f.size) for f in plates} | ({-depth: count} if count > 1 else {})
     batch, event = values.shape[: values.dim() - events], values.shape[values.dim() - events :]
-    values = values.reshape(*batch[max(0, len(batch) - depth) :], *event)
-    values = values.expand(*(sizes.get(dim, 1) for dim in range(-depth, 0)), *event)
+    values = values.reshape([*batch[max(0, len(batch) - depth) :], *event])
+    values = values.expand([*(sizes.get(dim, 1) for dim in range(-depth, 0)), *event])
     return values.reshape(count, *(int(f.size) for f in plates), *event)
 
 

@@ -14,7 +14,7 @@ from pyro_memory.inference.dreg import DReG
 from pyro_memory.inference.enumerated import posterior_of
 from pyro_memory.inference.leave_one_out import LeaveOneOutELBO
 from pyro_memory.inference.objective import Objective
-from pyro_memory.inference.pairing import PARTICLES, check_given, check_sites, stochastic_sites, summed_dim
+from pyro_memory.inference.pairing import PARTICLES, check_given, check_sites, stochastic_sites
 from pyro_memory.inference.particles import KeepFrozen, OneDraw, Particles, SameData
 from pyro_memory.inference.rao_blackwell import RaoBlackwellELBO
 from pyro_memory.inference.trial import check_call, check_nesting, first_pass, told_by_site
@@ -45,7 +45,6 @@ __all__ = [
     "leave_one_out_bound",
     "posterior_of",
     "stochastic_sites",
-    "summed_dim",
     "told_by_site",
     "weigh",
 ]

@@ -143,8 +143,11 @@ def factors(model_trace: Trace, guide_trace: Trace) -> list[Term]:
 
 
 @checked
-def posterior_of(name: str, model_trace: Trace, guide_trace: Trace) -> dist.Distribution:
-    """The distribution of an enumerated site given data and all that the guide sampled, for each cell of its plates."""
+def posterior_of(name: str, model_trace: Trace, guide_trace: Trace) -> dist.Distribution | None:
+    """The distribution of an enumerated site given data and all that the guide sampled, for each cell of its plates;
+    None for a site that is not enumerated."""
+    if summed_dim(model_trace.nodes[name]) is None:
+        return None
     terms = [(i, scale_and_mask(t, 1.0, mask_of(s)), s) for i, t, s in factors(model_trace, guide_trace)]
     probs = conditional(terms, symbolize(model_trace, guide_trace), name)
     return over_values(model_trace.nodes[name]["fn"], probs, name)
@@ -157,9 +160,9 @@ def completed(model: Callable, pair: tuple[Trace, Trace], args: tuple, kwargs: d
     """
     model_trace, guide_trace = pair
     for name, site in stochastic_sites(model_trace).items():
-        if summed_dim(site) is None:
-            continue
         fn = posterior_of(name, model_trace, guide_trace)
+        if fn is None:
+            continue
         own = {
             n: site[n] for n in ("type", "name", "is_observed", "args", "kwargs", "scale", "mask", "cond_indep_stack")
         }

@@ -102,7 +102,6 @@ def frames_of(site: dict[str, Any]) -> set[Any]:
     return {frame for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
-@checked
 def summed_dim(site: dict[str, Any]) -> int | None:
     """The dimension in which a site's values are enumerated; None where it has one value."""
     return site["infer"].get("_enumerate_dim")

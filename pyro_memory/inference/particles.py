@@ -141,15 +141,31 @@ def trial(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[
 class Particles(ELBO):
     """Draws pairs of traces, all particles in one pass; base of objectives and estimators of this package.
 
-    What the model marks for enumeration and the guide does not sample is enumerated, and so are sites of the guide that
-    ``exact`` names.
+    What the model marks for enumeration and the guide does not sample is enumerated.
+
+    Args:
+        num_particles: how many.
+        exact: sites of the guide to enumerate, too.
+        completes: whether what the model enumerates is drawn from its posterior given the guide's draws.
+        max_plate_nesting: how many plates the model nests; found by a trial run if not given.
+        vectorize_particles: False runs the particles one by one.
     """
 
-    exact: tuple[str, ...] = ()
-    completes: bool = False  # whether what the model enumerates is drawn from its posterior given the guide's draws
     global_sites: tuple[str, ...] = ()  # those that all data share
     _enumerates: bool | None = None  # None until a pair was looked at
     _draw: OneDraw | None = None
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        *,
+        exact: Sequence[str] = (),
+        completes: bool = False,
+        max_plate_nesting: float = math.inf,
+        vectorize_particles: bool = True,
+    ) -> None:
+        super().__init__(num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=vectorize_particles)
+        self.exact, self.completes = tuple(exact), completes
 
     def look(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
         """Finds out about a pair by one trial run that leaves the random stream as it was: the nesting of its plates,
@@ -193,8 +209,8 @@ class Particles(ELBO):
 
     def sized(self, num_particles: int) -> Particles:
         """Gives a sampler of so many particles that knows what this one found out."""
-        other = Particles(num_particles, vectorize_particles=True)
-        other.__dict__ |= {n: getattr(self, n) for n in ("exact", "completes", "global_sites", "_enumerates")}
+        other = Particles(num_particles, exact=self.exact, completes=self.completes)
+        other.global_sites, other._enumerates = self.global_sites, self._enumerates
         own = self.vectorize_particles and self.num_particles > 1
         other.max_plate_nesting = self.max_plate_nesting - own + (num_particles > 1)
         return other

@@ -67,7 +67,7 @@ def check_gradient(model: Any, guide: Any, args: tuple, combinations: int) -> No
 def check_particles(model: Any, guide: Any, args: tuple) -> None:
     """Checks that particles in one pass weigh what each of them weighs in a pass of its own, but for rounding."""
     with torch.no_grad():
-        sampler = _looked(Particles(3, vectorize_particles=True), model, guide, args)
+        sampler = _looked(Particles(3), model, guide, args)
         traces = next(sampler.traces(model, guide, args, {}))
         together = weigh(*traces).log_weight
         for k, expected in enumerate(together):

@@ -1,11 +1,14 @@
 import logging
+import math
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroModule, PyroSample
 from scipy.special import logsumexp
+from torch import nn
 
 from pyro_memory import posterior_to_arviz
 from pyro_memory.guides import EmptyGuide
@@ -203,3 +206,28 @@ def test_names_of_arvizs_dimensions_are_refused():
 
     with pytest.raises(ValueError, match="`draw` is a dimension of ArviZ's; name the model's site or plate otherwise"):
         posterior_to_arviz(model, EmptyGuide(), X, draws=4)
+
+
+def test_what_the_model_enumerates_and_layers_with_random_weights_are_drawn():
+    layer = PyroModule[nn.Linear](2, 1, bias=False)
+    layer.weight = PyroSample(dist.Normal(torch.zeros(1, 2), 1.0).to_event(2))
+    x, y = torch.randn(6, 2), torch.randn(6)
+
+    def program():
+        mean = layer(x).squeeze(-1)
+        with pyro.plate("batch", 6):
+            a = pyro.sample("a", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Normal(mean + 3 * a, 0.5), obs=y)
+
+    def weights():
+        pyro.sample("weight", dist.Normal(torch.zeros(1, 2), 0.01).to_event(2))
+
+    torch.manual_seed(0)
+    drawn = posterior_to_arviz(program, weights, draws=400, chains=4)["posterior"]
+    assert drawn["weight"].shape == (4, 100, 1, 2)
+    assert drawn["a"].shape == (4, 100, 6)
+    exact = torch.sigmoid(math.log(0.3 / 0.7) + dist.Normal(3.0, 0.5).log_prob(y) - dist.Normal(0.0, 0.5).log_prob(y))
+    error = (exact * (1 - exact) / 400).sqrt()
+    assert (
+        (torch.as_tensor(drawn["a"].values).mean((0, 1)) - exact).abs() < 5 * error + 0.03
+    ).all()  # weights are near 0

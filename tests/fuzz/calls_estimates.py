@@ -11,6 +11,7 @@ from pyro_memory.inference import (
     DReG,
     LeaveOneOutELBO,
     OneDraw,
+    Particles,
     RaoBlackwellELBO,
     WakeWake,
     Weights,
@@ -87,6 +88,10 @@ INFERENCE = {
     "Objective.loss": lone(lambda: VIMCO(2), "loss"),
     "Objective.loss_and_grads": lone(lambda: VIMCO(2), "loss_and_grads"),
     "OneDraw": lambda: (OneDraw, called(sites=("g",))),
+    "Particles": lambda: (
+        Particles,
+        called(num_particles=2, exact=("a",), completes=True, max_plate_nesting=1, vectorize_particles=True),
+    ),
     "Particles.sized": lambda: (VIMCO(2, max_plate_nesting=1).sized, called(num_particles=3)),
     "Particles.look": lambda: (
         VIMCO(2).look,

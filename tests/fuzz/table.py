@@ -32,7 +32,6 @@ EXEMPT = {
     "posterior_of": "is posterior_address's, of what it traced",
     "check_same_globals": "is the objectives', of what they weighed",
     "global_sites": "is the objectives', of what they traced",
-    "summed_dim": "is the objectives', of what they traced",
     "Objective": "is the base of those that have rows",
     "Objective.per_datum": "is the objectives', of what they traced",
     "Objective.weights": "is the objectives', of what they traced",
