@@ -4,6 +4,7 @@ Functions that draw latents take them from torch's global random stream, as all 
 so (``draws=True`` below); Python's and numpy's streams they leave alone, and the others leave all three.
 """
 
+import contextlib
 import copy
 import gc
 import os
@@ -21,6 +22,9 @@ from pyro.infer import Trace_ELBO
 from set_parts import pair as set_pair
 from set_parts import sets, stores
 from torch import nn
+
+with contextlib.suppress(ImportError):
+    import arviz  # noqa: F401  # loaded late, it adds filters of warnings, too
 
 from pyro_memory import (
     VIMCO,
