@@ -145,7 +145,7 @@ def stream(args):
                 _, other = memory.step(torch.randn(1, 128), other)
                 times.append(time.process_time() - start)
             gc.collect()
-            largest = max(w.abs().max().item() for w in state.fast.weights)
+            largest = max(w.abs().max().item() for w in state.weights)
             rows.append({
                 "tokens": mark, "piece_us_per_token": round(1e6 * pieces, 1),
                 "step_ms": round(1000 * statistics.median(times), 3), "resident_mb": round(resident(), 1),

@@ -11,7 +11,14 @@ triton_parts.py is what kernels share. Imports: torch and triton; no room import
 
 from pyro_memory.kernels.address import AddressRead, fused_address, nearest_slots
 from pyro_memory.kernels.dispatch import refuse_transforms
-from pyro_memory.kernels.memory import apply_memory, memory_surprise, neural_memory, why_not_triton
+from pyro_memory.kernels.memory import (
+    apply_memory,
+    memory_surprise,
+    neural_memory,
+    run_memory,
+    run_surprise,
+    why_not_triton,
+)
 from pyro_memory.kernels.scan import decay_scan
 
 __all__ = [
@@ -23,5 +30,7 @@ __all__ = [
     "nearest_slots",
     "neural_memory",
     "refuse_transforms",
+    "run_memory",
+    "run_surprise",
     "why_not_triton",
 ]

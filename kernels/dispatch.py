@@ -51,6 +51,16 @@ def backward_in_own_precision(backward: Callable[..., Any]) -> Any:
     return run
 
 
+def transforming() -> bool:
+    """Whether ``torch.func`` transforms the call."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Whether a tensor's values may be looked at: not while torch compiles or transforms, nor where a device waits."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not transforming()
+
+
 @checked
 def refuse_transforms(name: str) -> None:
     """Raises where ``torch.func`` transforms the call, which passes by hand-written gradients do not take.
@@ -58,7 +68,7 @@ def refuse_transforms(name: str) -> None:
     Raises:
         NotImplementedError: inside of grad, vmap, jvp and the like.
     """
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if transforming():
         raise NotImplementedError(
             f"`{name}` does not run inside of torch.func's grad, vmap, jvp, jacrev and hessian, as its gradient is "
             "written by hand. Use torch.autograd.grad in place of grad, and the batch in place of vmap; functional_call"

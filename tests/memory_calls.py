@@ -10,7 +10,7 @@ from pyro_memory.kernels import neural_memory, why_not_triton
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-STATE = ("weights", "momentum_state")
+STATE = ("weights", "momentum_state", "anchor")
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +59,8 @@ def problem(widths, time, *, batch=1, heads=2, norm=False, dtype=torch.float64):
 def call(tensors, **options):
     """Runs it; all outputs in a row."""
     args = {n: tuple(group) if n in STATE or len(group) > 1 else group[0] for n, group in tensors.items()}
-    y, weights, momentum_state = neural_memory(**args, residual_norm="norm_weight" in tensors, **options)
-    return [y, *weights, *momentum_state]
+    y, *after = neural_memory(**args, residual_norm="norm_weight" in tensors, **options)
+    return [y, *(t for part in after for t in (part if isinstance(part, tuple) else (part,)))]
 
 
 def with_gradients(tensors, **options):
@@ -68,8 +68,10 @@ def with_gradients(tensors, **options):
     tensors = {name: [t.clone().requires_grad_() for t in group] for name, group in tensors.items()}
     outputs = call(tensors, **options)
     generator = torch.Generator().manual_seed(1)
-    loss = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in outputs)
-    gradients = torch.autograd.grad(loss, [t for group in tensors.values() for t in group])
+    floating = [t for t in outputs if t.is_floating_point()]
+    loss = sum((t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in floating)
+    leaves = [t for group in tensors.values() for t in group]
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     return [*(t.detach() for t in outputs), *gradients]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_memory.kernels.dispatch import may_look
 from pyro_memory.kernels.memory.definition import Layers, check_activation
 
 
@@ -17,9 +17,11 @@ def prepared(
     tokens: tuple[Tensor, ...], weights: Sequence[Tensor], momentum_state: Sequence[Tensor] | None,
     gates: Sequence[Tensor | Sequence[Tensor]], *, chunk_size: int, activation: str = "gelu",
     residual_norm: bool = False, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,
-    lengths: Tensor | None = None, check_values: bool | None = None,
-) -> tuple[tuple[Tensor, ...], tuple[Layers, Layers], list[Layers], dict[str, Any]]:  # fmt: skip
-    """Refuses what does not fit; gives tokens in their dtype, states for each sequence and gates for each layer."""
+    lengths: Tensor | None = None, anchor: Sequence[Tensor] | None = None, position: Tensor | None = None,
+    check_values: bool | None = None,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:  # fmt: skip
+    """Refuses what does not fit; gives tokens, weights, momentum and anchor for each sequence, gates for each layer,
+    and options, as ``run_memory`` takes them."""
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1; got {chunk_size}. Use 1 for the fully online rule")
     check_activation(activation)
@@ -29,12 +31,8 @@ def prepared(
     _check_layers(weights, k.shape[-1], v.shape[-1])
     if momentum_state is None:
         momentum_state = tuple(torch.zeros_like(w) for w in weights)
-    momentum_state = _per_sequence("momentum_state", momentum_state, k)
-    if [s.shape for s in momentum_state] != [w.shape for w in weights]:
-        raise ValueError(
-            f"`momentum_state` must have the shapes of `weights`, {[list(w.shape) for w in weights]}; got "
-            f"{[list(s.shape) for s in momentum_state]}"
-        )
+    momentum_state = _like_weights("momentum_state", momentum_state, k, weights)
+    anchor = weights if anchor is None else _like_weights("anchor", anchor, k, weights)
     named = zip(("lr", "momentum", "decay"), gates, strict=True)
     gates = [_per_layer(name, gate, k, weights) for name, gate in named]
     if check_values is None:
@@ -42,26 +40,28 @@ def prepared(
     looks = check_values and not torch.compiler.is_compiling()  # which would break a graph
     if looks and k.numel():
         _check_gates(*gates)
+    if position is not None:
+        _check_counts("position", position, k, chunk_size - 1, looks)
+        if anchor is not weights:
+            anchor = _at_starts(position, weights, anchor)
     if lengths is not None:
-        _check_lengths(lengths, k, looks)
+        _check_counts("lengths", lengths, k, k.shape[2], looks)
         there = (torch.arange(k.shape[2], device=k.device) < lengths[:, None])[:, None, :, None]
         tokens = tuple(x.masked_fill(~there, 0) for x in tokens)
     norm_weight, norm_bias = _check_norm(weights, residual_norm, norm_weight, norm_bias)
-    others = (*weights, *momentum_state, *(g for gate in gates for g in gate))
-    tokens_dtype = reduce(torch.promote_types, (t.dtype for t in tokens))
-    dtype = reduce(torch.promote_types, (t.dtype for t in others), torch.promote_types(tokens_dtype, torch.float32))
-    options = {"chunk_size": chunk_size, "activation": activation, "residual_norm": residual_norm, "lengths": lengths}
-    options["norm_weight"], options["norm_bias"] = (
-        None if t is None else t.to(dtype) for t in (norm_weight, norm_bias)
-    )
-    states = cast(weights, dtype), cast(momentum_state, dtype)
-    return cast(tokens, tokens_dtype), states, [cast(gate, dtype) for gate in gates], options
+    options = {
+        "chunk_size": chunk_size, "activation": activation, "residual_norm": residual_norm, "lengths": lengths,
+        "position": position, "norm_weight": norm_weight, "norm_bias": norm_bias,
+    }  # fmt: skip
+    return (tokens, weights, momentum_state, anchor, gates), options
 
 
-def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Brings tensors to a dtype; a gate that layers share stays one tensor."""
-    known = {id(t): t.to(dtype) for t in tensors}
-    return tuple(known[id(t)] for t in tensors)
+def _at_starts(position: Tensor, weights: Layers, anchor: Layers) -> Layers:
+    """The weights for sequences that begin a chunk, whatever stands in their anchor."""
+    if may_look(position) and bool(position.all()):
+        return anchor
+    starts = (position == 0)[:, None, None, None]
+    return tuple(torch.where(starts, w, a) for w, a in zip(weights, anchor, strict=True))
 
 
 def _per_sequence(name: str, tensors: Sequence[Tensor], like: Tensor) -> tuple[Tensor, ...]:
@@ -76,6 +76,16 @@ def _per_sequence(name: str, tensors: Sequence[Tensor], like: Tensor) -> tuple[T
                 f"`{name}` must hold floating-point tensors [batch, head, in, out] = [{batch}, {heads}, in, out], or "
                 f"[head, in, out]; got {w.dtype} of shape {list(w.shape)}"
             )
+    return layers
+
+
+def _like_weights(name: str, tensors: Sequence[Tensor], like: Tensor, weights: Layers) -> Layers:
+    layers = _per_sequence(name, tensors, like)
+    if [s.shape for s in layers] != [w.shape for w in weights]:
+        raise ValueError(
+            f"`{name}` must have the shapes of `weights`, {[list(w.shape) for w in weights]}; got "
+            f"{[list(s.shape) for s in layers]}"
+        )
     return layers
 
 
@@ -144,14 +154,15 @@ def _check_gates(lr: tuple[Tensor, ...], momentum: tuple[Tensor, ...], decay: tu
                 raise ValueError(f"`{name}` must be {kinds[name][1]}; got values from {low:.4g} to {high:.4g}")
 
 
-def _check_lengths(lengths: Tensor, k: Tensor, looks: bool) -> None:
-    if lengths.dtype != torch.long or lengths.shape != k.shape[:1]:
+def _check_counts(name: str, counts: Tensor, k: Tensor, most: int, looks: bool) -> None:
+    if counts.dtype != torch.long or counts.shape != k.shape[:1]:
         raise ValueError(
-            f"`lengths` must be integers (torch.long), one for each of the {len(k)} sequences; got {lengths.dtype} of "
-            f"shape {list(lengths.shape)}"
+            f"`{name}` must be integers (torch.long), one for each of the {len(k)} sequences; got {counts.dtype} of "
+            f"shape {list(counts.shape)}"
         )
-    if looks and bool(((lengths < 0) | (lengths > k.shape[2])).any()):
-        raise ValueError(f"`lengths` must lie between 0 and the {k.shape[2]} tokens given; got {lengths.tolist()}")
+    if looks and bool(((counts < 0) | (counts > most)).any()):
+        what = f"the {most} tokens given" if name == "lengths" else f"`chunk_size` - 1 = {most}"
+        raise ValueError(f"`{name}` must lie between 0 and {what}; got {counts.tolist()}")
 
 
 def _check_norm(

@@ -65,19 +65,22 @@ def token_rule(
     decay: Layers,
     *,
     chunk_size: int,
+    anchor: Layers | None = None,
+    position: Tensor | None = None,
     lengths: Tensor | None = None,
     **memory: object,
-) -> tuple[Tensor, Layers, Layers]:
+) -> tuple[Tensor, Layers, Layers, Layers, Tensor]:
     """Writes and reads one token after the other; weights ``[batch, head, in, out]``, a gate for each layer.
 
-    The gradient is that of ``||M(k) - v||^2`` at the weights before the token's chunk, by autograd. Everything else is
-    per token: momentum, step, decay, then the read.
+    The gradient is that of ``||M(k) - v||^2`` at the anchor, the weights before the token's chunk, by autograd.
+    Everything else is per token: momentum, step, decay, then the read.
     """
     outputs = []
+    anchor = weights if anchor is None else anchor
+    position = torch.zeros_like(k[:, 0, 0, 0], dtype=torch.long) if position is None else position
     for t in range(k.shape[2]):
-        if t % chunk_size == 0:
-            start = weights
-        gradients = _loss_gradients(start, k[:, :, t : t + 1], v[:, :, t : t + 1], memory)
+        anchor = _at_start(position, weights, anchor)
+        gradients = _loss_gradients(anchor, k[:, :, t : t + 1], v[:, :, t : t + 1], memory)
         moved = [
             _gate(eta, t) * s - _gate(theta, t) * g
             for eta, theta, s, g in zip(momentum, lr, momentum_state, gradients, strict=True)
@@ -91,7 +94,14 @@ def token_rule(
             written = [torch.where(active, new, old) for new, old in zip(written, weights, strict=True)]
         outputs.append(y)
         weights, momentum_state = tuple(written), tuple(moved)
-    return torch.cat(outputs, 2), weights, momentum_state
+        position = (position + (1 if lengths is None else (t < lengths).long())) % chunk_size
+    return torch.cat(outputs, 2), weights, momentum_state, _at_start(position, weights, anchor), position
+
+
+def _at_start(position: Tensor, weights: Layers, anchor: Layers) -> Layers:
+    """The weights where a chunk starts."""
+    starts = (position == 0)[:, None, None, None]
+    return tuple(torch.where(starts, w, a) for w, a in zip(weights, anchor, strict=True))
 
 
 def _gate(gate: Tensor, t: int) -> Tensor:

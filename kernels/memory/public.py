@@ -1,17 +1,16 @@
-"""The public functions of the neural memory, and the choice of the form that computes them."""
+"""The public functions of the neural memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from pyro_memory.gate import checked
-from pyro_memory.kernels.dispatch import check_backend, own_precision, refuse_transforms
-from pyro_memory.kernels.memory.arguments import cast, prepared
-from pyro_memory.kernels.memory.definition import Layers, token_rule
-from pyro_memory.kernels.memory.limits import choose_backend
-from pyro_memory.kernels.memory.torch_form import chunk_form, chunk_surprise
+from pyro_memory.kernels.dispatch import check_backend, refuse_transforms
+from pyro_memory.kernels.memory.arguments import prepared
+from pyro_memory.kernels.memory.run import run_memory, run_surprise
 
 
 @checked
@@ -26,6 +25,8 @@ def neural_memory(
     *,
     chunk_size: int,
     momentum_state: Sequence[Tensor] | None = None,
+    anchor: Sequence[Tensor] | None = None,
+    position: Tensor | None = None,
     activation: str = "gelu",
     residual_norm: bool = False,
     norm_weight: Tensor | None = None,
@@ -35,7 +36,7 @@ def neural_memory(
     checkpoint_chunks: int | None = None,
     return_state: bool = True,
     check_values: bool | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+) -> tuple[Any, ...]:
     r"""Writes keys and values into a memory by gradient descent at test time, and reads it after each token.
 
     .. code-block:: text
@@ -54,8 +55,11 @@ def neural_memory(
         lr: theta, at least 0: ``[batch, head, time]``, or a tuple with one for each layer.
         momentum: eta in [0, 1], likewise.
         decay: alpha in [0, 1], likewise; ``[batch, head, time, out]`` decays each output channel of a layer by its own.
-        chunk_size: tokens that share the point of the gradient, counted from the first token given.
+        chunk_size: tokens that share the point of the gradient, the anchor.
         momentum_state: S before the first token, like the weights; zero by default.
+        anchor: the weights at the start of the open chunk, like the weights, which it is by default.
+        position: how many tokens each sequence's open chunk has had, ``[batch]``, below ``chunk_size``. Give it, zeros
+            at first, where a sequence is to go on inside a chunk; by default a chunk starts at the first token.
         activation: "gelu" (the exact one, x Phi(x)) or "silu".
         residual_norm: M(x) = x + LN(MLP(x)), eps 1e-5; needs in = out.
         norm_weight, norm_bias: of LN, ``[out]`` or ``[head, out]``; outer parameters, not written at test time.
@@ -70,8 +74,9 @@ def neural_memory(
             call would wait for the device, and none could be captured in a CUDA graph.
 
     Returns:
-        ``(y, weights, momentum_state)``: y ``[batch, head, time, out]``, and the state after the last token. A sequence
-        cut on a chunk boundary and resumed from that state gives the same result as the whole.
+        ``(y, weights, momentum_state)``: y ``[batch, head, time, out]``, and the state after the last token; with
+        ``position`` also the anchor and the position then, five in all. A sequence resumed from these five gives the
+        same result as the whole, wherever it was cut; without a position it may be cut where a chunk ends.
 
     float16 and bfloat16 are computed in float32: y has the dtype of ``q``, the state is float32. Autocast changes
     nothing, but for the way back through "reference", which is autograd's own. With "triton" products of bfloat16
@@ -93,21 +98,12 @@ def neural_memory(
         raise ValueError(f"`checkpoint_chunks` must be at least 1, or None to keep all; got {checkpoint_chunks}")
     if q.shape != k.shape:
         raise ValueError(f"`q` must have the shape of `k`, {list(k.shape)}; got {list(q.shape)}")
-    tokens, states, gates, options = prepared(
+    call, options = prepared(
         (q, k, v), weights, momentum_state, (lr, momentum, decay), chunk_size=chunk_size, activation=activation,
-        residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths,
-        check_values=check_values,
+        residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths, anchor=anchor,
+        position=position, check_values=check_values,
     )  # fmt: skip
-    backend = choose_backend(backend, tokens[0], tokens[-1], states[0], gates[2], chunk_size)
-    if backend != "reference":
-        options["checkpoint_chunks"] = checkpoint_chunks
-    if backend == "torch":
-        options["return_state"] = return_state
-    if backend != "triton":
-        tokens = cast(tokens, states[0][0].dtype)
-    with own_precision(q):
-        y, weights, momentum_state = _form(backend)(*tokens, *states, *gates, **options)
-    return (y.to(q.dtype), weights, momentum_state) if return_state else (y.to(q.dtype), None, None)
+    return run_memory(*call, **options, backend=backend, checkpoint_chunks=checkpoint_chunks, return_state=return_state)
 
 
 @checked
@@ -121,13 +117,15 @@ def memory_surprise(
     *,
     chunk_size: int,
     momentum_state: Sequence[Tensor] | None = None,
+    anchor: Sequence[Tensor] | None = None,
+    position: Tensor | None = None,
     activation: str = "gelu",
     residual_norm: bool = False,
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
     lengths: Tensor | None = None,
     check_values: bool | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+) -> tuple[Any, ...]:
     """Measures how much each token surprises the memory, in the memory's own units, not nats.
 
     Takes the arguments of ``neural_memory`` but for the queries. Gives ``[batch, head, time, 2]``, the loss
@@ -135,19 +133,9 @@ def memory_surprise(
     state as ``neural_memory`` does. Nothing is differentiable. Cost: that of the writes.
     """
     refuse_transforms("memory_surprise")
-    tokens, states, gates, options = prepared(
+    call, options = prepared(
         (k, v), weights, momentum_state, (lr, momentum, decay), chunk_size=chunk_size, activation=activation,
-        residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths,
-        check_values=check_values,
+        residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths, anchor=anchor,
+        position=position, check_values=check_values,
     )  # fmt: skip
-    k, v = cast(tokens, states[0][0].dtype)
-    with own_precision(k):
-        return chunk_surprise(k, v, *states, *gates, **options)
-
-
-def _form(backend: str) -> Callable[..., tuple[Tensor, Layers, Layers]]:
-    if backend == "triton":
-        from pyro_memory.kernels.memory.triton_form import triton_form  # only here: without a GPU nobody loads triton
-
-        return triton_form
-    return {"reference": token_rule, "torch": chunk_form}[backend]
+    return run_surprise(*call, **options)

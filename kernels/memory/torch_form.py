@@ -13,6 +13,7 @@ keeps every n-th chunk's weights alone, and computes all else again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,47 +33,40 @@ def chunk_form(
     **options: Any,
 ) -> tuple[Tensor, Layers | None, Layers | None]:  # fmt: skip
     """Computes what ``token_rule`` does, in the same arguments."""
-    p = _Problem.of(k, v, weights, momentum_state, lr, momentum, decay, lengths=lengths, **options)
+    p = Problem.of(k, v, weights, momentum_state, lr, momentum, decay, lengths=lengths, **options)
     plan = Plan(p.memory, len(weights), checkpoint_chunks, torch.is_grad_enabled(), return_state)
     y, *states = Chunks.apply(
         plan, p.cut.chunked(q), p.k, p.v, p.norm, *p.states, *(c for layer in p.layers for c in layer)
     )
-    y = p.cut.joined(y)
-    if p.memory.residual_norm:
-        y = y + (q + p.bias)
-    if lengths is not None:
-        y = y.masked_fill(~p.cut.inside(lengths)[:, None, :, None], 0)
-    if not return_state:
-        return y, None, None
-    states = [s.unflatten(0, k.shape[:2]) for s in states]
-    return y, tuple(states[: plan.depth]), tuple(states[plan.depth :])
+    y = p.finished(y, q, lengths)
+    return (y, *p.as_given(states[: plan.depth], states[plan.depth :])) if return_state else (y, None, None)
 
 
 @torch.no_grad()
 def chunk_surprise(
     k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers, decay: Layers,
-    *, lengths: Tensor | None = None, **options: Any,
+    *, anchor: Layers | None = None, lengths: Tensor | None = None, **options: Any,
 ) -> tuple[Tensor, Layers, Layers]:  # fmt: skip
-    """Gives each token's inner loss and the norm of its gradient, ``[batch, head, time, 2]``, and the last state."""
-    p = _Problem.of(k, v, weights, momentum_state, lr, momentum, decay, lengths=lengths, **options)
+    """Gives each token's inner loss and the norm of its gradient, ``[batch, head, time, 2]``, and the last state.
+
+    With an ``anchor`` the first chunk's gradients are taken there.
+    """
+    p = Problem.of(k, v, weights, momentum_state, lr, momentum, decay, lengths=lengths, **options)
     states, depth, out = p.states, len(weights), []
+    points = states[:depth] if anchor is None else [a.flatten(0, 1) for a in anchor]
     for keys, values, *layers in zip(p.k, p.v, *(c.each() for c in p.layers), strict=True):
-        w = inner.write(p.memory, states[:depth], keys, values, p.norm)
+        w = inner.write(p.memory, points, keys, values, p.norm)
         squares = sum(h.square().sum(-1) * D.square().sum(-1) for h, D in zip(w.h, w.D, strict=True))
         out.append(torch.stack([w.error.square().sum(-1), squares.sqrt()], -1))
         after = [torch.empty_like(s) for s in states]
         for i, c in enumerate(layers):
             inner.advance(states[i], states[depth + i], w.h[i], w.D[i], c, after[i], after[depth + i])
-        states = after
-    surprise = p.cut.joined(torch.stack(out))
-    if lengths is not None:
-        surprise = surprise.masked_fill(~p.cut.inside(lengths)[:, None, :, None], 0)
-    states = [s.unflatten(0, k.shape[:2]) for s in states]
-    return surprise, tuple(states[:depth]), tuple(states[depth:])
+        states, points = after, after[:depth]
+    return p.cut.masked(p.cut.joined(torch.stack(out)), lengths), *p.as_given(states[:depth], states[depth:])
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """A call's arguments in chunks: ``[chunk, row, C, ...]``, a row a head of a sequence."""
 
     cut: _Cut
@@ -89,7 +83,7 @@ class _Problem:
         cls, k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers, decay: Layers,
         *, chunk_size: int, lengths: Tensor | None, activation: str = "gelu", residual_norm: bool = False,
         norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,
-    ) -> _Problem:  # fmt: skip
+    ) -> Problem:  # fmt: skip
         cut = _Cut(*k.shape[:3], min(chunk_size, k.shape[2]))
         last = cut.last(torch.full((cut.batch,), cut.time, device=k.device) if lengths is None else lengths)
         gates = {tuple(map(id, layer)): layer for layer in zip(lr, momentum, decay, strict=True)}  # some may be shared
@@ -109,6 +103,15 @@ class _Problem:
         layers = [known[tuple(map(id, layer))] for layer in zip(lr, momentum, decay, strict=True)]
         memory = Memory(activation, residual_norm)
         return cls(cut, memory, cut.chunked(k), cut.chunked(v), states, layers, norm, bias)
+
+    def finished(self, y: Tensor, q: Tensor, lengths: Tensor | None) -> Tensor:
+        """Reads of the MLP alone, in chunks, to those of the memory, ``[batch, head, time, out]``."""
+        y = self.cut.joined(y)
+        return self.cut.masked(y + (q + self.bias) if self.memory.residual_norm else y, lengths)
+
+    def as_given(self, *states: Sequence[Tensor]) -> tuple[Layers, ...]:
+        """Layers of rows to layers ``[batch, head, in, out]``."""
+        return tuple(tuple(s.unflatten(0, (self.cut.batch, self.cut.heads)) for s in layers) for layers in states)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class _Cut:
         return x.unflatten(1, (self.chunks, self.chunk_size)).transpose(0, 1).contiguous()
 
     def joined(self, x: Tensor) -> Tensor:
-        """Back to ``[batch, head, time, ...]``."""
+        """Back to ``[batch, head, time, dim]``."""
         return x.transpose(0, 1).flatten(1, 2)[:, : self.time].unflatten(0, (self.batch, self.heads))
 
     def last(self, lengths: Tensor) -> Tensor:
@@ -139,5 +142,9 @@ class _Cut:
         starts = torch.arange(self.chunks, device=lengths.device)[:, None] * self.chunk_size
         return (lengths.repeat_interleave(self.heads) - starts).clamp(0, self.chunk_size)
 
-    def inside(self, lengths: Tensor) -> Tensor:
-        return torch.arange(self.time, device=lengths.device) < lengths[:, None]
+    def masked(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """Zero past the lengths."""
+        if lengths is None:
+            return x
+        past = torch.arange(self.time, device=lengths.device) >= lengths[:, None]
+        return x.masked_fill(past[:, None, :, None], 0)

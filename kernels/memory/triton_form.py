@@ -28,6 +28,7 @@ def triton_form(
     decay: Sequence[Tensor],
     *,
     chunk_size: int,
+    anchor: Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
     checkpoint_chunks: int | None = None,
     activation: str = "gelu",
@@ -35,16 +36,19 @@ def triton_form(
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Computes what ``token_rule`` does, in the same arguments; q, k and v may be in half precision."""
+    """Computes what ``token_rule`` does, in the same arguments; q, k and v may be in half precision.
+
+    An ``anchor`` goes with one token and no gradient.
+    """
     batch, heads, time = k.shape[:3]
     rows = batch * heads
     _check_devices(
         q.device, k=(k,), v=(v,), weights=weights, momentum_state=momentum_state, lr=lr, momentum=momentum, decay=decay,
-        lengths=(lengths,), norm_weight=(norm_weight,), norm_bias=(norm_bias,),
+        lengths=(lengths,), norm_weight=(norm_weight,), norm_bias=(norm_bias,), anchor=anchor or (),
     )  # fmt: skip
     widths = [k.shape[-1], *(w.shape[-1] for w in weights)]
     q, k, v = (x.reshape(rows, time, x.shape[-1]).contiguous() for x in (q, k, v))
-    state = torch.cat([s.reshape(rows, s.shape[-2] * s.shape[-1]) for s in (*weights, *momentum_state)], 1)
+    state = _packed((*weights, *momentum_state))
     gates = [g.reshape(rows, time) for layer in zip(lr, momentum, decay, strict=True) for g in layer]
     gates = torch.stack(gates, 1)
     norm = None
@@ -57,10 +61,15 @@ def triton_form(
     chunk_size = min(chunk_size, block(time))
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, gates, state, norm) if t is not None)
     every = (checkpoint_chunks or 1) if learns else 0
-    y, state, _ = memory_forward(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every)
+    at = None if anchor is None else _packed(anchor)
+    y, state, _ = memory_forward(q, k, v, gates, norm, lengths, state, at, widths, chunk_size, activation, every)
     sizes = [w.shape[-2] * w.shape[-1] for w in (*weights, *weights)]
     parts = [p.view_as(w) for p, w in zip(state.split(sizes, 1), (*weights, *weights), strict=True)]
     return y.view(batch, heads, time, widths[-1]), tuple(parts[: len(weights)]), tuple(parts[len(weights) :])
+
+
+def _packed(layers: Sequence[Tensor]) -> Tensor:
+    return torch.cat([s.flatten(0, 1).flatten(1) for s in layers], 1)
 
 
 def _check_devices(device: torch.device, **groups: Sequence[Tensor | None]) -> None:
@@ -79,12 +88,13 @@ def _chunks(k: Tensor, chunk_size: int) -> int:
 @torch.library.custom_op(
     "pyro_memory::neural_memory",
     mutates_args=(),
-    schema=f"({_ARGUMENTS}, Tensor state, {_SIZES}) -> (Tensor, Tensor, Tensor)",
+    schema=f"({_ARGUMENTS}, Tensor state, Tensor? anchor, {_SIZES}) -> (Tensor, Tensor, Tensor)",
 )
-def memory_forward(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every):
-    y, after, kept = _outputs(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every)
+def memory_forward(q, k, v, gates, norm, lengths, state, anchor, widths, chunk_size, activation, every):
+    y, after, kept = _outputs(q, k, v, gates, norm, lengths, state, anchor, widths, chunk_size, activation, every)
     if k.shape[1] == 1 and lengths is None and not every:
-        triton_launch.decode(q, k, v, state, gates, norm, y, after, widths, activation)
+        anchor = state[:, : state.shape[1] // 2].contiguous() if anchor is None else anchor
+        triton_launch.decode(q, k, v, state, anchor, gates, norm, y, after, widths, activation)
         return y, after, kept
     after.copy_(state)
     triton_launch.forward(
@@ -95,7 +105,7 @@ def memory_forward(q, k, v, gates, norm, lengths, state, widths, chunk_size, act
 
 
 @memory_forward.register_fake
-def _outputs(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every):
+def _outputs(q, k, v, gates, norm, lengths, state, anchor, widths, chunk_size, activation, every):
     """y, the state after, and the states kept: those before every n-th chunk."""
     slots = -(-_chunks(k, chunk_size) // every) if every else 0
     return torch.empty_like(v), torch.empty_like(state), state.new_empty(len(k), slots, state.shape[1])
@@ -137,7 +147,7 @@ def _gradients(dy, dstate, q, k, v, gates, norm, lengths, kept, widths, chunk_si
 
 
 def _save(ctx, inputs, output):
-    *tensors, _, widths, chunk_size, activation, every = inputs
+    *tensors, _, _, widths, chunk_size, activation, every = inputs
     ctx.save_for_backward(*tensors, output[2])
     ctx.mark_non_differentiable(output[2])
     ctx.sizes = widths, chunk_size, activation, every
@@ -150,7 +160,7 @@ def _backward(ctx, dy, dstate, _):
     dq, dk, dv, dgates, dnorm, dstate = grads
     norm = tensors[4]
     dnorm = None if norm is None else dnorm.unflatten(0, (len(dnorm) // len(norm), len(norm))).sum(0)
-    return dq, dk, dv, dgates, dnorm, None, dstate, None, None, None, None
+    return dq, dk, dv, dgates, dnorm, None, dstate, None, None, None, None, None
 
 
 memory_forward.register_autograd(_backward, setup_context=_save)

@@ -56,13 +56,13 @@ def forward(
 
 
 def decode(
-    q: Tensor, k: Tensor, v: Tensor, before: Tensor, gates: Tensor, norm: Tensor | None, y: Tensor, after: Tensor,
-    widths: list[int], activation: str,
+    q: Tensor, k: Tensor, v: Tensor, before: Tensor, anchor: Tensor, gates: Tensor, norm: Tensor | None, y: Tensor,
+    after: Tensor, widths: list[int], activation: str,
 ) -> None:  # fmt: skip
-    """Writes y and the state after one token."""
+    """Writes y and the state after one token, whose gradient is taken at the anchor's weights."""
     options = {"DI": widths[0], "DO": widths[-1], "BI": block(widths[0]), "BO": block(widths[-1])}
     options |= {"NORM": norm is not None, **_common(q, len(q))}
-    args = (q, k, v, gates, norm, before, y, after, 1 if norm is None else len(norm))
+    args = (q, k, v, gates, norm, before, anchor, y, after, 1 if norm is None else len(norm))
     if len(widths) == 2:
         _launch(linear_decode, (len(q),), args, options, ((0, 4, 1), (0, 8, 1)))
         return

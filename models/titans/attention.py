@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_memory.gate import checked
+from pyro_memory.models.titans.plain import PlainModule
 from pyro_memory.models.titans.state import State, last_tokens, resolve
 from pyro_memory.naming import unique_name
 
@@ -79,7 +79,7 @@ class Heads(nn.Module):
 
 
 @checked
-class WindowAttention(PyroModule):
+class WindowAttention(PlainModule):
     """Lets each token see itself, the ``window - 1`` tokens before it, and what is always visible.
 
     ``attention(x, state=None, lengths=None, persistent=None) -> (y, state)`` with x, y ``[batch, time, dim]`` and

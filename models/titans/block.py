@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from jaxtyping import Float
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pyro_memory.models.titans.plain import PlainModule
 
 
 class SwiGLU(nn.Module):
@@ -23,7 +24,7 @@ class SwiGLU(nn.Module):
         return self.out(functional.silu(gate) * value)
 
 
-class Block(PyroModule):
+class Block(PlainModule):
     """``x + mixer(norm(x))``, then ``x + mlp(norm(x))``."""
 
     def __init__(self, dim: int, mixer: nn.Module, hidden: int) -> None:

@@ -80,7 +80,7 @@ class TitansMAC(Mixer):
     def initial_state(self, batch: int) -> ContextState:
         memory = self.memory.initial_state(batch)
         empty = memory.tail.new_zeros(batch, 2, self.segment, self.heads.heads, self.dim // self.heads.heads)
-        return ContextState(memory, memory.fast.weights, empty, empty, memory.fast.counts)
+        return ContextState(memory, memory.weights, empty, empty, memory.position)
 
     def forward(
         self, x: Float[Tensor, "batch time dim"], state: ContextState | None = None, lengths: Lengths = None
@@ -142,7 +142,7 @@ class TitansMAC(Mixer):
         ended = now == self.segment
         before = tuple(
             torch.where(ended[:, None, None, None], new, old)
-            for new, old in zip(memory.fast.weights, state.before, strict=True)
+            for new, old in zip(memory.weights, state.before, strict=True)
         )
         return self.gate(y, remembered), ContextState(memory, before, keys, values, now % self.segment)
 

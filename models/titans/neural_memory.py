@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from itertools import pairwise
-from typing import Any
 
 import pyro
 import torch
 from jaxtyping import Float, Int
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_memory.gate import check_least, checked
-from pyro_memory.kernels import apply_memory, memory_surprise, neural_memory, refuse_transforms
-from pyro_memory.models.titans.open_chunk import FastWeights, run_through
+from pyro_memory.kernels import apply_memory, refuse_transforms, run_memory, run_surprise
+from pyro_memory.models.titans.plain import PlainLinear, PlainModule
 from pyro_memory.models.titans.state import State, last_tokens, resolve
 from pyro_memory.naming import unique_name
 
@@ -25,14 +22,17 @@ STEADY_CHUNKS = 64  # through which gradients of a memory of depth 3 are steady,
 
 @dataclass(frozen=True, repr=False)
 class MemoryState(State):
-    """A neural memory in the middle of its sequences: fast weights, and what the convolutions still see."""
+    """A neural memory in the middle of its sequences."""
 
-    fast: FastWeights
+    weights: tuple[Tensor, ...]  # W after the last token, [batch, head, in, out]
+    momentum: tuple[Tensor, ...]  # S, the same shapes
+    anchor: tuple[Tensor, ...]  # the weights that the open chunk began with, where its gradients are taken
+    position: Tensor  # tokens that the open chunk has had, [batch]
     tail: Tensor  # the last projections before the convolutions, [batch, convolution - 1, 3 heads head_dim]
 
 
 @checked
-class NeuralMemory(PyroModule):
+class NeuralMemory(PlainModule):
     r"""Mixes a sequence through memories that are trained on it while it passes.
 
     .. code-block:: text
@@ -81,9 +81,10 @@ class NeuralMemory(PyroModule):
         checkpoint_chunks, backend: as in ``pyro_memory.kernels.neural_memory``.
 
     ``memory(x, state=None, lengths=None) -> (y, state)`` with x, y ``[batch, time, dim]``; ``step(token, state)``
-    takes one token of each sequence, ``[batch, dim]``. A sequence may be cut anywhere, and goes on from the state as
-    if whole. The state's size is that of the fast weights and one chunk, whatever came before. With ``lengths`` the
-    state is the one after each sequence's last token, and outputs past it are zero.
+    takes one token of each sequence, ``[batch, dim]``: a gradient at the anchor, an update, a read, whatever the chunk
+    size. A sequence may be cut anywhere, and goes on from the state as if whole. The state's size is three times that
+    of the weights, whatever came before. With ``lengths`` the state is the one after each sequence's last token, and
+    outputs past it are zero.
 
     Raises:
         ValueError: for options out of range, an x that does not fit, a state of other shapes, a sequence that is too
@@ -150,13 +151,12 @@ class NeuralMemory(PyroModule):
         self.taps = convolution
         groups = {"groups": 3 * inner, "bias": False}
         self.convolution = nn.Conv1d(3 * inner, 3 * inner, convolution, **groups) if convolution > 1 else None
-        linear = PyroModule[nn.Linear]
-        self.to_lr = linear(dim, depth * heads)
-        self.to_momentum = linear(dim, depth * heads) if momentum else None
+        self.to_lr = PlainLinear(dim, depth * heads)
+        self.to_momentum = PlainLinear(dim, depth * heads) if momentum else None
         channels = sum(widths[1:]) if channel_decay else depth
-        self.to_decay = linear(dim, channels * heads) if weight_decay else None
+        self.to_decay = PlainLinear(dim, channels * heads) if weight_decay else None
         self.to_gate = nn.Linear(dim, inner, bias=False)
-        self.to_out = linear(inner, dim, bias=False)
+        self.to_out = PlainLinear(inner, dim, bias=False)
         self.read_norm = nn.Parameter(torch.ones(inner))
         if self.to_decay is not None:
             nn.init.constant_(self.to_decay.bias, -4.0)  # half of what is written is left after hundreds of tokens
@@ -178,12 +178,14 @@ class NeuralMemory(PyroModule):
         x, state = resolve(self, x, state, lengths)
         self._check_depth(x.shape[1])
         projected = torch.cat([state.tail, self.to_qkv(x)], 1)
-        tokens = (*self._qkv(projected), *self._gates(x))
+        q, k, v = self._qkv(projected)
+        call = (state.weights, state.momentum, state.anchor, self._gates(x))
+        options = {"position": state.position, "lengths": lengths, **self._norm_options(), **self.options}
         if self.surprise and pyro.poutine.runtime.am_i_wrapped():
-            self._record(tokens, state.fast, lengths)
-        y, fast = run_through(self._write_and_read, state.fast, tokens, self.chunk_size, lengths)
+            self._record(run_surprise((k, v), *call, **options)[0])
+        y, *after = run_memory((q, k, v), *call, **options, **self.run_options)
         y = self.to_out(self._normed(y) * F.silu(self.to_gate(x)))
-        return y, MemoryState(fast, last_tokens(projected, self.taps - 1, lengths))
+        return y, MemoryState(*after, last_tokens(projected, self.taps - 1, lengths))
 
     def step(
         self, token: Float[Tensor, "batch dim"], state: MemoryState | None = None
@@ -204,18 +206,9 @@ class NeuralMemory(PyroModule):
         """The state before the first token: the learned initial weights, no momentum."""
         initial = [getattr(self, f"initial_{layer}") for layer in range(self.depth)]
         weights = tuple(w.expand(batch, *w.shape) for w in initial)
-        empty = initial[0].new_zeros(batch, self.heads, self.chunk_size - 1)
-        vectors = empty.unsqueeze(-1).expand(*empty.shape, self.head_dim)
-        decays = [empty] * self.depth
-        if self.channel_decay:
-            decays = [empty.unsqueeze(-1).expand(*empty.shape, out) for _, out in self.shapes]
-        fast = FastWeights(
-            weights,
-            tuple(torch.zeros_like(w) for w in weights),
-            (vectors, vectors, *[empty] * (2 * self.depth), *decays),
-            torch.zeros(batch, dtype=torch.long, device=empty.device),
-        )
-        return MemoryState(fast, empty.new_zeros(batch, self.taps - 1, 3 * self.heads * self.head_dim))
+        tail = initial[0].new_zeros(batch, self.taps - 1, 3 * self.heads * self.head_dim)
+        position = torch.zeros(batch, dtype=torch.long, device=tail.device)
+        return MemoryState(weights, tuple(torch.zeros_like(w) for w in weights), weights, position, tail)
 
     def _check_depth(self, time: int) -> None:
         if self.depth < 3 or not self.options["residual_norm"] or not torch.is_grad_enabled():
@@ -236,36 +229,26 @@ class NeuralMemory(PyroModule):
         return F.normalize(q, dim=-1, eps=1e-6), F.normalize(k, dim=-1, eps=1e-6), v
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """Mixes each channel's last ``convolution`` tokens; single tokens without the overhead of a convolution."""
-        if x.shape[1] > 2 * self.taps:
-            return self.convolution(x.transpose(1, 2)).transpose(1, 2)
-        time = x.shape[1] - self.taps + 1
-        taps = self.convolution.weight.squeeze(1).unbind(1)
-        return reduce(torch.add, (x[:, i : i + time] * tap for i, tap in enumerate(taps)))
+        """Mixes each channel's last ``convolution`` tokens; a single token without the overhead of a convolution."""
+        if x.shape[1] == self.taps:
+            return (x * self.convolution.weight.squeeze(1).T).sum(1, keepdim=True)
+        return self.convolution(x.transpose(1, 2)).transpose(1, 2)
 
-    def _gates(self, x: Tensor) -> tuple[Tensor, ...]:
-        """theta, eta and alpha of each layer, one after the other."""
-        ones, outs = [1] * self.depth, [out for _, out in self.shapes]
-
-        def gates(linear: nn.Module | None, bound: float, sizes: list[int]) -> list[Tensor]:
+    def _gates(self, x: Tensor) -> list[tuple[Tensor, ...]]:
+        """theta, eta and alpha, each of every layer; all by one product."""
+        kinds = (self.to_lr, self.max_lr), (self.to_momentum, self.max_momentum), (self.to_decay, self.max_decay)
+        linears = [linear for linear, _ in kinds if linear is not None]
+        weight, bias = torch.cat([m.weight for m in linears]), torch.cat([m.bias for m in linears])
+        every = iter(F.linear(x, weight, bias).sigmoid().split([m.out_features for m in linears], -1))
+        gates = []
+        for linear, bound in kinds:
             if linear is None:
-                zero = x.new_zeros(x.shape[0], self.heads, x.shape[1])
-                return [zero if size == 1 else zero.unsqueeze(-1).expand(*zero.shape, size) for size in sizes]
-            flat = bound * linear(x).sigmoid().unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            return [g.squeeze(-1) if g.shape[-1] == 1 else g for g in flat.split(sizes, -1)]
-
-        return (
-            *gates(self.to_lr, self.max_lr, ones),
-            *gates(self.to_momentum, self.max_momentum, ones),
-            *gates(self.to_decay, self.max_decay, outs if self.channel_decay else ones),
-        )
-
-    def _arguments(
-        self, tokens: tuple[Tensor, ...], lengths: Tensor | None, momentum: tuple[Tensor, ...]
-    ) -> dict[str, Any]:
-        n = self.depth
-        gates = {"lr": tokens[3 : 3 + n], "momentum": tokens[3 + n : 3 + 2 * n], "decay": tokens[3 + 2 * n :]}
-        return {"momentum_state": momentum, "lengths": lengths} | gates | self._norm_options() | self.options
+                gates.append((x.new_zeros(1).expand(x.shape[0], self.heads, x.shape[1]),) * self.depth)
+                continue
+            of_head = (bound * next(every)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            one = of_head.shape[-1] == self.depth
+            gates.append(of_head.unbind(-1) if one else of_head.split([out for _, out in self.shapes], -1))
+        return gates
 
     def _norm_options(self) -> dict[str, Tensor]:
         if not self.options["residual_norm"]:
@@ -276,15 +259,7 @@ class NeuralMemory(PyroModule):
         """From heads to ``[batch, time, inner]``, each head of unit mean square times a learned weight."""
         return F.rms_norm(y.transpose(1, 2), (self.head_dim,), eps=1e-6).flatten(2) * self.read_norm
 
-    def _write_and_read(self, tokens, weights, momentum, lengths, return_state):
-        arguments = self._arguments(tokens, lengths, momentum) | self.run_options
-        return neural_memory(*tokens[:3], weights, **arguments, return_state=return_state)
-
-    def _record(self, tokens: tuple[Tensor, ...], fast: FastWeights, lengths: Tensor | None) -> None:
-        def step(tokens, weights, momentum, lengths, _):
-            return memory_surprise(*tokens[1:3], weights, **self._arguments(tokens, lengths, momentum))
-
-        surprise, _ = run_through(step, fast, tokens, self.chunk_size, lengths)
+    def _record(self, surprise: Tensor) -> None:
         loss, norm = surprise.unbind(-1)
         value = torch.stack([loss.sum(1), norm.square().sum(1).sqrt()], -1)
         pyro.deterministic(f"{self._pyro_name}.surprise", value.detach(), event_dim=value.dim())

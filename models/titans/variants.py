@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_memory.gate import checked
 from pyro_memory.models.titans.attention import WindowAttention, WindowState
 from pyro_memory.models.titans.neural_memory import MemoryState, NeuralMemory
+from pyro_memory.models.titans.plain import PlainModule
 from pyro_memory.models.titans.state import State, resolve
 from pyro_memory.naming import unique_name
 
@@ -29,7 +29,7 @@ class HybridState(State):
 
 
 @checked
-class Mixer(PyroModule):
+class Mixer(PlainModule):
     """A sequence mixer with persistent tokens, learned vectors that stand before every sequence.
 
     ``mixer(x, state=None, lengths=None) -> (y, state)`` with x, y ``[batch, time, dim]``; ``mixer.step(token, state)``

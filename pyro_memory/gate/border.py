@@ -18,7 +18,10 @@ from pyro_memory.gate.tensors import Call
 
 OWN = __name__.partition(".")[0]
 # The frames of these stand between a call and its function: they hand arguments on and make none.
-CARRIERS = ("torch.nn.modules", "torch.utils._contextlib", "pyro.nn.module", "dataclasses", "jaxtyping", "beartype")
+CARRIERS = (
+    "torch.nn.modules", "torch.utils._contextlib", "pyro.nn.module", "dataclasses", "jaxtyping", "beartype",
+    f"{OWN}.models.titans.plain",
+)  # fmt: skip
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 
 

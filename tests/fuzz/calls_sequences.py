@@ -103,7 +103,7 @@ PARTS = {
     **{f"{n}.memory_state": partial(of_batch, n) for n in MIXERS if n.startswith("Titans")},
     "NeuralMemory.retrieve": lambda: (
         memory().retrieve,
-        called(q=torch.randn(2, 5, 8), weights=memory().initial_state(2).fast.weights),
+        called(q=torch.randn(2, 5, 8), weights=memory().initial_state(2).weights),
     ),
     **{row: call for kind in (NormalReadout, StudentTReadout, TokenReadout) for row, call in readout(kind).items()},
     "NormalReadout.draw": lambda: (

@@ -229,21 +229,37 @@ def test_the_same_inputs_give_the_same_bits(expansion):
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("widths", [(16, 16), (20, 20), (16, 24, 16), (20, 70, 20)])
 @pytest.mark.parametrize("activation", ["gelu", "silu"])
-def test_tokens_one_by_one_are_the_online_rule(widths, norm, activation, monkeypatch):
+def test_tokens_one_by_one_go_on_in_the_open_chunk(widths, norm, activation, monkeypatch):
     from pyro_memory.kernels.memory import triton_launch
 
-    tensors = problem(widths, 3, norm=norm)
-    whole = call(tensors, chunk_size=1, activation=activation, backend="reference")
+    tensors = problem(widths, 3, norm=norm, batch=2)
+    position = torch.tensor([0, 1], device=DEVICE)  # of chunks of two: one ends at each token
+    options = {"chunk_size": 2, "activation": activation}
+    anchor = [w + 0.1 * torch.randn_like(w) for w in tensors["weights"]]
+    whole = call(tensors | {"anchor": anchor}, position=position, backend="reference", **options)
     monkeypatch.setattr(triton_launch, "forward", None)  # no kernel of chunks runs
-    depth, parts, state = len(widths) - 1, [], {}
+    depth, parts, state = len(widths) - 1, [], {"anchor": anchor}
     for t in range(3):
         token = {n: [x[:, :, t : t + 1] for x in tensors[n]] for n in ("q", "k", "v", "lr", "momentum", "decay")}
         with torch.no_grad():
-            y, *rest = call(tensors | state | token, chunk_size=16, activation=activation, backend="triton")
+            y, *rest, position = call(tensors | state | token, position=position, backend="triton", **options)
         parts.append(y)
-        state = {"weights": rest[:depth], "momentum_state": rest[depth:]}
-    for actual, expected in zip([torch.cat(parts, 2), *rest], whole, strict=True):
+        state = {"weights": rest[:depth], "momentum_state": rest[depth : 2 * depth], "anchor": rest[2 * depth :]}
+    for actual, expected in zip([torch.cat(parts, 2), *rest, position], whole, strict=True):
         assert_close(actual, expected)
+
+
+def test_pieces_that_begin_and_end_inside_chunks_are_the_whole():
+    tensors = problem((4, 6, 4), 9, batch=2, norm=True)
+    tensors["anchor"] = [w + 0.1 * torch.randn_like(w) for w in tensors["weights"]]
+    position, lengths = torch.tensor([2, 0], device=DEVICE), torch.tensor([9, 6], device=DEVICE)
+    options = {"chunk_size": 4, "position": position}
+    for more in ({}, {"lengths": lengths}):
+        for actual, expected in zip(
+            with_gradients(tensors, backend="triton", **options, **more),
+            with_gradients(tensors, backend="reference", **options, **more), strict=True,
+        ):  # fmt: skip
+            assert_close(actual, expected)
 
 
 # --- as an operator of torch
@@ -261,7 +277,7 @@ def test_the_operators_pass_opcheck():
         gates = torch.rand(1, 3 * len(widths[1:]), 3, device=DEVICE, dtype=torch.float64)
         tokens = [tensors(1, 3, widths[i], requires_grad=True) for i in (0, 0, -1)]
         state = tensors(1, n, requires_grad=True)
-        arguments = (*tokens, gates.requires_grad_(), norm, None, state, widths, 3, "gelu", 1)
+        arguments = (*tokens, gates.requires_grad_(), norm, None, state, None, widths, 3, "gelu", 1)
         torch.library.opcheck(memory_forward, arguments)
         detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments]
         kept = memory_forward(*detached)[2]

@@ -1,0 +1,110 @@
+"""Runs a memory by the form that was chosen, once its arguments fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_memory.kernels.dispatch import own_precision
+from pyro_memory.kernels.memory.definition import Layers, token_rule
+from pyro_memory.kernels.memory.limits import choose_backend
+from pyro_memory.kernels.memory.pieces import Form, in_pieces
+from pyro_memory.kernels.memory.torch_anchored import anchored_form, anchored_token
+from pyro_memory.kernels.memory.torch_form import chunk_form, chunk_surprise
+
+
+def run_memory(
+    tokens: tuple[Tensor, Tensor, Tensor], weights: Layers, momentum_state: Layers, anchor: Layers,
+    gates: Sequence[Layers], *, position: Tensor | None = None, lengths: Tensor | None = None, chunk_size: int,
+    backend: str = "auto", checkpoint_chunks: int | None = None, return_state: bool = True, **options: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Computes ``neural_memory`` from arguments that nobody looks at: q, k and v, all of a layer for each sequence.
+
+    Where ``position`` is 0, the anchor must be the weights.
+    """
+    dtype_of_y, (tokens, states, gates, options) = (
+        tokens[0].dtype,
+        _cast(tokens, (weights, momentum_state, anchor), gates, options),
+    )
+    backend = choose_backend(backend, tokens[0], tokens[-1], states[0], gates[2], chunk_size)
+    if backend != "triton":
+        tokens = cast(tokens, states[0][0].dtype)
+    *states, anchor = states
+    with own_precision(tokens[0]):
+        if backend == "reference":
+            at = {"anchor": anchor, "position": position, "lengths": lengths}
+            y, *after = token_rule(*tokens, *states, *gates, chunk_size=chunk_size, **at, **options)
+        else:
+            run = _piece(backend, {"chunk_size": chunk_size} | options, checkpoint_chunks)
+            tokens = (*tokens, *(g for gate in gates for g in gate))
+            if position is None:
+                y, *after = run(tokens, *states, None, lengths, return_state)
+            else:
+                y, *after = in_pieces(run, tokens, *states, anchor, position, chunk_size, lengths)
+    after = after[: 2 if position is None else 4]
+    return y.to(dtype_of_y), *(after if return_state else [None] * len(after))
+
+
+def run_surprise(
+    tokens: tuple[Tensor, Tensor], weights: Layers, momentum_state: Layers, anchor: Layers, gates: Sequence[Layers],
+    *, position: Tensor | None = None, lengths: Tensor | None = None, chunk_size: int, **options: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Computes ``memory_surprise`` likewise, from k and v."""
+    tokens, states, gates, options = _cast(tokens, (weights, momentum_state, anchor), gates, options)
+    *states, anchor = states
+
+    def run(tokens, weights, momentum_state, anchor, lengths):
+        gates = [tokens[2 + i * len(weights) :][: len(weights)] for i in range(3)]
+        at = {"chunk_size": chunk_size, "anchor": anchor, "lengths": lengths}
+        return chunk_surprise(*tokens[:2], weights, momentum_state, *gates, **at, **options)
+
+    tokens = (*cast(tokens, weights[0].dtype), *(g for gate in gates for g in gate))
+    with own_precision(tokens[0]):
+        if position is None:
+            return run(tokens, *states, None, lengths)
+        return in_pieces(run, tokens, *states, anchor, position, chunk_size, lengths)
+
+
+def _piece(backend: str, options: dict[str, Any], checkpoint_chunks: int | None) -> Form:
+    """Runs tokens and gates from a chunk's start on, or at an anchor."""
+
+    def run(
+        tokens: tuple[Tensor, ...], weights: Layers, momentum_state: Layers, anchor: Layers | None,
+        lengths: Tensor | None, return_state: bool = True,
+    ) -> tuple[Tensor, Layers | None, Layers | None]:  # fmt: skip
+        gates = [tokens[3 + i * len(weights) :][: len(weights)] for i in range(3)]
+        single = tokens[0].shape[2] == 1 and lengths is None
+        if backend == "triton" and (anchor is None or (single and not torch.is_grad_enabled())):
+            from pyro_memory.kernels.memory.triton_form import triton_form  # without a GPU nobody loads triton
+
+            more = {"anchor": anchor, "lengths": lengths, "checkpoint_chunks": checkpoint_chunks}
+            return triton_form(*tokens[:3], weights, momentum_state, *gates, **options | more)
+        tokens = cast(tokens[:3], weights[0].dtype)
+        if anchor is None:
+            more = {"lengths": lengths, "checkpoint_chunks": checkpoint_chunks, "return_state": return_state}
+            return chunk_form(*tokens, weights, momentum_state, *gates, **options | more)
+        form = anchored_token if single else anchored_form
+        return form(*tokens, weights, momentum_state, *gates, **options | {"anchor": anchor, "lengths": lengths})
+
+    return run
+
+
+def _cast(tokens: Layers, states: Sequence[Layers], gates: Sequence[Layers], options: dict[str, Any]) -> Any:
+    """Tokens in one dtype, all else in one of at least float32, which is the state's."""
+    narrow = reduce(torch.promote_types, {t.dtype for t in tokens})
+    others = {t.dtype for group in (*states, *gates) for t in group}
+    wide = reduce(torch.promote_types, others, torch.promote_types(narrow, torch.float32))
+    options = {name: x.to(wide) if isinstance(x, Tensor) else x for name, x in options.items()}
+    return cast(tokens, narrow), [cast(s, wide) for s in states], [cast(g, wide) for g in gates], options
+
+
+def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Brings tensors to a dtype; a gate that layers share stays one tensor."""
+    if all(t.dtype == dtype for t in tensors):
+        return tuple(tensors)
+    known = {id(t): t.to(dtype) for t in tensors}
+    return tuple(known[id(t)] for t in tensors)

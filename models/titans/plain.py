@@ -1,0 +1,30 @@
+"""Pyro modules that are plain modules where Pyro is not at work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from pyro.poutine.runtime import am_i_wrapped
+from torch import nn
+
+
+class PlainModule(PyroModule):
+    """Called outside of Pyro's handlers, it is a plain ``nn.Module``.
+
+    Its parameters stay out of Pyro's parameter store then, and ``torch.compile(fullgraph=True)`` takes it. Where a
+    weight is random, a call is Pyro's wherever it comes from, so that it sees one draw.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or not (am_i_wrapped() or self._pyro_context.active or self._is_random()):
+            return nn.Module.__call__(self, *args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def _is_random(self) -> bool:
+        return any(module.__dict__.get("_pyro_samples") for module in self.modules())
+
+
+class PlainLinear(PlainModule, PyroModule[nn.Linear]):
+    """A linear map whose weight and bias may be made random."""
