@@ -1,9 +1,9 @@
 """Titans: sequence mixers with a neural memory that learns at test time, mixers to compare with, and their model.
 
-neural_memory.py is the memory as a module, open_chunk.py what it does with a chunk that is not full; variants.py
-(LMM, MAL, MAG) and context.py (MAC) put it beside the window of attention.py; baselines.py is what they are compared
-with. state.py is what a mixer carries from call to call. block.py, sequence.py and readouts.py make a likelihood of
-any mixer, addressing.py an address.
+neural_memory.py is the memory as a module; variants.py (LMM, MAL, MAG) and context.py (MAC) put it beside the window of
+attention.py; baselines.py is what they are compared with. state.py is what a mixer carries from call to call, plain.py
+keeps Pyro out where it is not at work. block.py, sequence.py and readouts.py make a likelihood of any mixer,
+addressing.py an address.
 """
 
 from pyro_memory.models.titans.addressing import TitansAddressing
@@ -12,7 +12,8 @@ from pyro_memory.models.titans.baselines import DLinear, LSTMMixer, LSTMState, T
 from pyro_memory.models.titans.context import ContextState, TitansMAC
 from pyro_memory.models.titans.neural_memory import MemoryState, NeuralMemory
 from pyro_memory.models.titans.readouts import NormalReadout, StudentTReadout, TokenReadout
-from pyro_memory.models.titans.sequence import SequenceModel, SequenceState
+from pyro_memory.models.titans.sequence import SequenceModel
+from pyro_memory.models.titans.state import SequenceState
 from pyro_memory.models.titans.variants import HybridState, TitansLMM, TitansMAG, TitansMAL
 
 __all__ = [

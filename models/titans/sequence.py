@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -19,6 +18,7 @@ from pyro_memory.gate import checked
 from pyro_memory.inference import KeepFrozen, check_given
 from pyro_memory.models.titans.block import Block
 from pyro_memory.models.titans.readouts import NormalReadout, Readout, TokenReadout
+from pyro_memory.models.titans.state import SequenceState
 from pyro_memory.naming import unique_name
 
 MakeMixer = Callable[[int], nn.Module]
@@ -28,25 +28,6 @@ Lengths = Int[Tensor, " batch"] | None
 
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-@checked
-@dataclass(frozen=True, eq=False, repr=False)
-class SequenceState:
-    """What a sequence model remembers: the state of each block's mixer."""
-
-    blocks: tuple[Any, ...]
-
-    def __repr__(self) -> str:
-        return f"SequenceState({len(self.blocks)} blocks, each with {type(self.blocks[0]).__name__})"
-
-    def detach(self) -> SequenceState:
-        """Gives the same state without its gradient."""
-        return SequenceState(tuple(s.detach() for s in self.blocks))
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """Gives the tensors by name, as safetensors saves them; ``SequenceModel.load_state`` puts them together."""
-        return {f"{i}.{k}": t for i, s in enumerate(self.blocks) for k, t in s.to_tensors().items()}
 
 
 @checked

@@ -9,6 +9,8 @@ from typing import Any, TypeVar, get_type_hints
 import torch
 from torch import Tensor
 
+from pyro_memory.gate import checked
+
 Kind = TypeVar("Kind", bound="State")  # not Self: a checker of calls sees dataclasses method by method
 
 
@@ -16,10 +18,11 @@ Kind = TypeVar("Kind", bound="State")  # not Self: a checker of calls sees datac
 class State:
     """What a mixer carries from one call to the next, one row a sequence of the batch.
 
-    A state is a value: a call returns a new one. For learning that goes on across restarts, save ``to_tensors()`` with
-    safetensors and rebuild with ``from_tensors``; ``detach()`` between calls ends the graph (truncated
-    backpropagation); a state of None starts afresh, and ``where`` does so for some sequences only. One made under
-    autocast goes on outside of it, and the other way round.
+    A state is a value: a call returns a new one, and leaves what it was given as it was. ``detach()`` between calls
+    ends the graph (truncated backpropagation); ``select`` and ``repeat`` fork sequences, ``reset`` starts some of them
+    afresh. For learning that goes on across restarts, save ``to_tensors()`` with safetensors and rebuild with
+    ``from_tensors``. One made under autocast or ``torch.inference_mode`` goes on outside of it, and the other way
+    round.
     """
 
     def __repr__(self) -> str:
@@ -48,6 +51,26 @@ class State:
         """Keeps the sequences where ``mask [batch]`` is True and takes the others from another state."""
         theirs = other.named_tensors()
         return self.map(lambda t: torch.where(mask.view(-1, *[1] * (t.dim() - 1)), t, next(theirs)[1]))
+
+    def select(self: Kind, which: Tensor) -> Kind:
+        """Takes the sequences ``which``, by number or by a mask ``[batch]``, in that order; one may come twice."""
+        return self.map(lambda t: t[which.to(t.device)])
+
+    def repeat(self: Kind, times: int) -> Kind:
+        """Takes each sequence so many times, side by side: for beams, or several continuations."""
+        return self.map(lambda t: t.repeat_interleave(times, 0))
+
+    def reset(self: Kind, which: Tensor, start: Kind) -> Kind:
+        """Starts the sequences of the mask ``which [batch]`` again: from ``start``, ``mixer.initial_state(1)``."""
+        size = len(which)
+        return start.map(lambda t: t.expand(size, *t.shape[1:])).where(which, self)
+
+    def allclose(self, other: State, rtol: float = 1e-5, atol: float = 1e-8) -> bool:
+        """Whether it is a state of the same kind with the same numbers, to a tolerance."""
+        mine, theirs = dict(self.named_tensors()), dict(other.named_tensors())
+        return {n: t.shape for n, t in mine.items()} == {n: t.shape for n, t in theirs.items()} and all(
+            torch.allclose(t.double(), theirs[name].double(), rtol, atol) for name, t in mine.items()
+        )
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Goes through its tensors: ``"fast.weights.0"`` and so on."""
@@ -92,7 +115,10 @@ class State:
         hints = get_type_hints(cls)
         wanted = [field.name for field in fields(cls)]
         if sorted(groups) != sorted(wanted):
-            raise ValueError(f"`tensors` must hold {wanted} for a {cls.__name__}; got {sorted(groups)}")
+            raise ValueError(
+                f"`tensors` must hold {wanted} for a {cls.__name__}; got {sorted(groups)}. A state goes with the model "
+                "and the version of pyro-memory that made it: read the sequence again"
+            )
         values: dict[str, Any] = {}
         for name, group in groups.items():
             kind = hints[name]
@@ -103,6 +129,47 @@ class State:
             else:
                 values[name] = tuple(group[str(i)] for i in range(len(group)))
         return cls(**values)
+
+
+@checked
+@dataclass(frozen=True, eq=False, repr=False)
+class SequenceState:
+    """What a sequence model remembers: the state of each block's mixer, whose methods it has (see ``State``)."""
+
+    blocks: tuple[Any, ...]
+
+    def __repr__(self) -> str:
+        return f"SequenceState({len(self.blocks)} blocks, each with {type(self.blocks[0]).__name__})"
+
+    def detach(self) -> SequenceState:
+        """Gives the same state without its gradient."""
+        return SequenceState(tuple(s.detach() for s in self.blocks))
+
+    def to(self, *args: Any, **kwargs: Any) -> SequenceState:
+        """Moves it to a device, or casts what is floating point."""
+        return SequenceState(tuple(s.to(*args, **kwargs) for s in self.blocks))
+
+    def select(self, which: Tensor) -> SequenceState:
+        """Takes the sequences ``which``, by number or by a mask ``[batch]``, in that order; one may come twice."""
+        return SequenceState(tuple(s.select(which) for s in self.blocks))
+
+    def repeat(self, times: int) -> SequenceState:
+        """Takes each sequence so many times, side by side: for beams, or several continuations."""
+        return SequenceState(tuple(s.repeat(times) for s in self.blocks))
+
+    def reset(self, which: Tensor, start: SequenceState) -> SequenceState:
+        """Starts the sequences of the mask ``which [batch]`` again, from a ``start`` of one sequence."""
+        pairs = zip(self.blocks, start.blocks, strict=True)
+        return SequenceState(tuple(s.reset(which, begin) for s, begin in pairs))
+
+    def allclose(self, other: SequenceState, rtol: float = 1e-5, atol: float = 1e-8) -> bool:
+        """Whether it has the same numbers, to a tolerance."""
+        pairs = list(zip(self.blocks, other.blocks, strict=False))
+        return len(self.blocks) == len(other.blocks) and all(a.allclose(b, rtol, atol) for a, b in pairs)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Gives the tensors by name, as safetensors saves them; ``SequenceModel.load_state`` puts them together."""
+        return {f"{i}.{k}": t for i, s in enumerate(self.blocks) for k, t in s.to_tensors().items()}
 
 
 def _map(f: Callable[[Tensor], Tensor], value: Any) -> Any:
@@ -129,6 +196,9 @@ def resolve(mixer: Any, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[
     if state is None:
         return x, mixer.initial_state(batch)
     state.check(mixer.state_shapes, batch)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        made_in_inference = any(t.is_inference() for _, t in state.named_tensors())  # which autograd does not keep
+        state = state.map(torch.clone) if made_in_inference else state
     return x, state
 
 
