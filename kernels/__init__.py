@@ -10,7 +10,7 @@ triton_parts.py is what kernels share. Imports: torch and triton; no room import
 """
 
 from pyro_memory.kernels.address import AddressRead, fused_address, nearest_slots
-from pyro_memory.kernels.dispatch import refuse_transforms
+from pyro_memory.kernels.dispatch import chosen, may_look, refuse_transforms
 from pyro_memory.kernels.memory import (
     apply_memory,
     memory_surprise,
@@ -24,8 +24,10 @@ from pyro_memory.kernels.scan import decay_scan
 __all__ = [
     "AddressRead",
     "apply_memory",
+    "chosen",
     "decay_scan",
     "fused_address",
+    "may_look",
     "memory_surprise",
     "nearest_slots",
     "neural_memory",

@@ -61,6 +61,17 @@ def may_look(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not transforming()
 
 
+def chosen(which: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """``new`` for the sequences of the mask ``which [batch]``, ``old`` for the others; nothing is copied where all are
+    alike and may be looked at."""
+    if may_look(which):
+        if which.all():
+            return new
+        if not which.any():
+            return old
+    return tuple(torch.where(which[:, None, None, None], n, o) for n, o in zip(new, old, strict=True))
+
+
 @checked
 def refuse_transforms(name: str) -> None:
     """Raises where ``torch.func`` transforms the call, which passes by hand-written gradients do not take.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import may_look
+from pyro_memory.kernels.dispatch import chosen
 from pyro_memory.kernels.memory.definition import Layers, check_activation
 
 
@@ -43,7 +43,7 @@ def prepared(
     if position is not None:
         _check_counts("position", position, k, chunk_size - 1, looks)
         if anchor is not weights:
-            anchor = _at_starts(position, weights, anchor)
+            anchor = chosen(position == 0, weights, anchor)
     if lengths is not None:
         _check_counts("lengths", lengths, k, k.shape[2], looks)
         there = (torch.arange(k.shape[2], device=k.device) < lengths[:, None])[:, None, :, None]
@@ -54,14 +54,6 @@ def prepared(
         "position": position, "norm_weight": norm_weight, "norm_bias": norm_bias,
     }  # fmt: skip
     return (tokens, weights, momentum_state, anchor, gates), options
-
-
-def _at_starts(position: Tensor, weights: Layers, anchor: Layers) -> Layers:
-    """The weights for sequences that begin a chunk, whatever stands in their anchor."""
-    if may_look(position) and bool(position.all()):
-        return anchor
-    starts = (position == 0)[:, None, None, None]
-    return tuple(torch.where(starts, w, a) for w, a in zip(weights, anchor, strict=True))
 
 
 def _per_sequence(name: str, tensors: Sequence[Tensor], like: Tensor) -> tuple[Tensor, ...]:

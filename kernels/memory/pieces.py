@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import may_look
+from pyro_memory.kernels.dispatch import chosen, may_look
 from pyro_memory.kernels.memory.definition import Layers
 
 # maps (tokens, weights, momentum_state, anchor or None, lengths) to (what each token gives, weights, momentum_state)
@@ -22,18 +22,20 @@ Place = tuple[Layers, Tensor]  # anchor and position
 
 def in_pieces(
     form: Form, tokens: tuple[Tensor, ...], weights: Layers, momentum_state: Layers, anchor: Layers, position: Tensor,
-    chunk_size: int, lengths: Tensor | None,
+    chunk_size: int, lengths: Tensor | None, start: int | None = None,
 ) -> tuple[Tensor, Layers, Layers, Layers, Tensor]:  # fmt: skip
     """Runs ``form``, which takes a chunk's tokens at an anchor or any number of tokens from a chunk's start on.
 
     Args:
         tokens: ``[batch, head, time, ...]`` each: whatever there is one of a token, gates too.
+        start: the position of all sequences, where that is known.
     """
     time = tokens[0].shape[2]
-    if lengths is None and may_look(position):
-        stands = position.tolist()
-        if len(set(stands)) == 1 or time == 1:
-            return _even(form, tokens, weights, momentum_state, anchor, position, chunk_size, stands)
+    if start is None and may_look(position) and len(set(position.tolist())) == 1:
+        start = int(position[0])
+    if lengths is None and (time == 1 or start is not None):
+        head = 1 if time == 1 else min(time, (chunk_size - start) % chunk_size)
+        return _even(form, tokens, weights, momentum_state, anchor, position, chunk_size, head)
     total = torch.full_like(position, time) if lengths is None else lengths
     left = (chunk_size - position) % chunk_size
     head = torch.minimum(left, total)
@@ -50,7 +52,7 @@ def in_pieces(
             outputs.append(y)
         if i == 1:
             closed = head == left
-            anchor = _where(closed, weights, anchor)
+            anchor = chosen(closed, weights, anchor)
     token = torch.arange(time, device=position.device)
     head, whole = head[:, None], (head + body)[:, None]
     place = torch.where(token < head, token, token - head + ends)
@@ -63,11 +65,10 @@ def in_pieces(
 
 def _even(
     form: Form, tokens: tuple[Tensor, ...], weights: Layers, momentum_state: Layers, anchor: Layers, position: Tensor,
-    chunk_size: int, stands: list[int],
+    chunk_size: int, head: int,
 ) -> tuple[Tensor, Layers, Layers, Layers, Tensor]:  # fmt: skip
-    """The same where all sequences stand at one place, or take one token."""
+    """The same where the open chunk of all sequences takes ``head`` tokens."""
     time = tokens[0].shape[2]
-    head = min(time, max((chunk_size - p) % chunk_size for p in stands)) if time > 1 else 1
     body = (time - head) // chunk_size * chunk_size
     outputs = []
     for part, (start, size) in enumerate(((0, head), (head, body), (head + body, time - head - body))):
@@ -76,17 +77,9 @@ def _even(
             y, weights, momentum_state = form(window, weights, momentum_state, None if part else anchor, None)
             outputs.append(y)
         if part < 2:
-            closed = [(p + head) % chunk_size == 0 for p in stands]
-            if all(closed):
-                anchor = weights
-            elif any(closed):
-                anchor = _where(torch.tensor(closed, device=position.device), weights, anchor)
+            anchor = chosen((position + head) % chunk_size == 0, weights, anchor)
     y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
     return y, weights, momentum_state, anchor, (position + time) % chunk_size
-
-
-def _where(closed: Tensor, new: Layers, old: Layers) -> Layers:
-    return tuple(torch.where(closed[:, None, None, None], n, o) for n, o in zip(new, old, strict=True))
 
 
 def _each(f: Callable[[Tensor], Tensor], tokens: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

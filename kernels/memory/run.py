@@ -19,12 +19,14 @@ from pyro_memory.kernels.memory.torch_form import chunk_form, chunk_surprise
 
 def run_memory(
     tokens: tuple[Tensor, Tensor, Tensor], weights: Layers, momentum_state: Layers, anchor: Layers,
-    gates: Sequence[Layers], *, position: Tensor | None = None, lengths: Tensor | None = None, chunk_size: int,
-    backend: str = "auto", checkpoint_chunks: int | None = None, return_state: bool = True, **options: Any,
+    gates: Sequence[Layers], *, position: Tensor | None = None, start: int | None = None,
+    lengths: Tensor | None = None, chunk_size: int, backend: str = "auto", checkpoint_chunks: int | None = None,
+    return_state: bool = True, **options: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Computes ``neural_memory`` from arguments that nobody looks at: q, k and v, all of a layer for each sequence.
 
-    Where ``position`` is 0, the anchor must be the weights.
+    Where ``position`` is 0, the anchor must be the weights; ``start`` is the position of all sequences, where that is
+    known without a look.
     """
     dtype_of_y, (tokens, states, gates, options) = (
         tokens[0].dtype,
@@ -44,7 +46,7 @@ def run_memory(
             if position is None:
                 y, *after = run(tokens, *states, None, lengths, return_state)
             else:
-                y, *after = in_pieces(run, tokens, *states, anchor, position, chunk_size, lengths)
+                y, *after = in_pieces(run, tokens, *states, anchor, position, chunk_size, lengths, start)
     after = after[: 2 if position is None else 4]
     return y.to(dtype_of_y), *(after if return_state else [None] * len(after))
 

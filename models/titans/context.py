@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_memory.gate import checked
-from pyro_memory.kernels import refuse_transforms
+from pyro_memory.kernels import chosen, may_look, refuse_transforms
 from pyro_memory.models.titans.attention import Heads
 from pyro_memory.models.titans.neural_memory import MemoryState
 from pyro_memory.models.titans.state import State, resolve
-from pyro_memory.models.titans.variants import Lengths, Mixer, Product
+from pyro_memory.models.titans.variants import Lengths, Mixer, Product, mask_past
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,48 +86,54 @@ class TitansMAC(Mixer):
         self, x: Float[Tensor, "batch time dim"], state: ContextState | None = None, lengths: Lengths = None
     ) -> tuple[Float[Tensor, "batch time dim"], ContextState]:
         refuse_transforms("TitansMAC")
+        starts = [0] if state is None else state.counts.tolist() if may_look(state.counts) else []
         x, state = resolve(self, x, state, lengths)
-        batch, time = x.shape[:2]
-        counts = state.counts.tolist()
-        left = [time] * batch if lengths is None else lengths.tolist()
-        done = [0] * batch
-        outputs: list[Tensor] = []
-        place: list[list[int]] = [[] for _ in left]
-        while any(left):
-            sizes = [min(n, self.segment - c) for n, c in zip(left, counts, strict=True)]
-            width, offset = max(sizes), sum(y.shape[1] for y in outputs)
-            y, state = self._within_segment(_window(x, done, width), state, counts, sizes)
+        time = x.shape[1]
+        if lengths is None and (time == 1 or len(set(starts)) == 1):
+            first = 1 if time == 1 else min(time, self.segment - starts[0])
+            sizes = [first, *[self.segment] * ((time - first) // self.segment), (time - first) % self.segment]
+            outputs = []
+            for piece in x.split([size for size in sizes if size], 1):
+                y, state = self._within_segment(piece, state, None)
+                outputs.append(y)
+            return torch.cat(outputs, 1), state
+        return self._uneven(x, state, torch.full_like(state.counts, time) if lengths is None else lengths)
+
+    def _uneven(self, x: Tensor, state: ContextState, total: Tensor) -> tuple[Tensor, ContextState]:
+        """Where sequences stand at different places, or end at different ones: as many windows as any may need."""
+        time, width = x.shape[1], min(self.segment, x.shape[1])
+        token = torch.arange(time, device=x.device)
+        outputs, done, place = [], torch.zeros_like(total), torch.zeros_like(token).expand(len(x), -1)
+        for i in range(1 + -(-time // self.segment)):
+            if may_look(done) and torch.equal(done, total):
+                break
+            sizes = torch.minimum(total - done, self.segment - state.counts)
+            window = (done[:, None] + token[:width]).clamp(max=time - 1)
+            y, state = self._within_segment(torch.take_along_dim(x, window[..., None], 1), state, sizes)
             outputs.append(y)
-            for b, n in enumerate(sizes):
-                place[b] += range(offset, offset + n)
-                counts[b] = (counts[b] + n) % self.segment
-                left[b], done[b] = left[b] - n, done[b] + n
+            place = torch.where(token >= done[:, None], token - done[:, None] + i * width, place)
+            done = done + sizes
         if not outputs:
             return torch.zeros_like(x), state
         y = torch.cat(outputs, 1)
-        if all(len(p) == time for p in place) and y.shape[1] == time:
-            return y, state
-        zero = y.shape[1]
-        index = torch.tensor([p + [zero] * (time - len(p)) for p in place], device=x.device)
-        y = torch.cat([y, torch.zeros_like(y[:, :1])], 1)
-        return torch.take_along_dim(y, index[..., None], 1), state
+        y = torch.take_along_dim(y, place.clamp(max=y.shape[1] - 1)[..., None], 1)
+        return mask_past(y, total), state
 
-    def _within_segment(
-        self, x: Tensor, state: ContextState, counts: list[int], sizes: list[int]
-    ) -> tuple[Tensor, ContextState]:
-        """Takes the next ``sizes`` tokens of each sequence, none of which reaches into another segment."""
-        even, width = len(set(sizes)) == 1, x.shape[1]
-        sizes_, index = torch.tensor(sizes, device=x.device), torch.arange(width, device=x.device)
+    def _within_segment(self, x: Tensor, state: ContextState, sizes: Tensor | None) -> tuple[Tensor, ContextState]:
+        """Takes all tokens, or ``sizes [batch]`` of each sequence, none of which reaches into another segment."""
+        width = x.shape[1]
+        taken = torch.full_like(state.counts, width) if sizes is None else sizes
+        index = torch.arange(width, device=x.device)
         position = state.counts[:, None] + index
         recalled = self.memory.retrieve(self.to_recall(x), state.before)
         new = [
             torch.stack(pair, 1).to(state.keys)  # whatever autocast made of them
             for pair in zip(*(self.heads.keys_values(t, position) for t in (recalled, x)), strict=True)
         ]
-        if not any(counts) and even and width == self.segment:
+        if sizes is None and width == self.segment:
             keys, values = new
         else:  # what is past a sequence's tokens goes to a place of its own, which is cut off
-            target = torch.where(index < sizes_[:, None], position, self.segment)
+            target = torch.where(index < taken[:, None], position, self.segment)
             keys, values = (_put(old, t, target) for old, t in zip((state.keys, state.values), new, strict=True))
         k, v = keys.flatten(1, 2), values.flatten(1, 2)
         visible = torch.arange(self.segment, device=x.device) <= position[..., None]
@@ -137,26 +143,14 @@ class TitansMAC(Mixer):
             k, v = (torch.cat([p.expand(len(t), -1, -1, -1), t], 1) for p, t in zip(always, (k, v), strict=True))
             visible = nn.functional.pad(visible, (len(self.persistent), 0), value=True)
         y = self.heads.attend(self.heads.queries(x, position), k, v, visible)
-        remembered, memory = self.memory(y, state.memory, None if even else sizes_)
-        now = state.counts + sizes_
-        ended = now == self.segment
-        before = tuple(
-            torch.where(ended[:, None, None, None], new, old)
-            for new, old in zip(memory.weights, state.before, strict=True)
-        )
+        remembered, memory = self.memory(y, state.memory, sizes)
+        now = state.counts + taken
+        before = chosen(now == self.segment, memory.weights, state.before)
         return self.gate(y, remembered), ContextState(memory, before, keys, values, now % self.segment)
-
-
-def _window(x: Tensor, starts: list[int], width: int) -> Tensor:
-    """``width`` tokens of each sequence from its start on."""
-    if len(set(starts)) == 1:
-        return x[:, starts[0] : starts[0] + width]
-    place = torch.tensor(starts, device=x.device)[:, None] + torch.arange(width, device=x.device)
-    return torch.take_along_dim(x, place.clamp(max=x.shape[1] - 1)[..., None], 1)
 
 
 def _put(old: Tensor, new: Tensor, target: Tensor) -> Tensor:
     """Writes ``new [batch, 2, time, ...]`` to places ``target [batch, time]`` of the segment."""
     spare = torch.zeros_like(old[:, :, :1])
     index = target[:, None, :, None, None].expand_as(new)
-    return torch.cat([old, spare], 2).scatter(2, index, new)[:, :, :-1]
+    return torch.cat([old, spare], 2).scatter(2, index, new)[:, :, :-1].contiguous()

@@ -175,6 +175,7 @@ class NeuralMemory(PlainModule):
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch time dim"], MemoryState]:
         refuse_transforms("NeuralMemory")
+        start = 0 if state is None else None
         x, state = resolve(self, x, state, lengths)
         self._check_depth(x.shape[1])
         projected = torch.cat([state.tail, self.to_qkv(x)], 1)
@@ -183,7 +184,7 @@ class NeuralMemory(PlainModule):
         options = {"position": state.position, "lengths": lengths, **self._norm_options(), **self.options}
         if self.surprise and pyro.poutine.runtime.am_i_wrapped():
             self._record(run_surprise((k, v), *call, **options)[0])
-        y, *after = run_memory((q, k, v), *call, **options, **self.run_options)
+        y, *after = run_memory((q, k, v), *call, start=start, **options, **self.run_options)
         y = self.to_out(self._normed(y) * F.silu(self.to_gate(x)))
         return y, MemoryState(*after, last_tokens(projected, self.taps - 1, lengths))
 
@@ -205,7 +206,7 @@ class NeuralMemory(PlainModule):
     def initial_state(self, batch: int) -> MemoryState:
         """The state before the first token: the learned initial weights, no momentum."""
         initial = [getattr(self, f"initial_{layer}") for layer in range(self.depth)]
-        weights = tuple(w.expand(batch, *w.shape) for w in initial)
+        weights = tuple(w.repeat(batch, 1, 1, 1) for w in initial)
         tail = initial[0].new_zeros(batch, self.taps - 1, 3 * self.heads * self.head_dim)
         position = torch.zeros(batch, dtype=torch.long, device=tail.device)
         return MemoryState(weights, tuple(torch.zeros_like(w) for w in weights), weights, position, tail)

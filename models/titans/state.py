@@ -208,8 +208,11 @@ def inside(lengths: Tensor, time: int) -> Tensor:
 
 
 def last_tokens(x: Tensor, size: int, lengths: Tensor | None) -> Tensor:
-    """The last ``size`` tokens of each sequence, which ``x [batch, time, ...]`` ends with, or has at ``lengths``."""
+    """The last ``size`` tokens of each sequence, which ``x [batch, time, ...]`` ends with, or has at ``lengths``.
+
+    A copy: a state must not hold on to all that came before.
+    """
     if lengths is None:
-        return x[:, x.shape[1] - size :]
+        return x[:, x.shape[1] - size :].clone(memory_format=torch.contiguous_format)
     place = lengths[:, None] + torch.arange(size, device=x.device)
     return torch.take_along_dim(x, place.view(*place.shape, *[1] * (x.dim() - 2)), 1)

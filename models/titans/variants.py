@@ -56,7 +56,7 @@ class Mixer(PlainModule):
         if self.persistent is None:
             return self.memory.initial_state(batch)
         _, state = self.memory(self.persistent.unsqueeze(0))
-        return state.map(lambda t: t.expand(batch, *t.shape[1:]))
+        return state.repeat(batch)
 
 
 @checked
