@@ -226,14 +226,16 @@ class NeuralMemory(PlainModule):
         mixed = projected
         if self.convolution is not None:
             mixed = self._convolve(projected)
-        q, k, v = mixed.unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        q, k, v = mixed.unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).contiguous()
         return F.normalize(q, dim=-1, eps=1e-6), F.normalize(k, dim=-1, eps=1e-6), v
 
     def _convolve(self, x: Tensor) -> Tensor:
         """Mixes each channel's last ``convolution`` tokens; a single token without the overhead of a convolution."""
         if x.shape[1] == self.taps:
             return (x * self.convolution.weight.squeeze(1).T).sum(1, keepdim=True)
-        return self.convolution(x.transpose(1, 2)).transpose(1, 2)
+        image = x.unsqueeze(2).permute(0, 3, 1, 2)  # one of channels last, so nothing is copied
+        mixed = F.conv2d(image, self.convolution.weight.unsqueeze(3), groups=x.shape[2])
+        return mixed.permute(0, 2, 3, 1).squeeze(2)
 
     def _gates(self, x: Tensor) -> list[tuple[Tensor, ...]]:
         """theta, eta and alpha, each of every layer; all by one product."""
