@@ -53,74 +53,82 @@ def coefficients(theta: Tensor, eta: Tensor, alpha: Tensor, last: Tensor) -> Coe
     lead = theta.shape[:2]
     parts = _Recursion.apply(*(g.flatten(0, 1) for g in (theta, eta, 1 - alpha)), last.flatten())
     if alpha.dim() == 3:
-        beta, G, end_beta, end_G, end_P = parts
-        parts = (beta.unsqueeze(-1), G, end_beta.unsqueeze(-1), end_G.unsqueeze(-1), end_P)
-    beta, G, end_beta, end_G, end_P = (x.unflatten(0, lead) for x in parts)
-    f = G[..., :1] if alpha.dim() == 3 else G[..., 0, :]
+        beta, f, G, end_beta, end_G, end_P = parts
+        parts = (beta.unsqueeze(-1), f.unsqueeze(-1), G, end_beta.unsqueeze(-1), end_G.unsqueeze(-1), end_P)
+    beta, f, G, end_beta, end_G, end_P = (x.unflatten(0, lead) for x in parts)
     return Coefficients(
-        beta, f, G[:, :, :, 1:], end_beta.unsqueeze(2), end_G[:, :, :1], end_G[:, :, 1:], end_P[:, :, :1, None],
+        beta, f, G, end_beta.unsqueeze(2), end_G[:, :, :1], end_G[:, :, 1:], end_P[:, :, :1, None],
         end_P[:, :, 1:, None],
     )  # fmt: skip
 
 
 class _Recursion(torch.autograd.Function):
-    """beta and G of every token, and beta, G and P after the last one, from theta, eta and a = 1 - alpha, ``[row, C]``.
+    """beta, f and G of every token, and beta, G and P after the last one, from theta, eta and a = 1 - alpha, ``[row, C]``.
 
-    Column 0 of G and P is the momentum of the start; a, beta and G may also be ``[..., width]``.
+    Column 0 of G (as f, where it comes apart) and P is the momentum of the start; a, beta, f and G may also be ``[..., width]``. Inside, rows come
+    last, so that all that one step multiplies lies side by side: ``[C, column, width, row]``.
     """
 
     @staticmethod
     def forward(ctx, theta: Tensor, eta: Tensor, a: Tensor, last: Tensor) -> tuple[Tensor, ...]:
         rows, chunk = theta.shape
-        width = a.shape[2:]
-        P = theta.new_zeros(rows, chunk, chunk + 1)
-        G = theta.new_zeros(rows, chunk, chunk + 1, *width)
+        shape = (rows, chunk, chunk + 1, *a.shape[2:])
+        theta, eta, a = (_rows_last(x).view(chunk, -1, rows) for x in (theta, eta, a))
+        P = theta.new_zeros(chunk, chunk + 1, 1, rows)
+        G = theta.new_zeros(chunk, chunk + 1, a.shape[1], rows)
         beta = a.clone()
+        P[0, 0] = eta[0]
         for t in range(chunk):
-            past, new = slice(0, t + 1), slice(0, t + 2)
             if t:
-                torch.mul(P[:, t - 1, past], eta[:, t, None], out=P[:, t, past])
-                torch.mul(G[:, t - 1, past], a[:, t, None], out=G[:, t, past])
-                beta[:, t] *= beta[:, t - 1]
-            else:
-                P[:, 0, 0] = eta[:, 0]
-            P[:, t, t + 1] = theta[:, t]
-            G[:, t, new] += P[:, t, new].unsqueeze(-1) if width else P[:, t, new]
+                torch.mul(P[t - 1, : t + 1], eta[t], out=P[t, : t + 1])
+                torch.mul(G[t - 1, : t + 1], a[t], out=G[t, : t + 1])
+                beta[t] *= beta[t - 1]
+            P[t, t + 1] = theta[t]
+            G[t, : t + 2] += P[t, : t + 2]
+        ctx.save_for_backward(theta, eta, a, last, P, G, beta)
         row, at = torch.arange(rows, device=P.device), (last - 1).clamp(min=0)
-        end_beta, end_G, end_P = beta[row, at], G[row, at], P[row, at]
+        out_beta, out_G = (_rows_first(x).view(s) for x, s in ((beta, (rows, chunk, *shape[3:])), (G, shape)))
+        end_beta, end_G, end_P = out_beta[row, at], out_G[row, at], P[at, :, 0, row]
         none = last == 0  # the state stays, W_0 = W and S_0 = S
         end_beta[none], end_G[none], end_P[none] = 1, 0, 0
         end_P[none, 0] = 1
-        ctx.save_for_backward(theta, eta, a, last, P, G, beta)
-        return beta, G, end_beta, end_G, end_P
+        return out_beta, out_G[:, :, 0], out_G[:, :, 1:], end_beta, end_G, end_P
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @backward_in_own_precision
-    def backward(ctx, dbeta: Tensor, dG: Tensor, dend_beta: Tensor, dend_G: Tensor, dend_P: Tensor):
+    def backward(ctx, dbeta: Tensor, df: Tensor, dG: Tensor, dend_beta: Tensor, dend_G: Tensor, dend_P: Tensor):
         theta, eta, a, last, P, G, beta = ctx.saved_tensors
-        chunk, width = theta.shape[1], a.shape[2:]
-        dtheta, deta, da = torch.empty_like(theta), torch.empty_like(eta), torch.empty_like(a)
-        to_P, to_G, to_beta = torch.zeros_like(P[:, 0]), torch.zeros_like(G[:, 0]), torch.zeros_like(beta[:, 0])
-        ends = set((last - 1).tolist())
-        for t in reversed(range(chunk)):
+        shape, ends = dbeta.shape, set((last - 1).tolist())
+        dbeta, df, dG, *dends = map(_rows_last, (dbeta, df, dG, dend_beta, dend_G, dend_P))
+        dbeta, df, dG = dbeta.view(a.shape), df.view(a.shape), dG.view(len(a), *a.shape)
+        dends = [x.view(s.shape[1:]) for x, s in zip(dends, (beta, G, P), strict=True)]
+        dtheta, deta, da = map(torch.empty_like, (theta, eta, a))
+        to_beta, to_G, to_P = map(torch.zeros_like, dends)
+        for t in reversed(range(len(a))):
             past, new = slice(0, t + 1), slice(0, t + 2)
             if t in ends:
-                here = last == t + 1
-                to_P[here] += dend_P[here]
-                to_G[here] += dend_G[here]
-                to_beta[here] += dend_beta[here]
-            to_G[:, new] += dG[:, t, new]
-            to_P[:, new] += to_G[:, new].sum(-1) if width else to_G[:, new]
-            to_beta += dbeta[:, t]
-            dtheta[:, t] = to_P[:, t + 1]
+                for to, dend in zip((to_beta, to_G, to_P), dends, strict=True):
+                    to += dend.where(last == t + 1, 0)
+            to_G[0] += df[t]
+            to_G[1 : t + 2] += dG[t, : t + 1]
+            to_P[new] += to_G[new].sum(1, keepdim=True) if to_G.shape[1] > 1 else to_G[new]
+            to_beta += dbeta[t]
+            dtheta[t] = to_P[t + 1]
             if t:
-                torch.sum(to_P[:, past] * P[:, t - 1, past], 1, out=deta[:, t])
-                da[:, t] = (to_G[:, past] * G[:, t - 1, past]).sum(1)
-                da[:, t].addcmul_(to_beta, beta[:, t - 1])
+                torch.sum(to_P[past] * P[t - 1, past], 0, out=deta[t])
+                torch.sum(to_G[past] * G[t - 1, past], 0, out=da[t]).addcmul_(to_beta, beta[t - 1])
             else:
-                deta[:, 0], da[:, 0] = to_P[:, 0], to_beta
-            to_P[:, past] *= eta[:, t, None]
-            to_G[:, past] *= a[:, t, None]
-            to_beta *= a[:, t]
-        return dtheta, deta, da, None
+                deta[0], da[0] = to_P[0], to_beta
+            to_P[past] *= eta[t]
+            to_G[past] *= a[t]
+            to_beta *= a[t]
+        return *(_rows_first(x).view(shape[:2]) for x in (dtheta, deta)), _rows_first(da).view(shape), None
+
+
+def _rows_last(x: Tensor) -> Tensor:
+    return x.reshape(len(x), -1).T.contiguous()
+
+
+def _rows_first(x: Tensor) -> Tensor:
+    return x.flatten(0, -2).T.contiguous()
