@@ -14,7 +14,7 @@ from pyro_memory.kernels.memory import torch_inner as inner
 from pyro_memory.kernels.memory.torch_coefficients import Coefficients
 from pyro_memory.kernels.memory.torch_inner import Memory, Read, Written
 
-GROUP_BYTES = 2**22  # weights of a group of chunks whose reads are one product
+GROUP_BYTES = 2**20  # of a group of chunks whose reads are one product, tokens inside the memory; weights 8 times that
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,12 @@ class Plan:
     keep: bool
     state: bool
 
-    def groups(self, chunks: int, states: Sequence[Tensor]) -> list[range]:
-        """Chunks that are read together: few enough that their weights fit a cache, or those between checkpoints."""
-        size = self.checkpoint_chunks
+    def groups(self, k: Tensor, states: Sequence[Tensor]) -> list[range]:
+        """Chunks that are read together: few enough to fit a cache, or those between checkpoints."""
+        chunks, size = len(k), self.checkpoint_chunks
         if size is None:
-            size = max(1, GROUP_BYTES // sum(s.nbytes for s in states))
+            inside = k[0, ..., 0].nbytes * max(s.shape[-1] for s in states)
+            size = max(1, min(GROUP_BYTES // inside, 8 * GROUP_BYTES // sum(s.nbytes for s in states)))
         return [range(start, min(start + size, chunks)) for start in range(0, chunks, size)]
 
     def split(self, flat: Sequence[Tensor]) -> tuple[list[Tensor], list[Coefficients]]:
@@ -45,7 +46,7 @@ class Chunks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan, q, k, v, norm, *flat):
         states, layers = plan.split(flat)
-        groups = plan.groups(len(k), states)
+        groups = plan.groups(k, states)
         kept_all = plan.keep and plan.checkpoint_chunks is None
         if len(k) == 1 and not plan.state:
             buffers = [s.unsqueeze(0) for s in states]
@@ -86,7 +87,7 @@ class Chunks(torch.autograd.Function):
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         dnorm = None if norm is None else torch.zeros_like(norm)
         dlayers = [Coefficients(*(torch.empty_like(x) for x in layer)) for layer in layers]
-        groups = plan.groups(len(k), states)
+        groups = plan.groups(k, states)
         for i, group in reversed(list(enumerate(groups))):
             here = _Group(plan, group, layers, norm)
             if ctx.reads:
@@ -122,14 +123,14 @@ class _Group:
         for c, (keys, values, *layers) in enumerate(steps):
             state = [w[c] for w in window]
             w = inner.write(self.memory, state[:depth], keys, values, self.norm)
-            tokens.append((w.h, w.D))
+            tokens.append((w.h[1:], w.D))
             if c + 1 < len(window[0]):
                 after = [w[c + 1] for w in window]
                 for i in range(depth):
-                    h, D = tokens[-1][0][i], tokens[-1][1][i]
-                    inner.advance(state[i], state[depth + i], h, D, layers[i], after[i], after[depth + i])
+                    inner.advance(state[i], state[depth + i], w.h[i], w.D[i], layers[i], after[i], after[depth + i])
         h, D = zip(*tokens, strict=True)
-        return [torch.cat(x) for x in zip(*h, strict=True)], [torch.cat(x) for x in zip(*D, strict=True)]
+        h, D = ([torch.cat(x) for x in zip(*kind, strict=True)] for kind in (h, D))
+        return [k[self.chunks].flatten(0, 1), *h], D
 
     def starts(self, window: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and momenta at the start of every chunk."""
@@ -151,7 +152,7 @@ class _Group:
         dlayers = [c.take(chunks) for c in dlayers]
         weights, momenta = self.starts(window)
         norm = None if self.norm is None else self.norm.repeat(size, 1, 1)
-        w = inner.write(memory, weights, k[chunks].flatten(0, 1), v[chunks].flatten(0, 1), norm)
+        w = inner.write(memory, weights, k[chunks].flatten(0, 1), v[chunks].flatten(0, 1), norm, keep=True)
         flat = [Coefficients(*(x.flatten(0, 1) for x in c)) for c in dlayers]
         back = inner.read_backward(
             memory, weights, momenta, norm, w.h, w.D, self.flat, r, dy[chunks].flatten(0, 1), flat
@@ -175,10 +176,12 @@ class _Group:
             dk[c], dv[c], more = inner.write_backward(memory, state[:depth], self.norm, written, dh, dD, dstates)
             if dnorm is not None:
                 dnorm += more
+        for layer in dlayers:
+            layer.end_G.neg_(), layer.end_P.neg_()
         return dnorm
 
 
 def _at(w: Written, c: int) -> Written:
     """One chunk's part of what was split."""
-    pick = [[None if x is None else x[c] for x in xs] for xs in w[:4]]
+    pick = [[x[c] for x in xs] for xs in w[:4]]
     return Written(*pick, *(None if x is None else x[c] for x in w[4:]))

@@ -63,10 +63,11 @@ def coefficients(theta: Tensor, eta: Tensor, alpha: Tensor, last: Tensor) -> Coe
 
 
 class _Recursion(torch.autograd.Function):
-    """beta, f and G of every token, and beta, G and P after the last one, from theta, eta and a = 1 - alpha, ``[row, C]``.
+    """beta, f and G of every token, and beta, G and P after the last one, from theta, eta, a = 1 - alpha, ``[row, C]``.
 
-    Column 0 of G (as f, where it comes apart) and P is the momentum of the start; a, beta, f and G may also be ``[..., width]``. Inside, rows come
-    last, so that all that one step multiplies lies side by side: ``[C, column, width, row]``.
+    Column 0 of P and of the last G is the momentum of the start, as f is of the other G; a, beta, f and G may also be
+    ``[..., width]``. Inside, rows come last, so that what a step multiplies lies side by side: ``[C, column, width,
+    row]``.
     """
 
     @staticmethod

@@ -44,10 +44,11 @@ class Memory(NamedTuple):
 class Written(NamedTuple):
     """A chunk's way through the memory and back: a list entry a layer."""
 
-    z: list[Tensor]  # what a layer gives
-    h: list[Tensor]  # what it takes
-    u: list[Tensor | None]  # the gradient at what the activation gives; none at the last layer
-    D: list[Tensor]  # the gradient at z
+    h: list[Tensor]  # what a layer takes
+    D: list[Tensor]  # the gradient at what it gives, z
+    slope: list[Tensor]  # act'(z), and D's own derivative in z, of all layers but the last, for the way back
+    bend: list[Tensor]
+    z: Tensor  # of the last layer
     error: Tensor
     g: Tensor  # the gradient at LN's output before its weight
     normed: Tensor | None  # that output
@@ -55,7 +56,9 @@ class Written(NamedTuple):
     rstd: Tensor | None
 
 
-def write(memory: Memory, weights: Sequence[Tensor], k: Tensor, v: Tensor, norm: Tensor | None) -> Written:
+def write(
+    memory: Memory, weights: Sequence[Tensor], k: Tensor, v: Tensor, norm: Tensor | None, *, keep: bool = False
+) -> Written:
     """Computes the inner gradients of a chunk's tokens: that of a layer is ``h^T D`` token by token."""
     h, z = [k], []
     for layer, W in enumerate(weights):
@@ -72,11 +75,15 @@ def write(memory: Memory, weights: Sequence[Tensor], k: Tensor, v: Tensor, norm:
         error = z[-1] - v
         g = 2 * error
         D = [g]
-    u: list[Tensor | None] = [None]
-    for layer in reversed(range(1, len(weights))):
-        u.insert(0, torch.bmm(D[0], weights[layer].mT))
-        D.insert(0, memory.act_backward(u[0], z[layer - 1]))
-    return Written(z, h, u, D, error, g, normed, mean, rstd)
+    slope: list[Tensor] = []
+    bend: list[Tensor] = []
+    for layer in range(len(weights) - 1, 0, -1):
+        u, below = torch.bmm(D[0], weights[layer].mT), z[layer - 1]
+        if keep:
+            slope.insert(0, memory.act_backward(torch.ones_like(below), below))
+            bend.insert(0, memory.act_curvature(below).mul_(u))
+        D.insert(0, u.mul_(slope[0]) if keep else memory.act_backward(u, below))
+    return Written(h, D, slope, bend, z[-1], error, g, normed, mean, rstd)
 
 
 def advance(W: Tensor, S: Tensor, h: Tensor, D: Tensor, c: Coefficients, W_out: Tensor, S_out: Tensor) -> None:
@@ -96,17 +103,20 @@ def advance_backward(
     W: Tensor, S: Tensor, h: Tensor, D: Tensor, c: Coefficients, out: Coefficients,
     gW: Tensor, gS: Tensor, dh: Tensor, dD: Tensor,
 ) -> None:  # fmt: skip
-    """Goes back through ``advance``: turns gW and gS into gradients of W and S in place, and adds to dh and dD."""
+    """Goes back through ``advance``: turns gW and gS into gradients of W and S in place, and adds to dh and dD.
+
+    Of end_G and end_P ``out`` gets the gradient times -1.
+    """
     if _takes_less(h, D, c):
         by_G, by_P = torch.bmm(D, gW.mT), torch.bmm(D, gS.mT)
-        _row_sum(by_G, h, out.end_G).neg_()
-        _row_sum(by_P, h, out.end_P).neg_()
+        _row_sum(by_G, h, out.end_G)
+        _row_sum(by_P, h, out.end_P)
         dh.addcmul_(by_G, c.end_G, value=-1).addcmul_(by_P, c.end_P, value=-1)
         dD.baddbmm_(h * c.end_G, gW, alpha=-1).baddbmm_(h * c.end_P, gS, alpha=-1)
     else:
         by_G, by_P = torch.bmm(h, gW), torch.bmm(h, gS)
-        _row_sum(by_G, D, out.end_G).neg_()
-        _row_sum(by_P, D, out.end_P).neg_()
+        _row_sum(by_G, D, out.end_G)
+        _row_sum(by_P, D, out.end_P)
         dD.addcmul_(by_G, c.end_G, value=-1).addcmul_(by_P, c.end_P, value=-1)
         dh.baddbmm_(D * c.end_G, gW.mT, alpha=-1).baddbmm_(D * c.end_P, gS.mT, alpha=-1)
     over = (-2, -1) if c.end_beta.shape[-1] == 1 else -2
@@ -208,12 +218,12 @@ def write_backward(
     dh: list[Tensor], dD: list[Tensor], gW: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Goes back through ``write``, from gradients of h and D to those of k, v and norm; adds to those of W, gW."""
-    z, h, u, D = written[:4]
+    h, D, slope, bend = written[:4]
     depth = len(weights)
     dz: list[Tensor] = []
     for layer in range(depth - 1):  # through what went back, from the keys' side to the loss
-        du = memory.act_backward(dD[layer], z[layer])
-        dz.append(memory.act_curvature(z[layer]).mul_(u[layer]).mul_(dD[layer]))
+        du = dD[layer] * slope[layer]
+        dz.append(dD[layer] * bend[layer])
         dD[layer + 1].baddbmm_(du, weights[layer + 1])
         gW[layer + 1].baddbmm_(du.mT, D[layer + 1])
     top, dv, dnorm = _loss_backward(memory, written, norm, dD[-1])
@@ -222,7 +232,7 @@ def write_backward(
         dh[layer].baddbmm_(dz[layer], weights[layer].mT)
         gW[layer].baddbmm_(h[layer].mT, dz[layer])
         if layer:
-            dz[layer - 1] += memory.act_backward(dh[layer], z[layer - 1])
+            dz[layer - 1].addcmul_(dh[layer], slope[layer - 1])
     return dh[0], dv, dnorm
 
 
@@ -232,7 +242,7 @@ def _loss_backward(
     """Goes back through ``D(z, v)`` at the last layer."""
     if not memory.residual_norm:
         return 2 * dD, -2 * dD, None
-    z, normed, g, mean, rstd = written.z[-1], written.normed, written.g, written.mean, written.rstd
+    z, normed, g, mean, rstd = written.z, written.normed, written.g, written.mean, written.rstd
     dg = _norm_backward(dD, z, mean, rstd)  # D is linear in g by a symmetric matrix
     derror = dg * (2 * norm)
     dnorm = torch.addcmul(2 * written.error * dg, normed, derror).sum(-2, keepdim=True)
