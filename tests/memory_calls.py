@@ -10,7 +10,7 @@ from pyro_memory.kernels import neural_memory, why_not_triton
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
-STATE = ("weights", "momentum_state", "anchor")
+STATE = ("weights", "momentum_state", "anchor", "rest")
 
 
 @pytest.fixture(autouse=True)

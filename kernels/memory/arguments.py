@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,14 +11,15 @@ import torch
 from torch import Tensor
 
 from pyro_memory.kernels.dispatch import chosen
-from pyro_memory.kernels.memory.definition import Layers, check_activation
+from pyro_memory.kernels.memory.definition import NORM_EPS, Layers, check_activation
 
 
 def prepared(
     tokens: tuple[Tensor, ...], weights: Sequence[Tensor], momentum_state: Sequence[Tensor] | None,
     gates: Sequence[Tensor | Sequence[Tensor]], *, chunk_size: int, activation: str = "gelu",
     residual_norm: bool = False, norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,
-    lengths: Tensor | None = None, anchor: Sequence[Tensor] | None = None, position: Tensor | None = None,
+    norm_eps: float = NORM_EPS, rest: Sequence[Tensor] | None = None, lengths: Tensor | None = None,
+    anchor: Sequence[Tensor] | None = None, position: Tensor | None = None,
     check_values: bool | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:  # fmt: skip
     """Refuses what does not fit; gives tokens, weights, momentum and anchor for each sequence, gates for each layer,
@@ -25,6 +27,8 @@ def prepared(
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1; got {chunk_size}. Use 1 for the fully online rule")
     check_activation(activation)
+    if not 0 < norm_eps < math.inf:
+        raise ValueError(f"`norm_eps` must be positive and finite; got {norm_eps}")
     *_, k, v = tokens
     _check_tokens(k, v)
     weights = _per_sequence("weights", weights, k)
@@ -33,6 +37,7 @@ def prepared(
         momentum_state = tuple(torch.zeros_like(w) for w in weights)
     momentum_state = _like_weights("momentum_state", momentum_state, k, weights)
     anchor = weights if anchor is None else _like_weights("anchor", anchor, k, weights)
+    rest = None if rest is None else _like_weights("rest", rest, k, weights)
     named = zip(("lr", "momentum", "decay"), gates, strict=True)
     gates = [_per_layer(name, gate, k, weights) for name, gate in named]
     if check_values is None:
@@ -51,7 +56,7 @@ def prepared(
     norm_weight, norm_bias = _check_norm(weights, residual_norm, norm_weight, norm_bias)
     options = {
         "chunk_size": chunk_size, "activation": activation, "residual_norm": residual_norm, "lengths": lengths,
-        "position": position, "norm_weight": norm_weight, "norm_bias": norm_bias,
+        "position": position, "norm_weight": norm_weight, "norm_bias": norm_bias, "norm_eps": norm_eps, "rest": rest,
     }  # fmt: skip
     return (tokens, weights, momentum_state, anchor, gates), options
 

@@ -33,6 +33,7 @@ def apply_memory(
     residual_norm: bool = False,
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
+    norm_eps: float = NORM_EPS,
 ) -> Tensor:
     """Computes ``M(x)``: an MLP, or ``x + LN(MLP(x))`` with ``residual_norm``; x is ``[batch, head, time, in]``.
 
@@ -46,7 +47,7 @@ def apply_memory(
             z = (z if layer == 0 else ACTIVATIONS[activation](z)) @ w.to(dtype)
         if not residual_norm:
             return z.to(x.dtype)
-        normed = F.layer_norm(z, z.shape[-1:], eps=NORM_EPS)
+        normed = F.layer_norm(z, z.shape[-1:], eps=norm_eps)
         if norm_weight is not None:
             normed = normed * norm_weight.unsqueeze(-2)
         if norm_bias is not None:
@@ -68,6 +69,7 @@ def token_rule(
     anchor: Layers | None = None,
     position: Tensor | None = None,
     lengths: Tensor | None = None,
+    rest: Layers | None = None,
     **memory: object,
 ) -> tuple[Tensor, Layers, Layers, Layers, Tensor]:
     """Writes and reads one token after the other; weights ``[batch, head, in, out]``, a gate for each layer.
@@ -86,6 +88,8 @@ def token_rule(
             for eta, theta, s, g in zip(momentum, lr, momentum_state, gradients, strict=True)
         ]
         written = [(1 - _gate(alpha, t)) * w + s for alpha, w, s in zip(decay, weights, moved, strict=True)]
+        if rest is not None:
+            written = [w + _gate(alpha, t) * r for alpha, w, r in zip(decay, written, rest, strict=True)]
         y = apply_memory(written, q[:, :, t : t + 1], **memory)
         if lengths is not None:
             active = (t < lengths)[:, None, None, None]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_memory.gate import checked
 from pyro_memory.kernels.dispatch import interpreting
+from pyro_memory.kernels.memory.definition import NORM_EPS, Layers
 
 MAX_WIDTH, MAX_HIDDEN, MAX_CHUNK = 128, 512, 64
 # The longest chunk whose programs fit in shared memory: by layers and bytes of a product's operand, and by the width of
@@ -27,13 +28,20 @@ LONGEST_CHUNK = {
 
 @checked
 def why_not_triton(
-    q: Tensor, v: Tensor, weights: Sequence[Tensor], decay: Tensor | Sequence[Tensor], *, chunk_size: int
+    q: Tensor,
+    v: Tensor,
+    weights: Sequence[Tensor],
+    decay: Tensor | Sequence[Tensor],
+    *,
+    chunk_size: int,
+    norm_eps: float = NORM_EPS,
+    rest: Sequence[Tensor] | None = None,
 ) -> str | None:
     """Says why the Triton kernels do not take these arguments of ``neural_memory``; None where they do.
 
     They need an NVIDIA GPU of compute capability 8.0 or newer, a memory of one or two layers with at most 128 inputs
-    and outputs and 512 hidden units, chunks of at most 64 tokens, and a decay that the channels of a layer share. In
-    more bytes than bfloat16 long chunks of wide tokens do not fit (see ``LONGEST_CHUNK``).
+    and outputs and 512 hidden units, chunks of at most 64 tokens, a decay to zero that the channels of a layer share,
+    and a ``norm_eps`` of 1e-5. In more bytes than bfloat16 long chunks of wide tokens do not fit (``LONGEST_CHUNK``).
     With ``TRITON_INTERPRET=1`` in the environment they run on a CPU, slowly, for tests.
     """
     if find_spec("triton") is None:
@@ -54,6 +62,10 @@ def why_not_triton(
         return f"`chunk_size` is {chunk_size}, the kernels take {MAX_CHUNK} at most"
     if any(g.dim() == 4 for g in ((decay,) if isinstance(decay, Tensor) else decay)):
         return "`decay` is by channel, the kernels take one number a token and layer"
+    if norm_eps != NORM_EPS:
+        return f"`norm_eps` is {norm_eps}, the kernels have {NORM_EPS}"
+    if rest is not None:
+        return "`rest` is given, the kernels decay to zero"
     if q.is_cuda and q.shape[2] > 1:
         return _why_not_in_shared_memory(q, v, weights, min(chunk_size, q.shape[2]))
     return None
@@ -87,14 +99,21 @@ def shared_memory(capability: tuple[int, int]) -> int:
 
 
 def choose_backend(
-    backend: str, q: Tensor, v: Tensor, weights: Sequence[Tensor], decay: Sequence[Tensor], chunk_size: int
+    backend: str,
+    q: Tensor,
+    v: Tensor,
+    weights: Sequence[Tensor],
+    decay: Sequence[Tensor],
+    chunk_size: int,
+    norm_eps: float = NORM_EPS,
+    rest: Layers | None = None,
 ) -> str:
     """Names the backend that runs: "auto" is "triton" on CUDA for what its kernels take, else "torch"."""
     if backend == "auto" and not q.is_cuda:
         return "torch"
     if backend not in ("auto", "triton"):
         return backend
-    reason = why_not_triton(q, v, weights, decay, chunk_size=chunk_size)
+    reason = why_not_triton(q, v, weights, decay, chunk_size=chunk_size, norm_eps=norm_eps, rest=rest)
     if reason is not None and backend == "triton":
         raise ValueError(f'`backend` "triton" is not available here: {reason}; use "auto" or "torch"')
     return "triton" if reason is None else "torch"

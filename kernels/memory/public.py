@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_memory.gate import checked
 from pyro_memory.kernels.dispatch import check_backend, refuse_transforms
 from pyro_memory.kernels.memory.arguments import prepared
+from pyro_memory.kernels.memory.definition import NORM_EPS
 from pyro_memory.kernels.memory.run import run_memory, run_surprise
 
 
@@ -31,6 +32,8 @@ def neural_memory(
     residual_norm: bool = False,
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
+    norm_eps: float = NORM_EPS,
+    rest: Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
     backend: str = "auto",
     checkpoint_chunks: int | None = None,
@@ -61,8 +64,9 @@ def neural_memory(
         position: how many tokens each sequence's open chunk has had, ``[batch]``, below ``chunk_size``. Give it, zeros
             at first, where a sequence is to go on inside a chunk; by default a chunk starts at the first token.
         activation: "gelu" (the exact one, x Phi(x)) or "silu".
-        residual_norm: M(x) = x + LN(MLP(x)), eps 1e-5; needs in = out.
+        residual_norm: M(x) = x + LN(MLP(x)), (z - mean) / sqrt(var + norm_eps); needs in = out.
         norm_weight, norm_bias: of LN, ``[out]`` or ``[head, out]``; outer parameters, not written at test time.
+        rest: what decay leads to, like ``weights``: W_t = (1 - alpha_t) W_{t-1} + alpha_t rest + S_t; zero by default.
         lengths: tokens of each sequence, ``[batch]``, 0 to time. The state returned is the one after each sequence's
             last token, outputs past it are zero, and what q, k, v hold there is ignored.
         backend: "auto", "triton" (the kernels), "torch" (the chunk form) or "reference" (token by token, the
@@ -100,8 +104,8 @@ def neural_memory(
         raise ValueError(f"`q` must have the shape of `k`, {list(k.shape)}; got {list(q.shape)}")
     call, options = prepared(
         (q, k, v), weights, momentum_state, (lr, momentum, decay), chunk_size=chunk_size, activation=activation,
-        residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths, anchor=anchor,
-        position=position, check_values=check_values,
+        residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, norm_eps=norm_eps,
+        rest=rest, lengths=lengths, anchor=anchor, position=position, check_values=check_values,
     )  # fmt: skip
     return run_memory(*call, **options, backend=backend, checkpoint_chunks=checkpoint_chunks, return_state=return_state)
 
@@ -123,6 +127,8 @@ def memory_surprise(
     residual_norm: bool = False,
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
+    norm_eps: float = NORM_EPS,
+    rest: Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
     check_values: bool | None = None,
 ) -> tuple[Any, ...]:
@@ -135,7 +141,7 @@ def memory_surprise(
     refuse_transforms("memory_surprise")
     call, options = prepared(
         (k, v), weights, momentum_state, (lr, momentum, decay), chunk_size=chunk_size, activation=activation,
-        residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, lengths=lengths, anchor=anchor,
-        position=position, check_values=check_values,
+        residual_norm=residual_norm, norm_weight=norm_weight, norm_bias=norm_bias, norm_eps=norm_eps,
+        rest=rest, lengths=lengths, anchor=anchor, position=position, check_values=check_values,
     )  # fmt: skip
     return run_surprise(*call, **options)

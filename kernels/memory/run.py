@@ -32,7 +32,8 @@ def run_memory(
         tokens[0].dtype,
         _cast(tokens, (weights, momentum_state, anchor), gates, options),
     )
-    backend = choose_backend(backend, tokens[0], tokens[-1], states[0], gates[2], chunk_size)
+    special = {name: options[name] for name in ("norm_eps", "rest") if name in options}
+    backend = choose_backend(backend, tokens[0], tokens[-1], states[0], gates[2], chunk_size, **special)
     if backend != "triton":
         tokens = cast(tokens, states[0][0].dtype)
     *states, anchor = states
@@ -84,7 +85,8 @@ def _piece(backend: str, options: dict[str, Any], checkpoint_chunks: int | None)
             from pyro_memory.kernels.memory.triton_form import triton_form  # without a GPU nobody loads triton
 
             more = {"anchor": anchor, "lengths": lengths, "checkpoint_chunks": checkpoint_chunks}
-            return triton_form(*tokens[:3], weights, momentum_state, *gates, **options | more)
+            plain = {name: value for name, value in options.items() if name not in ("norm_eps", "rest")}
+            return triton_form(*tokens[:3], weights, momentum_state, *gates, **plain | more)
         tokens = cast(tokens[:3], weights[0].dtype)
         if anchor is None:
             more = {"lengths": lengths, "checkpoint_chunks": checkpoint_chunks, "return_state": return_state}
@@ -101,6 +103,8 @@ def _cast(tokens: Layers, states: Sequence[Layers], gates: Sequence[Layers], opt
     others = {t.dtype for group in (*states, *gates) for t in group}
     wide = reduce(torch.promote_types, others, torch.promote_types(narrow, torch.float32))
     options = {name: x.to(wide) if isinstance(x, Tensor) else x for name, x in options.items()}
+    if options.get("rest") is not None:
+        options["rest"] = cast(options["rest"], wide)
     return cast(tokens, narrow), [cast(s, wide) for s in states], [cast(g, wide) for g in gates], options
 
 

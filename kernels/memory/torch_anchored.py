@@ -26,10 +26,11 @@ def anchored_form(
     p = Problem.of(k, v, weights, momentum_state, lr, momentum, decay, lengths=lengths, **options)
     depth, chunk = len(weights), [c.take(0) for c in p.layers]
     w = inner.write(p.memory, [a.flatten(0, 1) for a in anchor], p.k[0], p.v[0], p.norm)
-    r = inner.read(p.memory, p.states[:depth], p.states[depth:], p.cut.chunked(q)[0], w.h, w.D, chunk)
+    r = inner.read(p.memory, p.states[:depth], p.states[depth:], p.cut.chunked(q)[0], w.h, w.D, chunk, p.rest)
     y = p.finished(inner.read_out(p.memory, r.z[-1], p.norm).unsqueeze(0), q, lengths)
     layers = zip(p.states[:depth], p.states[depth:], w.h, w.D, chunk, strict=True)
-    return y, *p.as_given(*zip(*(_after(*layer) for layer in layers), strict=True))
+    written, moved = zip(*(_after(*layer) for layer in layers), strict=True)
+    return y, *p.after([*written, *moved])
 
 
 def _after(W: Tensor, S: Tensor, h: Tensor, D: Tensor, c: Coefficients) -> tuple[Tensor, Tensor]:
@@ -42,11 +43,12 @@ def _after(W: Tensor, S: Tensor, h: Tensor, D: Tensor, c: Coefficients) -> tuple
 def anchored_token(
     q: Tensor, k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers,
     decay: Layers, *, anchor: Layers, activation: str = "gelu", residual_norm: bool = False,
-    norm_weight: Tensor | None = None, norm_bias: Tensor | None = None, **_: Any,
+    norm_weight: Tensor | None = None, norm_bias: Tensor | None = None, norm_eps: float = NORM_EPS,
+    rest: Layers | None = None, **_: Any,
 ) -> tuple[Tensor, Layers, Layers]:  # fmt: skip
     """Computes what ``token_rule`` does for one token: a gradient at the anchor, an update, a read."""
     lead = k.shape[:2]
-    memory, target, norm = Memory(activation, residual_norm), v, None
+    memory, target, norm = Memory(activation, residual_norm, norm_eps), v, None
     if residual_norm:
         target = v - k if norm_bias is None else v - k - norm_bias.unsqueeze(1)
         norm = v.new_ones(1) if norm_weight is None else norm_weight.expand(*lead, -1).reshape(-1, 1, v.shape[-1])
@@ -56,13 +58,15 @@ def anchored_token(
     layers = zip(w.h, w.D, weights, momentum_state, lr, momentum, decay, strict=True)
     for layer, (h, D, W, S, theta, eta, alpha) in enumerate(layers):
         S = torch.baddbmm(_of_rows(eta) * S.flatten(0, 1), (h * _of_rows(theta)).mT, D, alpha=-1)
-        W = torch.addcmul(S, 1 - _of_rows(alpha), W.flatten(0, 1))
+        alpha = _of_rows(alpha)
+        W = torch.addcmul(S, 1 - alpha, W.flatten(0, 1))
+        W = W if rest is None else torch.addcmul(W, alpha, rest[layer].flatten(0, 1))
         x = torch.bmm(memory.act(x) if layer else x, W)
         written.append(W.unflatten(0, lead))
         moved.append(S.unflatten(0, lead))
     y = x.unflatten(0, lead)
     if residual_norm:
-        y = F.layer_norm(y, y.shape[-1:], eps=NORM_EPS)
+        y = F.layer_norm(y, y.shape[-1:], eps=norm_eps)
         y = y if norm_weight is None else y * norm_weight.unsqueeze(1)
         y = q + (y if norm_bias is None else y + norm_bias.unsqueeze(1))
     return y, tuple(written), tuple(moved)

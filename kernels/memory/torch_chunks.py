@@ -23,6 +23,7 @@ class Plan:
 
     memory: Memory
     depth: int
+    rests: int  # layers whose decay leads elsewhere than to zero: all or none
     checkpoint_chunks: int | None
     keep: bool
     state: bool
@@ -35,17 +36,17 @@ class Plan:
             size = max(1, min(GROUP_BYTES // inside, 8 * GROUP_BYTES // sum(s.nbytes for s in states)))
         return [range(start, min(start + size, chunks)) for start in range(0, chunks, size)]
 
-    def split(self, flat: Sequence[Tensor]) -> tuple[list[Tensor], list[Coefficients]]:
-        """Weights then momenta of all layers, and their coefficients."""
-        states, rest = list(flat[: 2 * self.depth]), flat[2 * self.depth :]
-        size = len(Coefficients._fields)
-        return states, [Coefficients(*rest[i * size : (i + 1) * size]) for i in range(self.depth)]
+    def split(self, flat: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Coefficients]]:
+        """Weights then momenta of all layers, what decay leads to, and the layers' coefficients."""
+        start, size = 2 * self.depth, len(Coefficients._fields)
+        states, rest, flat = list(flat[:start]), list(flat[start : start + self.rests]), flat[start + self.rests :]
+        return states, rest, [Coefficients(*flat[i * size : (i + 1) * size]) for i in range(self.depth)]
 
 
 class Chunks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan, q, k, v, norm, *flat):
-        states, layers = plan.split(flat)
+        states, rest, layers = plan.split(flat)
         groups = plan.groups(k, states)
         kept_all = plan.keep and plan.checkpoint_chunks is None
         if len(k) == 1 and not plan.state:
@@ -57,7 +58,7 @@ class Chunks(torch.autograd.Function):
         starts = [s.new_empty(len(groups), *s.shape) for s in states] if plan.keep and not kept_all else []
         y, reads = torch.empty_like(v), []
         for i, group in enumerate(groups):
-            here = _Group(plan, group, layers, norm)
+            here = _Group(plan, group, layers, norm, rest)
             for start, buffer in zip(starts, buffers, strict=bool(starts)):
                 start[i] = buffer[0]
             more = plan.state or group.stop < len(k)  # nobody asks for the last state
@@ -80,16 +81,17 @@ class Chunks(torch.autograd.Function):
     @backward_in_own_precision
     def backward(ctx, dy, *dstates):
         plan = ctx.plan
-        q, k, v, norm, *rest = ctx.saved_tensors
-        kept, flat = rest[: 2 * plan.depth], rest[2 * plan.depth :]
-        states, layers = plan.split(flat)
+        q, k, v, norm, *saved = ctx.saved_tensors
+        kept, flat = saved[: 2 * plan.depth], saved[2 * plan.depth :]
+        states, rest, layers = plan.split(flat)
         dstates = [g.clone() for g in dstates] or [torch.zeros_like(s) for s in states]
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         dnorm = None if norm is None else torch.zeros_like(norm)
+        drest = [torch.zeros_like(r) for r in rest]
         dlayers = [Coefficients(*(torch.empty_like(x) for x in layer)) for layer in layers]
         groups = plan.groups(k, states)
         for i, group in reversed(list(enumerate(groups))):
-            here = _Group(plan, group, layers, norm)
+            here = _Group(plan, group, layers, norm, rest)
             if ctx.reads:
                 window = [s[group.start : group.stop] for s in kept]
                 r = ctx.reads[i]
@@ -99,15 +101,18 @@ class Chunks(torch.autograd.Function):
                     buffer[0] = store[i]
                 h, D = here.write(window, k, v)
                 r = here.read(window, q, h, D)
-            dnorm = here.backward(window, k, v, r, dy, dstates, dlayers, (dq, dk, dv), dnorm)
-        return None, dq, dk, dv, dnorm, *dstates, *(g for layer in dlayers for g in layer)
+            dnorm = here.backward(window, k, v, r, dy, dstates, dlayers, (dq, dk, dv), dnorm, drest)
+        return None, dq, dk, dv, dnorm, *dstates, *drest, *(g for layer in dlayers for g in layer)
 
 
 class _Group:
     """A run of chunks: written one after the other, read together."""
 
-    def __init__(self, plan: Plan, group: range, layers: list[Coefficients], norm: Tensor | None) -> None:
-        self.memory, self.depth, self.norm = plan.memory, plan.depth, norm
+    def __init__(
+        self, plan: Plan, group: range, layers: list[Coefficients], norm: Tensor | None, rest: list[Tensor]
+    ) -> None:
+        self.memory, self.depth, self.norm, self.rest = plan.memory, plan.depth, norm, rest
+        self.rests = [r.repeat(len(group), 1, 1) for r in rest]
         self.chunks = slice(group.start, group.stop)
         self.layers = [c.take(self.chunks) for c in layers]
         self.flat = [Coefficients(*(x.flatten(0, 1) for x in c)) for c in self.layers]
@@ -122,7 +127,7 @@ class _Group:
         steps = zip(k[self.chunks], v[self.chunks], *(c.each() for c in self.layers), strict=True)
         for c, (keys, values, *layers) in enumerate(steps):
             state = [w[c] for w in window]
-            w = inner.write(self.memory, state[:depth], keys, values, self.norm)
+            w = inner.write(self.memory, inner.moved(state[:depth], self.rest), keys, values, self.norm)
             tokens.append((w.h[1:], w.D))
             if c + 1 < len(window[0]):
                 after = [w[c + 1] for w in window]
@@ -139,11 +144,11 @@ class _Group:
 
     def read(self, window: list[Tensor], q: Tensor, h: list[Tensor], D: list[Tensor]) -> Read:
         weights, momenta = self.starts(window)
-        return inner.read(self.memory, weights, momenta, q[self.chunks].flatten(0, 1), h, D, self.flat)
+        return inner.read(self.memory, weights, momenta, q[self.chunks].flatten(0, 1), h, D, self.flat, self.rests)
 
     def backward(
         self, window: list[Tensor], k: Tensor, v: Tensor, r: Read, dy: Tensor, dstates: list[Tensor],
-        dlayers: list[Coefficients], out: tuple[Tensor, ...], dnorm: Tensor | None,
+        dlayers: list[Coefficients], out: tuple[Tensor, ...], dnorm: Tensor | None, drest: list[Tensor],
     ) -> Tensor | None:  # fmt: skip
         """Turns ``dstates``, gradients of the state after the group, into those before it; fills the others in."""
         depth, chunks, memory = self.depth, self.chunks, self.memory
@@ -152,10 +157,11 @@ class _Group:
         dlayers = [c.take(chunks) for c in dlayers]
         weights, momenta = self.starts(window)
         norm = None if self.norm is None else self.norm.repeat(size, 1, 1)
-        w = inner.write(memory, weights, k[chunks].flatten(0, 1), v[chunks].flatten(0, 1), norm, keep=True)
+        at = inner.moved(weights, self.rests)
+        w = inner.write(memory, at, k[chunks].flatten(0, 1), v[chunks].flatten(0, 1), norm, keep=True)
         flat = [Coefficients(*(x.flatten(0, 1) for x in c)) for c in dlayers]
         back = inner.read_backward(
-            memory, weights, momenta, norm, w.h, w.D, self.flat, r, dy[chunks].flatten(0, 1), flat
+            memory, weights, momenta, norm, w.h, w.D, self.flat, self.rests, r, dy[chunks].flatten(0, 1), flat
         )
         dq.copy_(back.dx.view_as(dq))
         if dnorm is not None:
@@ -173,7 +179,13 @@ class _Group:
                 )
                 for g, (a, b) in ((gW, back.for_W[i]), (gS, back.for_S[i])):
                     g.baddbmm_(a[c].mT, b[c])
-            dk[c], dv[c], more = inner.write_backward(memory, state[:depth], self.norm, written, dh, dD, dstates)
+            at, through = inner.moved(state[:depth], self.rest), dstates
+            if drest:  # what goes through the weights that the gradient is taken at is a gradient of both
+                through = [torch.zeros_like(r) for r in drest]
+            dk[c], dv[c], more = inner.write_backward(memory, at, self.norm, written, dh, dD, through)
+            for i in range(len(drest)):
+                dstates[i] += through[i]
+                drest[i] += through[i] + back.drest[i][c]
             if dnorm is not None:
                 dnorm += more
         for layer in dlayers:

@@ -9,6 +9,9 @@ which is attention with a lower triangular matrix G of decay, momentum and step 
 chunk by chunk; reads of a group of chunks are one product. The backward pass is written by hand (``torch_chunks``). It
 keeps the weights at each chunk's start and the reads, and computes the writes again; with ``checkpoint_chunks`` it
 keeps every n-th chunk's weights alone, and computes all else again.
+
+Where decay leads to weights R, all of this is said of W - R, but for x_t R, which each read adds, and the gradients,
+which are taken at W.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pyro_memory.kernels.memory import torch_inner as inner
-from pyro_memory.kernels.memory.definition import Layers
+from pyro_memory.kernels.memory.definition import NORM_EPS, Layers
 from pyro_memory.kernels.memory.torch_chunks import Chunks, Plan
 from pyro_memory.kernels.memory.torch_coefficients import Coefficients, coefficients
 from pyro_memory.kernels.memory.torch_inner import Memory
@@ -34,12 +37,12 @@ def chunk_form(
 ) -> tuple[Tensor, Layers | None, Layers | None]:  # fmt: skip
     """Computes what ``token_rule`` does, in the same arguments."""
     p = Problem.of(k, v, weights, momentum_state, lr, momentum, decay, lengths=lengths, **options)
-    plan = Plan(p.memory, len(weights), checkpoint_chunks, torch.is_grad_enabled(), return_state)
+    plan = Plan(p.memory, len(weights), len(p.rest), checkpoint_chunks, torch.is_grad_enabled(), return_state)
     y, *states = Chunks.apply(
-        plan, p.cut.chunked(q), p.k, p.v, p.norm, *p.states, *(c for layer in p.layers for c in layer)
+        plan, p.cut.chunked(q), p.k, p.v, p.norm, *p.states, *p.rest, *(c for layer in p.layers for c in layer)
     )
     y = p.finished(y, q, lengths)
-    return (y, *p.as_given(states[: plan.depth], states[plan.depth :])) if return_state else (y, None, None)
+    return (y, *p.after(states)) if return_state else (y, None, None)
 
 
 @torch.no_grad()
@@ -53,7 +56,7 @@ def chunk_surprise(
     """
     p = Problem.of(k, v, weights, momentum_state, lr, momentum, decay, lengths=lengths, **options)
     states, depth, out = p.states, len(weights), []
-    points = states[:depth] if anchor is None else [a.flatten(0, 1) for a in anchor]
+    points = inner.moved(states[:depth], p.rest) if anchor is None else [a.flatten(0, 1) for a in anchor]
     for keys, values, *layers in zip(p.k, p.v, *(c.each() for c in p.layers), strict=True):
         w = inner.write(p.memory, points, keys, values, p.norm)
         squares = sum(h.square().sum(-1) * D.square().sum(-1) for h, D in zip(w.h, w.D, strict=True))
@@ -61,8 +64,8 @@ def chunk_surprise(
         after = [torch.empty_like(s) for s in states]
         for i, c in enumerate(layers):
             inner.advance(states[i], states[depth + i], w.h[i], w.D[i], c, after[i], after[depth + i])
-        states, points = after, after[:depth]
-    return p.cut.masked(p.cut.joined(torch.stack(out)), lengths), *p.as_given(states[:depth], states[depth:])
+        states, points = after, inner.moved(after[:depth], p.rest)
+    return p.cut.masked(p.cut.joined(torch.stack(out)), lengths), *p.after(states)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Problem:
     memory: Memory
     k: Tensor
     v: Tensor  # what the MLP alone should give
-    states: list[Tensor]
+    states: list[Tensor]  # weights less what decay leads to, then momenta
+    rest: list[Tensor]  # what decay leads to, where that is not zero
     layers: list[Coefficients]
     norm: Tensor | None
     bias: Tensor | None
@@ -82,7 +86,8 @@ class Problem:
     def of(
         cls, k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers, decay: Layers,
         *, chunk_size: int, lengths: Tensor | None, activation: str = "gelu", residual_norm: bool = False,
-        norm_weight: Tensor | None = None, norm_bias: Tensor | None = None,
+        norm_weight: Tensor | None = None, norm_bias: Tensor | None = None, norm_eps: float = NORM_EPS,
+        rest: Layers | None = None,
     ) -> Problem:  # fmt: skip
         cut = _Cut(*k.shape[:3], min(chunk_size, k.shape[2]))
         last = cut.last(torch.full((cut.batch,), cut.time, device=k.device) if lengths is None else lengths)
@@ -99,19 +104,25 @@ class Problem:
             norm = norm.expand(cut.batch, cut.heads, -1).flatten(0, 1).unsqueeze(1)
             bias = v.new_zeros(1) if norm_bias is None else norm_bias.unsqueeze(-2)
             v = v - k - bias
-        states = [s.flatten(0, 1) for s in (*weights, *momentum_state)]
+        rest = [] if rest is None else [r.flatten(0, 1) for r in rest]
+        weights = [w.flatten(0, 1) for w in weights]
+        if rest:
+            weights = [w - r for w, r in zip(weights, rest, strict=True)]
+        states = [*weights, *(s.flatten(0, 1) for s in momentum_state)]
         layers = [known[tuple(map(id, layer))] for layer in zip(lr, momentum, decay, strict=True)]
-        memory = Memory(activation, residual_norm)
-        return cls(cut, memory, cut.chunked(k), cut.chunked(v), states, layers, norm, bias)
+        memory = Memory(activation, residual_norm, norm_eps)
+        return cls(cut, memory, cut.chunked(k), cut.chunked(v), states, rest, layers, norm, bias)
+
+    def after(self, states: Sequence[Tensor]) -> tuple[Layers, Layers]:
+        """The weights and momenta that a walk ended with, ``[batch, head, in, out]``."""
+        depth, lead = len(self.layers), (self.cut.batch, self.cut.heads)
+        weights = inner.moved(states[:depth], self.rest)
+        return tuple(w.unflatten(0, lead) for w in weights), tuple(s.unflatten(0, lead) for s in states[depth:])
 
     def finished(self, y: Tensor, q: Tensor, lengths: Tensor | None) -> Tensor:
         """Reads of the MLP alone, in chunks, to those of the memory, ``[batch, head, time, out]``."""
         y = self.cut.joined(y)
         return self.cut.masked(y + (q + self.bias) if self.memory.residual_norm else y, lengths)
-
-    def as_given(self, *states: Sequence[Tensor]) -> tuple[Layers, ...]:
-        """Layers of rows to layers ``[batch, head, in, out]``."""
-        return tuple(tuple(s.unflatten(0, (self.cut.batch, self.cut.heads)) for s in layers) for layers in states)
 
 
 @dataclass(frozen=True)

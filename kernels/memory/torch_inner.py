@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.memory.definition import ACTIVATIONS, NORM_EPS
+from pyro_memory.kernels.memory.definition import ACTIVATIONS
 from pyro_memory.kernels.memory.torch_coefficients import Coefficients
 
 aten = torch.ops.aten
@@ -24,6 +24,7 @@ class Memory(NamedTuple):
 
     activation: str
     residual_norm: bool
+    norm_eps: float
 
     def act(self, z: Tensor) -> Tensor:
         return ACTIVATIONS[self.activation](z)
@@ -39,6 +40,9 @@ class Memory(NamedTuple):
             return (2 - square).mul_(square.mul_(-0.5).exp_()).mul_(0.3989422804014327)
         s = z.sigmoid()
         return s * (1 - s) * (2 + z * (1 - 2 * s))
+
+    def norm(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return aten.native_layer_norm(z, z.shape[-1:], None, None, self.norm_eps)
 
 
 class Written(NamedTuple):
@@ -56,6 +60,11 @@ class Written(NamedTuple):
     rstd: Tensor | None
 
 
+def moved(weights: Sequence[Tensor], rest: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The memory's weights, from how far they are from what decay leads to."""
+    return [w + r for w, r in zip(weights, rest, strict=True)] if rest else weights
+
+
 def write(
     memory: Memory, weights: Sequence[Tensor], k: Tensor, v: Tensor, norm: Tensor | None, *, keep: bool = False
 ) -> Written:
@@ -67,7 +76,7 @@ def write(
             h.append(memory.act(z[-1]))
     normed = mean = rstd = None
     if memory.residual_norm:
-        normed, mean, rstd = _norm(z[-1])
+        normed, mean, rstd = memory.norm(z[-1])
         error = torch.addcmul(v, normed, norm, value=-1).neg_()
         g = error * (2 * norm)
         D = [_norm_backward(g, z[-1], mean, rstd)]
@@ -140,7 +149,7 @@ class Read(NamedTuple):
 
 def read(
     memory: Memory, weights: Sequence[Tensor], momenta: Sequence[Tensor], q: Tensor,
-    h: Sequence[Tensor], D: Sequence[Tensor], layers: Sequence[Coefficients],
+    h: Sequence[Tensor], D: Sequence[Tensor], layers: Sequence[Coefficients], rest: Sequence[Tensor],
 ) -> Read:  # fmt: skip
     """Reads each token from the weights after its own write, up to z of the last layer."""
     r = Read([q], [], [], [], [], [])
@@ -158,6 +167,8 @@ def read(
             z.baddbmm_(mix, D[layer], alpha=-1)
         else:
             z -= torch.einsum("rti,rtio,rio->rto", A, c.G, D[layer])
+        if rest:
+            z.baddbmm_(x, rest[layer])
         for kept, tensor in zip(r[1:], (z, A, mix, xW, xS), strict=True):
             kept.append(tensor)
         if layer + 1 < len(weights):
@@ -167,7 +178,7 @@ def read(
 
 def read_out(memory: Memory, z: Tensor, norm: Tensor | None) -> Tensor:
     """What a read gives, from z of the last layer (and without what the residual adds)."""
-    return _norm(z)[0] * norm if memory.residual_norm else z
+    return memory.norm(z)[0] * norm if memory.residual_norm else z
 
 
 class ReadBackward(NamedTuple):
@@ -178,20 +189,22 @@ class ReadBackward(NamedTuple):
     dD: list[Tensor]
     for_W: list[tuple[Tensor, Tensor]]  # a and b, of which the gradient in W is a^T b
     for_S: list[tuple[Tensor, Tensor]]
+    drest: list[Tensor]
     dnorm: Tensor | None
 
 
 def read_backward(
     memory: Memory, weights: Sequence[Tensor], momenta: Sequence[Tensor], norm: Tensor | None, h: Sequence[Tensor],
-    D: Sequence[Tensor], layers: Sequence[Coefficients], r: Read, dy: Tensor, out: Sequence[Coefficients],
+    D: Sequence[Tensor], layers: Sequence[Coefficients], rest: Sequence[Tensor], r: Read, dy: Tensor,
+    out: Sequence[Coefficients],
 ) -> ReadBackward:  # fmt: skip
     """Goes back through ``read``; gradients of beta, f and G are written to ``out``."""
     dz, dnorm = dy, None
     if memory.residual_norm:
-        normed, mean, rstd = _norm(r.z[-1])
+        normed, mean, rstd = memory.norm(r.z[-1])
         dnorm = (normed * dy).sum(-2, keepdim=True)
         dz = _norm_backward(dy * norm, r.z[-1], mean, rstd)
-    back = ReadBackward(dz, [], [], [], [], dnorm)
+    back = ReadBackward(dz, [], [], [], [], [], dnorm)
     for layer in reversed(range(len(weights))):
         c, x, W, S = layers[layer], r.x[layer], weights[layer], momenta[layer]
         dA, dD = _mix_backward(c.G, r.A[layer], r.mix[layer], D[layer], dz, out[layer].G)
@@ -207,6 +220,9 @@ def read_backward(
             pairs = (x, dz * c.beta), (x, dz * c.f)
             dx = torch.bmm(pairs[0][1], W.mT).baddbmm_(pairs[1][1], S.mT)
         dx.baddbmm_(dA, h[layer])
+        if rest:
+            dx.baddbmm_(dz, rest[layer].mT)
+            back.drest.insert(0, torch.bmm(x.mT, dz))
         for kept, new in zip(back[1:5], (torch.bmm(dA.mT, x), dD, *pairs), strict=True):
             kept.insert(0, new)
         dz = memory.act_backward(dx, r.z[layer - 1]) if layer else dx
@@ -273,10 +289,6 @@ def _row_sum(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     if out.shape[-1] == 1:
         return torch.sum(a * b, -1, keepdim=True, out=out)
     return torch.mul(a, b, out=out)
-
-
-def _norm(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return aten.native_layer_norm(z, z.shape[-1:], None, None, NORM_EPS)
 
 
 def _norm_backward(g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:

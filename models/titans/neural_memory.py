@@ -17,8 +17,6 @@ from pyro_memory.models.titans.plain import PlainLinear, PlainModule
 from pyro_memory.models.titans.state import State, last_tokens, resolve
 from pyro_memory.naming import unique_name
 
-STEADY_CHUNKS = 64  # through which gradients of a memory of depth 3 are steady, in heads of 16 dimensions or more
-
 
 @dataclass(frozen=True, repr=False)
 class MemoryState(State):
@@ -56,13 +54,20 @@ class NeuralMemory(PlainModule):
     whatever the keys and gates: a chunk multiplies the weights by ``beta - 2 sum_i theta_i (beta/beta_i) k_i^T k_i``,
     whose eigenvalues lie in [-1, 1] as the keys are of unit length. With momentum, depth or LN nothing is proved. For
     the linear memory with momentum a search over keys and gates switched within a chunk found no growth at
-    ``max_lr = 1/2``, and growth by a factor of 1.1 to 1.7 a chunk where theta is bounded by 1 - eta_t instead. The
-    tests drive deep memories with repeated, alternating and opposed keys, large values, gates at their bounds and
-    switched at random, and with long noise.
+    ``max_lr = 1/2``, and growth by a factor of 1.1 to 1.7 a chunk where theta is bounded by 1 - eta_t instead.
 
-    Gradients through a memory of depth 3 or more with ``residual_norm`` may grow by orders of magnitude: in heads of 16
-    dimensions and more at depth 3 from about 100 chunks on, at depth 4 from 60. So a call of it takes at most
-    ``64 / (depth - 2)`` chunks where gradients are kept. Very narrow heads (2 dimensions) grow sooner, at any depth.
+    Weights that decay to nothing make LN divide by ever less: gradients through deep memories and very narrow heads
+    grow from chunk to chunk, and a deep memory that forgot all learns no more. These are ``steady``, as any may be:
+
+    .. code-block:: text
+
+        W_t = (1 - alpha_t) W_{t-1} + alpha_t W_0 + S_t      what is forgotten gives way to the initial weights
+        LN(z) = (z - mean(z)) / sqrt(var(z) + 1)             never longer than z
+        theta_t <= the above times min(1, 2 / depth)         and times 2 / inputs from the second layer on
+        v <- v / max(1, |v| / sqrt(head_dim))                no longer than what LN can give
+
+    That gradients do not grow then is measured at ``max_lr = 1/2``, not proved (docs/titans.md, "Depth"). Without, at
+    depth 1 and 2, they grow where one token is repeated for hundreds, and with decay at its bound.
 
     Args:
         dim: width of a token.
@@ -75,6 +80,7 @@ class NeuralMemory(PlainModule):
         momentum, weight_decay: False for the ablations, eta = 0 and alpha = 0.
         channel_decay: an alpha for each output channel of a layer, not one a layer.
         max_lr, max_momentum, max_decay: the bounds above.
+        steady: the rule for deep memories; by default from depth 3 on, and with LN in heads narrower than 4.
         surprise: also records ``NAME.surprise [batch, time, 2]`` as a Pyro deterministic site, where Pyro is tracing:
             the inner loss of each token and the norm of its gradient, in units of their own, not nats. Costs one more
             pass of writes.
@@ -87,8 +93,7 @@ class NeuralMemory(PlainModule):
     outputs past it are zero.
 
     Raises:
-        ValueError: for options out of range, an x that does not fit, a state of other shapes, a sequence that is too
-            long for gradients through a deep memory.
+        ValueError: for options out of range, an x that does not fit, a state of other shapes.
         NotImplementedError: inside of ``torch.func``'s grad, vmap and the like; ``functional_call`` is fine.
 
     Cost: O(time (heads head_dim^2 expansion depth + dim heads head_dim)). Call it uncompiled: ``torch.compile`` breaks
@@ -116,6 +121,7 @@ class NeuralMemory(PlainModule):
         max_lr: float = 0.5,
         max_momentum: float = 0.8,
         max_decay: float = 1.0,
+        steady: bool | None = None,
         surprise: bool = False,
         checkpoint_chunks: int | None = None,
         backend: str = "auto",
@@ -136,6 +142,13 @@ class NeuralMemory(PlainModule):
             raise ValueError(f"`max_momentum` must lie in (0, 1), `max_lr` be positive; got {max_momentum}, {max_lr}")
         self.dim, self.heads, self.depth, self.chunk_size = dim, heads, depth, chunk_size
         self.head_dim = dim // heads if head_dim is None else head_dim
+        needed = depth > 2 or (residual_norm and self.head_dim < 4)
+        if needed and steady is False:
+            raise ValueError(
+                "`steady` may be False up to depth 2 in heads of 4 dimensions or more, beyond gradients explode; got "
+                f"depth {depth} and {self.head_dim} dimensions. Leave it out"
+            )
+        self.steady = needed if steady is None else steady
         self.momentum, self.weight_decay, self.channel_decay = momentum, weight_decay, channel_decay
         self.max_momentum = max_momentum if momentum else 0.0
         self.max_lr = max_lr * (1 - self.max_momentum) / chunk_size
@@ -147,6 +160,8 @@ class NeuralMemory(PlainModule):
         inner, hidden = heads * self.head_dim, expansion * self.head_dim
         widths = [self.head_dim, *[hidden] * (depth - 1), self.head_dim]
         self.shapes = list(pairwise(widths))
+        share = min(1, 2 / depth) if self.steady else 1
+        self.lr_shares = [share * 2 / a if self.steady and layer else share for layer, (a, _) in enumerate(self.shapes)]
         self.to_qkv = nn.Linear(dim, 3 * inner, bias=False)
         self.taps = convolution
         groups = {"groups": 3 * inner, "bias": False}
@@ -161,7 +176,8 @@ class NeuralMemory(PlainModule):
         if self.to_decay is not None:
             nn.init.constant_(self.to_decay.bias, -4.0)  # half of what is written is left after hundreds of tokens
         for layer, (a, b) in enumerate(self.shapes):
-            scale = 1 if layer == 0 else a**-0.5  # keys are of unit length, what comes after of unit variance
+            # keys are of unit length, what comes after of unit variance, of which an activation leaves half
+            scale = 1 if layer == 0 else ((2 if self.steady else 1) / a) ** 0.5
             setattr(self, f"initial_{layer}", nn.Parameter(scale * torch.randn(heads, a, b)))
         if residual_norm:
             self.memory_norm_weight = nn.Parameter(torch.ones(heads, self.head_dim))
@@ -177,11 +193,12 @@ class NeuralMemory(PlainModule):
         refuse_transforms("NeuralMemory")
         start = 0 if state is None else None
         x, state = resolve(self, x, state, lengths)
-        self._check_depth(x.shape[1])
         projected = torch.cat([state.tail, self.to_qkv(x)], 1)
         q, k, v = self._qkv(projected)
         call = (state.weights, state.momentum, state.anchor, self._gates(x))
         options = {"position": state.position, "lengths": lengths, **self._norm_options(), **self.options}
+        if self.steady and self.weight_decay:
+            options["rest"] = tuple(w.expand(len(x), *w.shape) for w in self._initial())
         if self.surprise and pyro.poutine.runtime.am_i_wrapped():
             self._record(run_surprise((k, v), *call, **options)[0])
         y, *after = run_memory((q, k, v), *call, start=start, **options, **self.run_options)
@@ -205,28 +222,19 @@ class NeuralMemory(PlainModule):
 
     def initial_state(self, batch: int) -> MemoryState:
         """The state before the first token: the learned initial weights, no momentum."""
-        initial = [getattr(self, f"initial_{layer}") for layer in range(self.depth)]
-        weights = tuple(w.repeat(batch, 1, 1, 1) for w in initial)
-        tail = initial[0].new_zeros(batch, self.taps - 1, 3 * self.heads * self.head_dim)
+        weights = tuple(w.repeat(batch, 1, 1, 1) for w in self._initial())
+        tail = weights[0].new_zeros(batch, self.taps - 1, 3 * self.heads * self.head_dim)
         position = torch.zeros(batch, dtype=torch.long, device=tail.device)
         return MemoryState(weights, tuple(torch.zeros_like(w) for w in weights), weights, position, tail)
 
-    def _check_depth(self, time: int) -> None:
-        if self.depth < 3 or not self.options["residual_norm"] or not torch.is_grad_enabled():
-            return
-        most = max(1, STEADY_CHUNKS // (self.depth - 2)) * self.chunk_size
-        if time > most:
-            raise ValueError(
-                f"`x` must have at most {most} tokens a call at depth {self.depth} where gradients are kept, since "
-                f"beyond they grow by orders of magnitude; got {time}. Cut it and go on from state.detach(), call it "
-                "under torch.no_grad(), or build the memory with depth=2 or residual_norm=False"
-            )
+    def _initial(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, f"initial_{layer}") for layer in range(self.depth))
 
     def _qkv(self, projected: Tensor) -> tuple[Tensor, ...]:
-        mixed = projected
-        if self.convolution is not None:
-            mixed = self._convolve(projected)
+        mixed = projected if self.convolution is None else self._convolve(projected)
         q, k, v = mixed.unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).contiguous()
+        if self.steady:
+            v = v / (v.norm(dim=-1, keepdim=True) / self.head_dim**0.5).clamp_min(1)
         return F.normalize(q, dim=-1, eps=1e-6), F.normalize(k, dim=-1, eps=1e-6), v
 
     def _convolve(self, x: Tensor) -> Tensor:
@@ -251,12 +259,15 @@ class NeuralMemory(PlainModule):
             of_head = (bound * next(every)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             one = of_head.shape[-1] == self.depth
             gates.append(of_head.unbind(-1) if one else of_head.split([out for _, out in self.shapes], -1))
+        if self.steady:
+            gates[0] = tuple(share * theta for share, theta in zip(self.lr_shares, gates[0], strict=True))
         return gates
 
-    def _norm_options(self) -> dict[str, Tensor]:
+    def _norm_options(self) -> dict[str, Any]:
         if not self.options["residual_norm"]:
             return {}
-        return {"norm_weight": self.memory_norm_weight, "norm_bias": self.memory_norm_bias}
+        weights = {"norm_weight": self.memory_norm_weight, "norm_bias": self.memory_norm_bias}
+        return weights | {"norm_eps": 1.0} if self.steady else weights
 
     def _normed(self, y: Tensor) -> Tensor:
         """From heads to ``[batch, time, inner]``, each head of unit mean square times a learned weight."""

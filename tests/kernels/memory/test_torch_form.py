@@ -104,6 +104,30 @@ def test_values_states_and_gradients_are_those_of_the_token_rule(depth, chunk_si
         assert_backends_agree(problem(depth, norm=norm), chunk_size=chunk_size, activation=activation)
 
 
+@pytest.mark.parametrize("chunk_size", [1, 7, 64])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_decay_may_lead_to_other_weights_than_zero_and_ln_may_have_its_own_eps(depth, chunk_size):
+    tensors = problem(depth, norm=True, channels=depth == 3)
+    tensors["rest"] = [torch.randn_like(w) for w in tensors["weights"]]
+    assert_backends_agree(tensors, chunk_size=chunk_size, norm_eps=0.5)
+    kept = with_gradients(tensors, chunk_size=chunk_size)
+    for actual, expected in zip(with_gradients(tensors, chunk_size=chunk_size, checkpoint_chunks=2), kept, strict=True):
+        assert_close(actual, expected)
+
+
+def test_what_is_decayed_whole_is_what_decay_leads_to():
+    tensors = problem(3, norm=True)
+    rest = [torch.randn_like(w) for w in tensors["weights"]]
+    quiet = tensors | {"decay": [torch.ones_like(t) for t in tensors["decay"]]}
+    quiet |= {name: [torch.zeros_like(t) for t in tensors[name]] for name in ("lr", "momentum")}
+    for backend in ("torch", "reference"):
+        y, *states = call(quiet | {"rest": rest}, chunk_size=7, backend=backend)
+        for actual, expected in zip(states[:3], rest, strict=True):
+            assert_close(actual, expected)
+        norm = {name: tensors[name][0] for name in ("norm_weight", "norm_bias")}
+        assert_close(y, apply_memory(rest, tensors["q"][0], residual_norm=True, **norm))
+
+
 @pytest.mark.parametrize("channels", [False, True])
 def test_gates_may_be_shared_by_the_layers_and_decay_may_be_by_channel(channels):
     assert_backends_agree(problem(2, channels=channels, norm=True), chunk_size=7)
