@@ -66,70 +66,59 @@ class _Recursion(torch.autograd.Function):
     """beta, f and G of every token, and beta, G and P after the last one, from theta, eta, a = 1 - alpha, ``[row, C]``.
 
     Column 0 of P and of the last G is the momentum of the start, as f is of the other G; a, beta, f and G may also be
-    ``[..., width]``. Inside, rows come last, so that what a step multiplies lies side by side: ``[C, column, width,
-    row]``.
+    ``[..., width]``. Inside, P and the G of each channel are one, ``[width + 1, token, column, row]``, rows last so
+    that what a step multiplies lies side by side. Token 0 is the start, columns 0 and 1 its weights and its momentum:
+    beta is what G makes of the former.
     """
 
     @staticmethod
     def forward(ctx, theta: Tensor, eta: Tensor, a: Tensor, last: Tensor) -> tuple[Tensor, ...]:
         rows, chunk = theta.shape
-        shape = (rows, chunk, chunk + 1, *a.shape[2:])
-        theta, eta, a = (_rows_last(x).view(chunk, -1, rows) for x in (theta, eta, a))
-        P = theta.new_zeros(chunk, chunk + 1, 1, rows)
-        G = theta.new_zeros(chunk, chunk + 1, a.shape[1], rows)
-        beta = a.clone()
-        P[0, 0] = eta[0]
-        for t in range(chunk):
-            if t:
-                torch.mul(P[t - 1, : t + 1], eta[t], out=P[t, : t + 1])
-                torch.mul(G[t - 1, : t + 1], a[t], out=G[t, : t + 1])
-                beta[t] *= beta[t - 1]
-            P[t, t + 1] = theta[t]
-            G[t, : t + 2] += P[t, : t + 2]
-        ctx.save_for_backward(theta, eta, a, last, P, G, beta)
-        row, at = torch.arange(rows, device=P.device), (last - 1).clamp(min=0)
-        out_beta, out_G = (_rows_first(x).view(s) for x, s in ((beta, (rows, chunk, *shape[3:])), (G, shape)))
-        end_beta, end_G, end_P = out_beta[row, at], out_G[row, at], P[at, :, 0, row]
-        none = last == 0  # the state stays, W_0 = W and S_0 = S
-        end_beta[none], end_G[none], end_P[none] = 1, 0, 0
-        end_P[none, 0] = 1
-        return out_beta, out_G[:, :, 0], out_G[:, :, 1:], end_beta, end_G, end_P
+        gates = _rows_last(torch.cat([eta.unsqueeze(-1), a.view(rows, chunk, -1)], -1)).view(chunk, -1, 1, rows)
+        Z = theta.new_zeros(gates.shape[1], chunk + 1, chunk + 2, rows)
+        Z[0, 0, 1] = Z[1:, 0, 0] = 1
+        Z[0, 1:, 2:].diagonal().copy_(theta)
+        steps = Z.unbind(1)
+        for t, gate in enumerate(gates):
+            torch.mul(steps[t][:, : t + 2], gate, out=steps[t + 1][:, : t + 2])
+            steps[t + 1][1:, : t + 3] += steps[t + 1][0, : t + 3]
+        ctx.save_for_backward(gates, last, Z)
+        ctx.shape = a.shape
+        G = Z[1:, 1:].flatten(0, 2).T.contiguous().view(rows, -1, chunk, chunk + 2).movedim(1, -1)
+        end = Z[:, last, :, torch.arange(rows, device=Z.device)]
+        beta, f, G, end_beta, end_G = (
+            x.squeeze(-1) if a.dim() == 2 else x
+            for x in (G[:, :, 0], G[:, :, 1], G[:, :, 2:], end[:, 1:, 0], end[:, 1:, 1:].mT)
+        )
+        return beta, f, G, end_beta, end_G, end[:, 0, 1:]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @backward_in_own_precision
     def backward(ctx, dbeta: Tensor, df: Tensor, dG: Tensor, dend_beta: Tensor, dend_G: Tensor, dend_P: Tensor):
-        theta, eta, a, last, P, G, beta = ctx.saved_tensors
-        shape, ends = dbeta.shape, set((last - 1).tolist())
-        dbeta, df, dG, *dends = map(_rows_last, (dbeta, df, dG, dend_beta, dend_G, dend_P))
-        dbeta, df, dG = dbeta.view(a.shape), df.view(a.shape), dG.view(len(a), *a.shape)
-        dends = [x.view(s.shape[1:]) for x, s in zip(dends, (beta, G, P), strict=True)]
-        dtheta, deta, da = map(torch.empty_like, (theta, eta, a))
-        to_beta, to_G, to_P = map(torch.zeros_like, dends)
-        for t in reversed(range(len(a))):
-            past, new = slice(0, t + 1), slice(0, t + 2)
-            if t in ends:
-                for to, dend in zip((to_beta, to_G, to_P), dends, strict=True):
-                    to += dend.where(last == t + 1, 0)
-            to_G[0] += df[t]
-            to_G[1 : t + 2] += dG[t, : t + 1]
-            to_P[new] += to_G[new].sum(1, keepdim=True) if to_G.shape[1] > 1 else to_G[new]
-            to_beta += dbeta[t]
-            dtheta[t] = to_P[t + 1]
-            if t:
-                torch.sum(to_P[past] * P[t - 1, past], 0, out=deta[t])
-                torch.sum(to_G[past] * G[t - 1, past], 0, out=da[t]).addcmul_(to_beta, beta[t - 1])
-            else:
-                deta[0], da[0] = to_P[0], to_beta
-            to_P[past] *= eta[t]
-            to_G[past] *= a[t]
-            to_beta *= a[t]
-        return *(_rows_first(x).view(shape[:2]) for x in (dtheta, deta)), _rows_first(da).view(shape), None
+        gates, last, Z = ctx.saved_tensors
+        chunk, width, _, rows = gates.shape
+        first = _rows_last(torch.stack([dbeta, df], -1)).view(chunk, width - 1, 2, rows)
+        dG = _rows_last(dG.reshape(rows, chunk, chunk, -1).movedim(-1, 2)).view(chunk, width - 1, chunk, rows)
+        dend = Z.new_zeros(rows, width, chunk + 2)
+        dend[:, 0, 1:], dend[:, 1:, 0] = dend_P, dend_beta.view(rows, -1)
+        dend[:, 1:, 1:] = dend_G.reshape(rows, chunk + 1, -1).mT
+        dend, ends = _rows_last(dend).view(width, chunk + 2, rows), set(last.tolist())
+        dtheta, dgates = Z.new_empty(chunk, rows), torch.empty_like(gates.squeeze(2))
+        to, steps = torch.zeros_like(dend), Z.unbind(1)
+        for t in reversed(range(chunk)):
+            if t + 1 in ends:
+                to += dend.where(last == t + 1, 0)
+            to[1:, :2] += first[t]
+            to[1:, 2 : t + 3] += dG[t, :, : t + 1]
+            to[0, : t + 3] += to[1, : t + 3] if width == 2 else to[1:, : t + 3].sum(0)
+            dtheta[t] = to[0, t + 2]
+            past = to[:, : t + 2]
+            torch.sum(past * steps[t][:, : t + 2], 1, out=dgates[t])
+            past *= gates[t]
+        dgates = dgates.permute(2, 0, 1)
+        return dtheta.T, dgates[..., 0], dgates[..., 1:].reshape(ctx.shape), None
 
 
 def _rows_last(x: Tensor) -> Tensor:
     return x.reshape(len(x), -1).T.contiguous()
-
-
-def _rows_first(x: Tensor) -> Tensor:
-    return x.flatten(0, -2).T.contiguous()
