@@ -76,6 +76,7 @@ bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figure
 	$(RUN) benchmarks/estimators.py
 	$(RUN) benchmarks/neural_memory_cpu.py --out out/neural_memory_cpu
 	$(RUN) benchmarks/addressing.py
+	$(RUN) benchmarks/depth.py
 	$(RUN) benchmarks/conversion.py
 	$(RUN) benchmarks/calibration.py
 

@@ -23,6 +23,7 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
         ((130, 4), {}, "keys of 130 and values of 4 dimensions, the kernels take 128 at most"),
         ((4, 513, 4), {}, "513 hidden units, the kernels take 512 at most"),
         ((4, 4), {"chunk_size": 65}, "`chunk_size` is 65, the kernels take 64 at most"),
+        ((4, 4), {"norm_eps": 0.5}, "`norm_eps` is 0.5, the kernels have 1e-05"),
     ],
 )
 def test_what_the_kernels_do_not_take_is_refused_with_the_reason(widths, options, reason):
@@ -42,6 +43,8 @@ def test_a_decay_by_channel_and_a_cpu_without_interpreter_are_refused(monkeypatc
     assert why_not_triton(*args, tensors["decay"], chunk_size=4) is None
     by_channel = tensors["decay"][0].unsqueeze(-1).expand(-1, -1, -1, 4)
     assert why_not_triton(*args, by_channel, chunk_size=4).startswith("`decay` is by channel")
+    rest = why_not_triton(*args, tensors["decay"], chunk_size=4, rest=tensors["weights"])
+    assert rest == "`rest` is given, the kernels decay to zero"
     cpu = [t.cpu() if isinstance(t, torch.Tensor) else t for t in args]
     assert choose_backend("auto", *cpu, tensors["decay"], 4) == "torch"  # an interpreter is never taken unasked
     assert choose_backend("auto", *args, tensors["decay"], 4) == ("triton" if GPU else "torch")

@@ -360,6 +360,8 @@ def refuse(change=None, **options):
             {"change": lambda p: p.update(momentum_state=p["momentum_state"][:1])},
             "`momentum_state` must have the shapes of `weights`",
         ),
+        ({"change": lambda p: p.update(rest=p["weights"][:1])}, "`rest` must have the shapes of `weights`"),
+        ({"norm_eps": 0.0}, "`norm_eps` must be positive and finite; got 0.0"),
     ],
 )
 def test_bad_input_is_refused_with_the_remedy(arguments, message):
