@@ -36,6 +36,8 @@ def prepared(
     if momentum_state is None:
         momentum_state = tuple(torch.zeros_like(w) for w in weights)
     momentum_state = _like_weights("momentum_state", momentum_state, k, weights)
+    if anchor is not None and position is None:
+        raise ValueError("`anchor` is the open chunk's: give `position` too, the tokens that the chunk has had")
     anchor = weights if anchor is None else _like_weights("anchor", anchor, k, weights)
     rest = None if rest is None else _like_weights("rest", rest, k, weights)
     named = zip(("lr", "momentum", "decay"), gates, strict=True)
