@@ -75,7 +75,7 @@ def measure(rule, depth, bounds, seed, args):
         y, state = memory(x)
         y.square().sum().backward()
         gradients = (x.grad.double().norm(dim=-1) * x.detach().double().norm(dim=-1)).amax(1)
-        weights = torch.stack([w.detach().abs().flatten(1).amax(1) for w in state.fast.weights]).amax(0)
+        weights = torch.stack([w.detach().abs().flatten(1).amax(1) for w in state.weights]).amax(0)
         for row, gradient, weight in zip(rows, gradients.tolist(), weights.tolist(), strict=True):
             row["gradients"].append(gradient)
             row["weights"].append(weight)

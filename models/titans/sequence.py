@@ -215,12 +215,21 @@ class SequenceModel(PyroModule):
         return torch.stack(drawn, 1), state
 
     def load_state(self, tensors: dict[str, Tensor]) -> SequenceState:
-        """Gives the state that ``SequenceState.to_tensors`` took apart."""
-        parts: list[dict[str, Tensor]] = [{} for _ in self.blocks]
+        """Gives the state that ``SequenceState.to_tensors`` took apart.
+
+        Raises:
+            ValueError: for tensors that are not those of a state of this model.
+        """
+        parts: dict[str, dict[str, Tensor]] = {str(i): {} for i in range(len(self.blocks))}
         for key, tensor in tensors.items():
-            index, name = key.split(".", 1)
-            parts[int(index)][name] = tensor
-        states = [type(b.mixer.initial_state(1)).from_tensors(part) for b, part in zip(self.blocks, parts, strict=True)]
+            index, _, name = key.partition(".")
+            parts.setdefault(index, {})[name] = tensor
+        if len(parts) > len(self.blocks) or not all(parts.values()):
+            raise ValueError(
+                f"`tensors` must be those of the model's {len(self.blocks)} blocks, named '0.' and so on; got blocks "
+                f"{sorted(index for index, part in parts.items() if part)}"
+            )
+        states = [type(b.mixer.initial_state(1)).from_tensors(parts[str(i)]) for i, b in enumerate(self.blocks)]
         return SequenceState(tuple(states))
 
     def _embed(self, x: Tensor, *, first: bool) -> Float[Tensor, "batch time dim"]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 import torch
 from torch import Tensor
 
-from pyro_memory.gate import checked
+from pyro_memory.gate import check_least, check_places, checked
 
 Kind = TypeVar("Kind", bound="State")  # not Self: a checker of calls sees dataclasses method by method
 
@@ -49,21 +49,26 @@ class State:
 
     def where(self: Kind, mask: Tensor, other: Kind) -> Kind:
         """Keeps the sequences where ``mask [batch]`` is True and takes the others from another state."""
+        self._check_which("mask", mask)
         theirs = other.named_tensors()
-        return self.map(lambda t: torch.where(mask.view(-1, *[1] * (t.dim() - 1)), t, next(theirs)[1]))
+        return self.map(lambda t: torch.where(mask.view(-1, *[1] * (t.dim() - 1)).to(t.device), t, next(theirs)[1]))
 
     def select(self: Kind, which: Tensor) -> Kind:
         """Takes the sequences ``which``, by number or by a mask ``[batch]``, in that order; one may come twice."""
+        self._check_which("which", which, numbers=True)
         return self.map(lambda t: t[which.to(t.device)])
 
     def repeat(self: Kind, times: int) -> Kind:
         """Takes each sequence so many times, side by side: for beams, or several continuations."""
+        check_least(1, times=times)
         return self.map(lambda t: t.repeat_interleave(times, 0))
 
     def reset(self: Kind, which: Tensor, start: Kind) -> Kind:
         """Starts the sequences of the mask ``which [batch]`` again: from ``start``, ``mixer.initial_state(1)``."""
-        size = len(which)
-        return start.map(lambda t: t.expand(size, *t.shape[1:])).where(which, self)
+        self._check_which("which", which)
+        if start.shapes() != self.shapes() or len(next(start.named_tensors())[1]) != 1:
+            raise ValueError(f"`start` must be a state of one sequence, mixer.initial_state(1); got {start}")
+        return start.map(lambda t: t.expand(len(which), *t.shape[1:])).where(which, self)
 
     def allclose(self, other: State, rtol: float = 1e-5, atol: float = 1e-8) -> bool:
         """Whether it is a state of the same kind with the same numbers, to a tolerance."""
@@ -86,6 +91,18 @@ class State:
     def to_tensors(self) -> dict[str, Tensor]:
         """Gives the tensors by name, for saving: contiguous copies, with no memory in common."""
         return {name: t.clone(memory_format=torch.contiguous_format) for name, t in self.named_tensors()}
+
+    def _check_which(self, name: str, which: Tensor, *, numbers: bool = False) -> None:
+        size = len(next(self.named_tensors())[1])
+        if which.dtype == torch.bool and which.shape == (size,):
+            return
+        if not numbers or which.dim() != 1 or which.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"`{name}` must be a mask of the {size} sequences, torch.bool of shape [{size}]"
+                f"{', or a row of their numbers' if numbers else ''}; got {which.dtype} of shape {list(which.shape)}"
+            )
+        if which.numel():
+            check_places(name, which, size, "numbers of sequences")
 
     def check(self, shapes: dict[str, tuple[int, ...]], batch: int) -> None:
         """Raises a ValueError unless it has these shapes behind a batch of that many sequences."""
