@@ -90,13 +90,15 @@ def neural_memory(
 
     Raises:
         ValueError: for shapes that do not fit, gates outside their range, no tokens, an unknown option.
-        NotImplementedError: inside of ``torch.func``'s grad, vmap and the like.
+        NotImplementedError: for a second or a forward derivative, but of "reference".
+
+    ``torch.compile(fullgraph=True)`` and ``torch.export`` take it, with any number of tokens, and so do ``torch.func``'s
+    grad and vmap, which goes through what it maps one by one. There the way back runs the call again.
 
     References: Titans: Learning to Memorize at Test Time (Behrouz et al., 2025), https://arxiv.org/abs/2501.00663; the
     chunk form follows Learning to (Learn at Test Time) (Sun et al., 2024), https://arxiv.org/abs/2407.04620, extended
     to momentum and decay.
     """
-    refuse_transforms("neural_memory")
     check_backend(backend)
     if checkpoint_chunks is not None and checkpoint_chunks < 1:
         raise ValueError(f"`checkpoint_chunks` must be at least 1, or None to keep all; got {checkpoint_chunks}")

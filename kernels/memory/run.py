@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import own_precision
+from pyro_memory.kernels.dispatch import own_precision, transforming
 from pyro_memory.kernels.memory.definition import Layers, token_rule
 from pyro_memory.kernels.memory.limits import choose_backend
 from pyro_memory.kernels.memory.pieces import Form, in_pieces
 from pyro_memory.kernels.memory.torch_anchored import anchored_form, anchored_token
 from pyro_memory.kernels.memory.torch_form import chunk_form, chunk_surprise
+from pyro_memory.kernels.memory.torch_operator import as_operator
 
 
 def run_memory(
@@ -41,6 +42,9 @@ def run_memory(
         if backend == "reference":
             at = {"anchor": anchor, "position": position, "lengths": lengths}
             y, *after = token_rule(*tokens, *states, *gates, chunk_size=chunk_size, **at, **options)
+        elif backend == "torch" and tokens[0].shape[2] != 1 and (torch.compiler.is_compiling() or transforming()):
+            at = tokens[0].new_zeros(len(tokens[0]), dtype=torch.long) if position is None else position
+            y, *after = as_operator(tokens, *states, anchor, gates, at, lengths, chunk_size, checkpoint_chunks, options)
         else:
             run = _piece(backend, {"chunk_size": chunk_size} | options, checkpoint_chunks)
             tokens = (*tokens, *(g for gate in gates for g in gate))

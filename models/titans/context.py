@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_memory.gate import checked
-from pyro_memory.kernels import chosen, may_look, refuse_transforms
+from pyro_memory.kernels import chosen, may_look
 from pyro_memory.models.titans.attention import Heads
 from pyro_memory.models.titans.neural_memory import MemoryState
 from pyro_memory.models.titans.state import State, resolve
@@ -80,12 +80,12 @@ class TitansMAC(Mixer):
     def initial_state(self, batch: int) -> ContextState:
         memory = self.memory.initial_state(batch)
         empty = memory.tail.new_zeros(batch, 2, self.segment, self.heads.heads, self.dim // self.heads.heads)
-        return ContextState(memory, memory.weights, empty, empty, memory.position)
+        keys, values, counts = empty, empty.clone(), memory.position.clone()
+        return ContextState(memory, tuple(w.clone() for w in memory.weights), keys, values, counts)
 
     def forward(
         self, x: Float[Tensor, "batch time dim"], state: ContextState | None = None, lengths: Lengths = None
     ) -> tuple[Float[Tensor, "batch time dim"], ContextState]:
-        refuse_transforms("TitansMAC")
         starts = [0] if state is None else state.counts.tolist() if may_look(state.counts) else []
         x, state = resolve(self, x, state, lengths)
         time = x.shape[1]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_memory.gate import check_least, checked
-from pyro_memory.kernels import apply_memory, refuse_transforms, run_memory, run_surprise
+from pyro_memory.kernels import apply_memory, run_memory, run_surprise
 from pyro_memory.models.titans.plain import PlainLinear, PlainModule
 from pyro_memory.models.titans.state import State, last_tokens, resolve
 from pyro_memory.naming import unique_name
@@ -94,10 +94,10 @@ class NeuralMemory(PlainModule):
 
     Raises:
         ValueError: for options out of range, an x that does not fit, a state of other shapes.
-        NotImplementedError: inside of ``torch.func``'s grad, vmap and the like; ``functional_call`` is fine.
+        NotImplementedError: for a second or a forward derivative, but of ``backend="reference"``.
 
-    Cost: O(time (heads head_dim^2 expansion depth + dim heads head_dim)). Call it uncompiled: ``torch.compile`` breaks
-    its graph some twenty times and compiles anew for each length, which takes minutes, and it is slower after.
+    Cost: O(time (heads head_dim^2 expansion depth + dim heads head_dim)). ``torch.compile`` takes it whole; what that
+    gains, and takes to start, stands in docs/titans.md.
 
     References: Titans: Learning to Memorize at Test Time (Behrouz, Zhong & Mirrokni, 2025),
     https://arxiv.org/abs/2501.00663
@@ -190,7 +190,6 @@ class NeuralMemory(PlainModule):
         state: MemoryState | None = None,
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch time dim"], MemoryState]:
-        refuse_transforms("NeuralMemory")
         start = 0 if state is None else None
         x, state = resolve(self, x, state, lengths)
         projected = torch.cat([state.tail, self.to_qkv(x)], 1)
@@ -222,10 +221,10 @@ class NeuralMemory(PlainModule):
 
     def initial_state(self, batch: int) -> MemoryState:
         """The state before the first token: the learned initial weights, no momentum."""
-        weights = tuple(w.repeat(batch, 1, 1, 1) for w in self._initial())
+        weights, anchor = (tuple(w.repeat(batch, 1, 1, 1) for w in self._initial()) for _ in range(2))
         tail = weights[0].new_zeros(batch, self.taps - 1, 3 * self.heads * self.head_dim)
         position = torch.zeros(batch, dtype=torch.long, device=tail.device)
-        return MemoryState(weights, tuple(torch.zeros_like(w) for w in weights), weights, position, tail)
+        return MemoryState(weights, tuple(torch.zeros_like(w) for w in weights), anchor, position, tail)
 
     def _initial(self) -> tuple[Tensor, ...]:
         return tuple(getattr(self, f"initial_{layer}") for layer in range(self.depth))

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from pyro_memory.gate import check_least, check_places, checked
 
@@ -24,6 +25,15 @@ class State:
     ``from_tensors``. One made under autocast or ``torch.inference_mode`` goes on outside of it, and the other way
     round.
     """
+
+    def __init_subclass__(cls) -> None:
+        """Makes a tree of it, of which torch's transforms and exports see the tensors."""
+        register_pytree_node(
+            cls,
+            lambda state: ([getattr(state, field.name) for field in fields(state)], None),
+            lambda values, _: cls(*values),
+            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+        )
 
     def __repr__(self) -> str:
         tensors = [t for _, t in self.named_tensors()]
