@@ -34,6 +34,7 @@ def arguments():
     parser.add_argument("--lengths", metavar="N", nargs="+", type=int, default=[64, 256, 1024, 4096, 16384])
     parser.add_argument("--head-dim", metavar="N", type=int, default=16)
     parser.add_argument("--chunk", metavar="N", type=int, default=16)
+    parser.add_argument("--max-lr", metavar="X", type=float, default=0.5)
     parser.add_argument("--rules", nargs="+", choices=COLORS, default=["plain", "steady"])
     parser.add_argument("--seeds", metavar="N", nargs="+", type=int, default=[0, 1, 2, 3])
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("out/depth"))
@@ -52,7 +53,9 @@ def sequences(length, dim):
 def built(rule, depth, bounds, args):
     """A memory of two heads, by the plain rule also where its constructor refuses that."""
     steady = rule == "steady" or depth > 2 or args.head_dim < 4
-    memory = NeuralMemory(2 * args.head_dim, heads=2, depth=depth, chunk_size=args.chunk, convolution=1, steady=steady)
+    memory = NeuralMemory(
+        2 * args.head_dim, heads=2, depth=depth, chunk_size=args.chunk, convolution=1, max_lr=args.max_lr, steady=steady
+    )
     with torch.no_grad():
         if rule == "plain" and steady:
             memory.steady, memory.lr_shares = False, [1] * depth

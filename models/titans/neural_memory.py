@@ -66,7 +66,8 @@ class NeuralMemory(PlainModule):
         theta_t <= the above times min(1, 2 / depth)         and times 2 / inputs from the second layer on
         v <- v / max(1, |v| / sqrt(head_dim))                no longer than what LN can give
 
-    That gradients do not grow then is measured at ``max_lr = 1/2``, not proved (docs/titans.md, "Depth"). Without, at
+    That gradients do not grow then is measured, not proved: at ``max_lr = 1/2`` whatever the gates, at 4 as the gates
+    start, where a pass teaches nearly as much as by the plain rule (docs/titans.md, "Depth"). By the plain rule, at
     depth 1 and 2, they grow where one token is repeated for hundreds, and with decay at its bound.
 
     Args:

@@ -44,6 +44,7 @@ def norm_of_gradients(time, kind="noise", opened=False, dim=32, **options):
         (2, {"dim": 4}),
         (3, {"dim": 4}),
         (2, {"kind": "repeated", "steady": True}),
+        (3, {"max_lr": 4.0}),
     ],
 )
 def test_gradients_do_not_grow_with_the_length(depth, options):
@@ -80,6 +81,27 @@ def test_pairs_that_come_again_are_learned(depth):
 
         _, state = memory(x.repeat(1, 200, 1))
         assert loss(state.weights) < 0.5 * loss(memory.initial_state(1).weights)
+
+
+def loss_after_a_pass(**options):
+    """Over eight pairs seen once with the gates that learn most, as a share of that before."""
+    memory = NeuralMemory(32, convolution=1, chunk_size=8, **options)
+    with torch.no_grad():
+        memory.to_lr.bias.fill_(30.0)
+        memory.to_decay.bias.fill_(-30.0)
+        x = torch.randn(4, 8, 32)
+        _, k, v = memory._qkv(memory.to_qkv(x))
+        options = {"residual_norm": True, **memory._norm_options()}
+        before, after = memory.initial_state(4), memory(x)[1]
+        losses = [(apply_memory(s.fast.weights, k, **options) - v).square().sum() for s in (before, after)]
+    return losses[1] / losses[0]
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+def test_with_a_higher_bound_a_pass_teaches_nearly_as_much_as_by_the_plain_rule(depth):
+    plain, careful, bold = (loss_after_a_pass(**o) for o in ({}, {"depth": depth}, {"depth": depth, "max_lr": 4.0}))
+    assert plain < bold < 1.6 * plain
+    assert careful < 1
 
 
 def test_what_forgets_everything_is_where_it_began_and_learns_on():
