@@ -116,6 +116,7 @@ def draw(rows, args, path):
 
 def main():
     args = arguments()
+    torch.set_flush_denormal(True)  # what a memory that has decayed to nothing computes with is slow
     start = time.perf_counter()
     cases = [(False, seed) for seed in args.seeds] + [(True, args.seeds[0])]
     grid = [(rule, depth, *case) for depth in args.depths for rule in args.rules for case in cases]
