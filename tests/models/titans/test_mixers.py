@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from mixers import DIM, MIXERS, enlarged, noise
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
@@ -15,34 +16,12 @@ from pyro_memory.kernels import neural_memory
 from pyro_memory.models import NeuralMemory, TitansLMM, TitansMAC, TitansMAG, TitansMAL
 from pyro_memory.models.titans.attention import WindowAttention
 
-DIM, TIME = 12, 27
-MIXERS = {
-    "memory": lambda **o: NeuralMemory(DIM, heads=2, chunk_size=4, **o),
-    "memory, decay by channel": lambda **o: NeuralMemory(DIM, heads=2, chunk_size=4, channel_decay=True, **o),
-    "memory, linear": lambda **o: NeuralMemory(
-        DIM, heads=2, chunk_size=5, depth=1, residual_norm=False, convolution=1, momentum=False, weight_decay=False, **o
-    ),
-    "memory, online": lambda **o: NeuralMemory(DIM, heads=2, chunk_size=1, depth=3, activation="silu", **o),
-    "LMM": lambda **o: TitansLMM(DIM, heads=2, chunk_size=4, persistent=6, **o),
-    "MAL": lambda **o: TitansMAL(DIM, heads=2, chunk_size=4, persistent=6, window=7, **o),
-    "MAG": lambda **o: TitansMAG(DIM, heads=2, chunk_size=4, persistent=6, window=7, **o),
-    "MAC": lambda **o: TitansMAC(DIM, heads=2, chunk_size=4, persistent=6, segment=8, **o),
-    "MAC, nothing persistent": lambda **o: TitansMAC(DIM, heads=2, chunk_size=4, persistent=0, segment=8, **o),
-}
+TIME = 27
 
 
 @pytest.fixture(params=MIXERS)
 def mixer(request):
-    """In float64, with weights large enough that a wrong wiring shows."""
-    module = MIXERS[request.param]().double()
-    with torch.no_grad():
-        for p in module.parameters():
-            p.mul_(1.5)
-    return module
-
-
-def noise(batch, time, dim=DIM):
-    return torch.randn(batch, time, dim, dtype=torch.float64)
+    return enlarged(request.param)
 
 
 # --- states
