@@ -1,4 +1,4 @@
-"""The tutorials run, block after block, as a reader would."""
+"""The tutorials and the page on streaming run, block after block, as a reader would."""
 
 import re
 import sys
@@ -11,7 +11,8 @@ import pytest
 
 from pyro_memory import pretrained
 
-TUTORIALS = sorted((Path(__file__).parent.parent / "docs" / "tutorials").glob("*.md"))
+DOCS = Path(__file__).parent.parent / "docs"
+TUTORIALS = [*sorted((DOCS / "tutorials").glob("*.md")), DOCS / "streaming.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
