@@ -103,7 +103,10 @@ class State:
         return {name: t.clone(memory_format=torch.contiguous_format) for name, t in self.named_tensors()}
 
     def _check_which(self, name: str, which: Tensor, *, numbers: bool = False) -> None:
-        size = len(next(self.named_tensors())[1])
+        held = next(self.named_tensors())[1]
+        size = len(held)
+        if which.device.type not in ("cpu", held.device.type):
+            raise ValueError(f"`{name}` must be on the device of the state, {held.device}; got {which.device}")
         if which.dtype == torch.bool and which.shape == (size,):
             return
         if not numbers or which.dim() != 1 or which.dtype not in (torch.int32, torch.int64):

@@ -129,11 +129,13 @@ def fast(depth=2):
     gates = {g: tuple(0.1 * torch.rand(1, 2, 4) for _ in range(depth)) for g in ("lr", "momentum", "decay")}
     weights = tuple(torch.randn(1, 2, 3, 3) for _ in range(depth))
     vectors = {name: torch.randn(1, 2, 4, 3) for name in "kv"}
-    return {**vectors, "weights": weights, **gates, "momentum_state": tuple(map(torch.zeros_like, weights))}
+    like_weights = {n: tuple(torch.randn_like(w) for w in weights) for n in ("momentum_state", "anchor", "rest")}
+    return {**vectors, "weights": weights, **gates, **like_weights, "position": longs(1)}
 
 
 def normed():
-    return called(residual_norm=True, norm_weight=torch.ones(2, 3), norm_bias=torch.zeros(2, 3), activation="gelu")
+    norm = called(residual_norm=True, norm_weight=torch.ones(2, 3), norm_bias=torch.zeros(2, 3), norm_eps=1e-5)
+    return norm | called(activation="gelu")
 
 
 KERNELS = {
@@ -151,7 +153,7 @@ KERNELS = {
         ),
     ),
     "nearest_slots": lambda: (nearest_slots, queried(nearest=2, mask=torch.ones(5).bool())),
-    "memory_surprise": lambda: (memory_surprise, fast() | normed() | called(chunk_size=2)),
+    "memory_surprise": lambda: (memory_surprise, fast() | normed() | called(chunk_size=2, lengths=longs(3))),
     "neural_memory": lambda: (
         neural_memory,
         called(
@@ -161,8 +163,8 @@ KERNELS = {
     ),
     "why_not_triton": lambda: (
         why_not_triton,
-        called(q=torch.randn(1, 2, 4, 3), v=torch.randn(1, 2, 4, 3), **{n: fast()[n] for n in ("weights", "decay")},
-               chunk_size=2),
+        called(q=torch.randn(1, 2, 4, 3), v=torch.randn(1, 2, 4, 3), chunk_size=2, norm_eps=1e-5,
+               **{n: fast()[n] for n in ("weights", "decay", "rest")}),
     ),
 }  # fmt: skip
 ROWS = INFERENCE | KERNELS

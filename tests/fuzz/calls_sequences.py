@@ -33,8 +33,8 @@ MIXERS = {
     "NeuralMemory": (lambda: NeuralMemory(8, **MEMORY), {
         **MEMORY, "head_dim": 4, "depth": 2, "expansion": 2, "activation": "silu", "residual_norm": True,
         "convolution": 2, "momentum": True, "weight_decay": True, "channel_decay": True, "max_lr": 0.5,
-        "max_momentum": 0.8, "max_decay": 1.0, "surprise": True, "checkpoint_chunks": 2, "backend": "auto",
-        "name": "memory",
+        "max_momentum": 0.8, "max_decay": 1.0, "steady": True, "surprise": True, "checkpoint_chunks": 2,
+        "backend": "auto", "name": "memory",
     }),
     "TitansLMM": (lambda: TitansLMM(8, persistent=2, **MEMORY), {"persistent": 2, "name": "mixer", **MEMORY}),
     "TitansMAC": (
@@ -145,6 +145,13 @@ MODELS = {
     ),
     "SequenceModel.load_state": lambda: (tokens_model().load_state, called(tensors=state().to_tensors())),
     "SequenceState": lambda: (SequenceState, called(blocks=state().blocks)),
+    "SequenceState.select": lambda: (state().select, called(which=longs(1, 0, 1))),
+    "SequenceState.repeat": lambda: (state().repeat, called(times=2)),
+    "SequenceState.reset": lambda: (
+        state().reset,
+        called(which=torch.tensor([True, False]), start=tokens_model().read(tokens()[:1, :0])[1]),
+    ),
+    "SequenceState.allclose": lambda: (state().allclose, called(other=state(), rtol=1e-5, atol=1e-8)),
     "DLinear": lambda: (DLinear, called(past=6, horizon=2, kernel=3, name="dlinear")),
     "DLinear.next_dist": lambda: (DLinear(6, 2, kernel=3).next_dist, called(x=torch.randn(3, 3, 2))),
     "DLinear.forward": lambda: (
