@@ -170,6 +170,16 @@ def test_m_0_is_used_where_no_state_is_given_and_never_again():
     assert not any(s.any() for s in start.momentum)
 
 
+@pytest.mark.parametrize("depth", [2, 3])
+def test_only_a_steady_memory_looks_at_m_0_after_the_start(depth):
+    memory = NeuralMemory(DIM, heads=2, chunk_size=4, depth=depth).double()
+    _, state = memory(noise(2, 6))
+    memory(noise(2, 6), state.detach())[0].sum().backward()
+    reached = [getattr(memory, f"initial_{layer}").grad is not None for layer in range(depth)]
+    assert reached == [memory.steady] * depth
+    assert memory.steady == (depth == 3)
+
+
 # --- a state is a value
 
 
@@ -300,7 +310,11 @@ def test_a_module_of_half_precision_streams_what_it_reads_whole(name, dtype):
     y, state = streamed(one, x)
     assert y.dtype == dtype
     assert_close(y, whole, rtol=0, atol=0.1)
-    assert {t.dtype for _, t in state.named_tensors()} == {t.dtype for _, t in end.named_tensors()}
+    dtypes = {name: t.dtype for name, t in state.named_tensors()}
+    assert dtypes == {name: t.dtype for name, t in end.named_tensors()}
+    inner = {t for name, t in dtypes.items() if name.split(".")[-2:-1] in (["weights"], ["momentum"], ["anchor"])}
+    assert inner == {torch.float32}
+    assert {t for name, t in dtypes.items() if name.endswith(("tail", "keys", "values"))} == {dtype}
     again, _ = one(x, state.reset(torch.tensor([True, False]), one.initial_state(1)))
     assert_close(again[0], whole[0], rtol=0, atol=0.1)
 

@@ -35,6 +35,9 @@ def test_a_call_leaves_the_state_that_it_was_given_as_it_was(model):
     model.read(x, state, torch.tensor([1, 7]))
     model.step(x[:, 0], state)
     model.generate(x[:, :1], 9, state=state, seed=0)
+    memory = getattr(state.blocks[0], "memory", state.blocks[0])
+    mixer = model.blocks[0].mixer
+    getattr(mixer, "memory", mixer).retrieve(torch.randn(2, 3, DIM).double(), memory.weights)
     assert_close(state.to_tensors(), before, rtol=0, atol=0)
 
 
@@ -133,4 +136,5 @@ def test_a_sequence_model_under_autocast_reads_and_steps_but_for_rounding(model)
         next_dist, state = model.read(x[:, :7])
         for token in x[:, 7:].unbind(1):
             next_dist, state = model.step(token, state)
+    assert {t.dtype for t in state.to_tensors().values()} == {torch.float32, torch.int64}
     assert_close(next_dist.probs, expected.probs, rtol=0, atol=0.05)
