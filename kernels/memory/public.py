@@ -92,8 +92,8 @@ def neural_memory(
         ValueError: for shapes that do not fit, gates outside their range, no tokens, an unknown option.
         NotImplementedError: for a second or a forward derivative, but of "reference".
 
-    ``torch.compile(fullgraph=True)`` and ``torch.export`` take it, with any number of tokens, and so do grad and vmap of
-    ``torch.func``, which go through what is mapped one by one. There the way back runs the call again.
+    ``torch.compile(fullgraph=True)`` and ``torch.export`` take it, with any number of tokens, and so do grad and
+    vmap of ``torch.func``, which go through what is mapped one by one. There the way back runs the call again.
 
     References: Titans: Learning to Memorize at Test Time (Behrouz et al., 2025), https://arxiv.org/abs/2501.00663; the
     chunk form follows Learning to (Learn at Test Time) (Sun et al., 2024), https://arxiv.org/abs/2407.04620, extended
