@@ -75,6 +75,7 @@ bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figure
 	$(RUN) benchmarks/addressed.py
 	$(RUN) benchmarks/estimators.py
 	$(RUN) benchmarks/neural_memory_cpu.py --out out/neural_memory_cpu
+	$(RUN) benchmarks/mixers_cpu.py
 	$(RUN) benchmarks/addressing.py
 	$(RUN) benchmarks/depth.py
 	$(RUN) benchmarks/conversion.py
