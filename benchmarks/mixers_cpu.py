@@ -34,18 +34,21 @@ def full_attention(dim):
     from torch import nn
     from torch.nn import functional as F
 
-    from pyro_memory.models.titans.attention import Rotary
-
     class FullAttention(nn.Module):
         def __init__(self):
             super().__init__()
             self.to_qkv, self.to_out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
-            self.rotary = Rotary(dim // HEADS)
 
         def forward(self, x, state=None, lengths=None):
             q, k, v = self.to_qkv(x).unflatten(-1, (3, HEADS, -1)).unbind(2)
-            position = torch.arange(x.shape[1]).expand(len(x), -1)
-            q, k, v = (t.transpose(1, 2) for t in (self.rotary(q, position), self.rotary(k, position), v))
+            frequencies = 10_000.0 ** -torch.linspace(0, 1, q.shape[-1] // 2)
+            angle = (torch.arange(x.shape[1])[:, None] * frequencies).unsqueeze(1)
+
+            def turned(t):
+                a, b = t.chunk(2, -1)
+                return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
+
+            q, k, v = (t.transpose(1, 2) for t in (turned(q), turned(k), v))
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             return self.to_out(y.transpose(1, 2).flatten(2)), state
 
