@@ -70,7 +70,10 @@ def peer(parameters):
         return sum(p.numel() for p in model.parameters())
 
     narrow, wide = size(make(1)), size(make(2))
-    return make(max(0.1, 1 + (parameters - narrow) / (wide - narrow)))
+    model = make(max(0.1, 1 + (parameters - narrow) / (wide - narrow)))
+    for p in model.parameters():
+        p.data = p.data.clone()  # some are expanded, which an optimizer cannot write to
+    return model
 
 
 def build(case, parameters):
