@@ -8,6 +8,7 @@ stand at different places.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def in_pieces(
     for i, (count, start) in enumerate(windows):
         size = time // chunk_size * chunk_size if i == 1 else ends
         if size:
-            window = _each(lambda t, s=start, n=size: _window(t, s, n), tokens)
+            window = _each(partial(_window, start=start, size=size), tokens)
             y, weights, momentum_state = form(window, weights, momentum_state, None if i else anchor, count)
             outputs.append(y)
         if i == 1:
@@ -73,7 +74,7 @@ def _even(
     outputs = []
     for part, (start, size) in enumerate(((0, head), (head, body), (head + body, time - head - body))):
         if size:
-            window = tokens if size == time else _each(lambda t, s=start, n=size: t.narrow(2, s, n), tokens)
+            window = tokens if size == time else _each(partial(torch.narrow, dim=2, start=start, length=size), tokens)
             y, weights, momentum_state = form(window, weights, momentum_state, None if part else anchor, None)
             outputs.append(y)
         if part < 2:

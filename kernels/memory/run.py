@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -41,10 +41,12 @@ def run_memory(
     with own_precision(tokens[0]):
         if backend == "reference":
             at = {"anchor": anchor, "position": position, "lengths": lengths}
-            y, *after = token_rule(*tokens, *states, *gates, chunk_size=chunk_size, **at, **options)
+            rule: Callable[..., Any] = token_rule
+            y, *after = rule(*tokens, *states, *gates, chunk_size=chunk_size, **at, **options)
         elif backend == "torch" and tokens[0].shape[2] != 1 and (torch.compiler.is_compiling() or transforming()):
-            at = tokens[0].new_zeros(len(tokens[0]), dtype=torch.long) if position is None else position
-            y, *after = as_operator(tokens, *states, anchor, gates, at, lengths, chunk_size, checkpoint_chunks, options)
+            stand = tokens[0].new_zeros(len(tokens[0]), dtype=torch.long) if position is None else position
+            call = (tokens, *states, anchor, gates, stand, lengths)
+            y, *after = as_operator(*call, chunk_size, checkpoint_chunks, options)
         else:
             run = _piece(backend, {"chunk_size": chunk_size} | options, checkpoint_chunks)
             tokens = (*tokens, *(g for gate in gates for g in gate))

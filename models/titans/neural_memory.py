@@ -195,13 +195,16 @@ class NeuralMemory(PlainModule):
         x, state = resolve(self, x, state, lengths)
         projected = torch.cat([state.tail, self.to_qkv(x)], 1)
         q, k, v = self._qkv(projected)
-        call = (state.weights, state.momentum, state.anchor, self._gates(x))
-        options = {"position": state.position, "lengths": lengths, **self._norm_options(), **self.options}
+        gates = self._gates(x)
+        options: dict[str, Any] = {"position": state.position, "lengths": lengths}
+        options |= self._norm_options() | self.options
         if self.steady and self.weight_decay:
             options["rest"] = tuple(w.expand(len(x), *w.shape) for w in self._initial())
         if self.surprise and pyro.poutine.runtime.am_i_wrapped():
-            self._record(run_surprise((k, v), *call, **options)[0])
-        y, *after = run_memory((q, k, v), *call, start=start, **options, **self.run_options)
+            self._record(run_surprise((k, v), state.weights, state.momentum, state.anchor, gates, **options)[0])
+        y, *after = run_memory(
+            (q, k, v), state.weights, state.momentum, state.anchor, gates, start=start, **options, **self.run_options
+        )
         y = self.to_out(self._normed(y) * F.silu(self.to_gate(x)))
         return y, MemoryState(*after, last_tokens(projected, self.taps - 1, lengths))
 
