@@ -65,10 +65,9 @@ def chosen(which: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> t
     """``new`` for the sequences of the mask ``which [batch]``, ``old`` for the others; nothing is copied where all are
     alike and may be looked at."""
     if may_look(which):
-        if which.all():
-            return new
-        if not which.any():
-            return old
+        there = which.tolist()
+        if all(there) or not any(there):
+            return new if all(there) else old
     return tuple(torch.where(which[:, None, None, None], n, o) for n, o in zip(new, old, strict=True))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import own_precision, transforming
+from pyro_memory.kernels.dispatch import chosen, own_precision, transforming
 from pyro_memory.kernels.memory.definition import Layers, token_rule
 from pyro_memory.kernels.memory.limits import choose_backend
 from pyro_memory.kernels.memory.pieces import Form, in_pieces
@@ -29,10 +29,13 @@ def run_memory(
     Where ``position`` is 0, the anchor must be the weights; ``start`` is the position of all sequences, where that is
     known without a look.
     """
-    dtype_of_y, (tokens, states, gates, options) = (
-        tokens[0].dtype,
-        _cast(tokens, (weights, momentum_state, anchor), gates, options),
-    )
+    single = position is not None and lengths is None and tokens[0].shape[2] == 1 and backend in ("auto", "torch")
+    if single and _as_they_are([tokens[0], weights[0], momentum_state[0], anchor[0], *(gate[0] for gate in gates)]):
+        y, *after = anchored_token(*tokens, weights, momentum_state, *gates, anchor=anchor, **options)
+        position = (position + 1) % chunk_size
+        return y, *after, chosen(position == 0, after[0], anchor), position
+    given = tokens[0].dtype
+    tokens, states, gates, options = _cast(tokens, (weights, momentum_state, anchor), gates, options)
     special = {name: options[name] for name in ("norm_eps", "rest") if name in options}
     backend = choose_backend(backend, tokens[0], tokens[-1], states[0], gates[2], chunk_size, **special)
     if backend != "triton":
@@ -55,7 +58,7 @@ def run_memory(
             else:
                 y, *after = in_pieces(run, tokens, *states, anchor, position, chunk_size, lengths, start)
     after = after[: 2 if position is None else 4]
-    return y.to(dtype_of_y), *(after if return_state else [None] * len(after))
+    return y.to(given), *(after if return_state else [None] * len(after))
 
 
 def run_surprise(
@@ -101,6 +104,13 @@ def _piece(backend: str, options: dict[str, Any], checkpoint_chunks: int | None)
         return form(*tokens, weights, momentum_state, *gates, **options | {"anchor": anchor, "lengths": lengths})
 
     return run
+
+
+def _as_they_are(tensors: Sequence[Tensor]) -> bool:
+    """Whether they are of one dtype that is computed in, on a CPU, and autocast is off."""
+    dtypes = {t.dtype for t in tensors}
+    plain = dtypes == {torch.float32} or dtypes == {torch.float64}
+    return plain and tensors[0].device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 def _cast(tokens: Layers, states: Sequence[Layers], gates: Sequence[Layers], options: dict[str, Any]) -> Any:

@@ -47,31 +47,27 @@ def anchored_token(
     rest: Layers | None = None, **_: Any,
 ) -> tuple[Tensor, Layers, Layers]:  # fmt: skip
     """Computes what ``token_rule`` does for one token: a gradient at the anchor, an update, a read."""
-    lead = k.shape[:2]
+    rows = len(k) * k.shape[1]
     memory, target, norm = Memory(activation, residual_norm, norm_eps), v, None
     if residual_norm:
         target = v - k if norm_bias is None else v - k - norm_bias.unsqueeze(1)
-        norm = v.new_ones(1) if norm_weight is None else norm_weight.expand(*lead, -1).reshape(-1, 1, v.shape[-1])
-    x, k = q.flatten(0, 1), k.flatten(0, 1)
-    w = inner.write(memory, [a.flatten(0, 1) for a in anchor], k, target.flatten(0, 1), norm)
+        norm = v.new_ones(1) if norm_weight is None else norm_weight.expand(*v.shape[:2], -1).reshape(rows, 1, -1)
+    x = q.flatten(0, 1)
+    w = inner.write(memory, [a.flatten(0, 1) for a in anchor], k.flatten(0, 1), target.flatten(0, 1), norm)
     written, moved = [], []
     layers = zip(w.h, w.D, weights, momentum_state, lr, momentum, decay, strict=True)
     for layer, (h, D, W, S, theta, eta, alpha) in enumerate(layers):
-        S = torch.baddbmm(_of_rows(eta) * S.flatten(0, 1), (h * _of_rows(theta)).mT, D, alpha=-1)
-        alpha = _of_rows(alpha)
-        W = torch.addcmul(S, 1 - alpha, W.flatten(0, 1))
-        W = W if rest is None else torch.addcmul(W, alpha, rest[layer].flatten(0, 1))
-        x = torch.bmm(memory.act(x) if layer else x, W)
-        written.append(W.unflatten(0, lead))
-        moved.append(S.unflatten(0, lead))
-    y = x.unflatten(0, lead)
+        # [batch, head, 1, 1 or out]: a number a head, or one an output channel
+        theta, eta, alpha = theta.unsqueeze(-1), eta.unsqueeze(-1), alpha if alpha.dim() == 4 else alpha.unsqueeze(-1)
+        S = torch.addcmul(eta * S, h.view(*S.shape[:3], 1), theta * D.view(*S.shape[:2], 1, -1), value=-1)
+        W = torch.addcmul(S, 1 - alpha, W)
+        W = W if rest is None else torch.addcmul(W, alpha, rest[layer])
+        x = torch.bmm(memory.act(x) if layer else x, W.flatten(0, 1))
+        written.append(W)
+        moved.append(S)
+    y = x.view(v.shape)
     if residual_norm:
         y = F.layer_norm(y, y.shape[-1:], eps=norm_eps)
         y = y if norm_weight is None else y * norm_weight.unsqueeze(1)
         y = q + (y if norm_bias is None else y + norm_bias.unsqueeze(1))
     return y, tuple(written), tuple(moved)
-
-
-def _of_rows(gate: Tensor) -> Tensor:
-    """A token's gate against weights ``[row, in, out]``: a number a row, or one an output channel."""
-    return gate.reshape(-1, 1, 1) if gate.dim() == 3 else gate.flatten(0, 1)

@@ -152,8 +152,7 @@ class NeuralMemory(PlainModule):
         self.steady = needed if steady is None else steady
         self.momentum, self.weight_decay, self.channel_decay = momentum, weight_decay, channel_decay
         self.max_momentum = max_momentum if momentum else 0.0
-        self.max_lr = max_lr * (1 - self.max_momentum) / chunk_size
-        self.max_decay = max_decay / chunk_size
+        self.max_lr, self.max_decay = max_lr * (1 - self.max_momentum) / chunk_size, max_decay / chunk_size
         self.surprise = surprise
         self.options = {"chunk_size": chunk_size, "activation": activation, "residual_norm": residual_norm}
         self.run_options = {"checkpoint_chunks": checkpoint_chunks, "backend": backend}
@@ -161,8 +160,6 @@ class NeuralMemory(PlainModule):
         inner, hidden = heads * self.head_dim, expansion * self.head_dim
         widths = [self.head_dim, *[hidden] * (depth - 1), self.head_dim]
         self.shapes = list(pairwise(widths))
-        share = min(1, 2 / depth) if self.steady else 1
-        self.lr_shares = [share * 2 / a if self.steady and layer else share for layer, (a, _) in enumerate(self.shapes)]
         self.to_qkv = nn.Linear(dim, 3 * inner, bias=False)
         self.taps = convolution
         groups = {"groups": 3 * inner, "bias": False}
@@ -171,6 +168,12 @@ class NeuralMemory(PlainModule):
         self.to_momentum = PlainLinear(dim, depth * heads) if momentum else None
         channels = sum(widths[1:]) if channel_decay else depth
         self.to_decay = PlainLinear(dim, channels * heads) if weight_decay else None
+        share = min(1, 2 / depth) if self.steady else 1
+        shares = [share * 2 / a if self.steady and layer else share for layer, (a, _) in enumerate(self.shapes)]
+        bounds = [self.max_lr * share for share in shares] * heads
+        bounds += [self.max_momentum] * (depth * heads if momentum else 0)
+        bounds += [self.max_decay] * (channels * heads if weight_decay else 0)
+        self.register_buffer("gate_bounds", torch.tensor(bounds), persistent=False)
         self.to_gate = nn.Linear(dim, inner, bias=False)
         self.to_out = PlainLinear(inner, dim, bias=False)
         self.read_norm = nn.Parameter(torch.ones(inner))
@@ -235,10 +238,11 @@ class NeuralMemory(PlainModule):
 
     def _qkv(self, projected: Tensor) -> tuple[Tensor, ...]:
         mixed = projected if self.convolution is None else self._convolve(projected)
-        q, k, v = mixed.unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4).contiguous()
+        qkv = mixed.reshape(*mixed.shape[:2], 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).contiguous()
+        (q, k), v = F.normalize(qkv[:2], dim=-1, eps=1e-6), qkv[2]
         if self.steady:
             v = v / (v.norm(dim=-1, keepdim=True) / self.head_dim**0.5).clamp_min(1)
-        return F.normalize(q, dim=-1, eps=1e-6), F.normalize(k, dim=-1, eps=1e-6), v
+        return q, k, v
 
     def _convolve(self, x: Tensor) -> Tensor:
         """Mixes each channel's last ``convolution`` tokens; a single token without the overhead of a convolution."""
@@ -250,20 +254,19 @@ class NeuralMemory(PlainModule):
 
     def _gates(self, x: Tensor) -> list[tuple[Tensor, ...]]:
         """theta, eta and alpha, each of every layer; all by one product."""
-        kinds = (self.to_lr, self.max_lr), (self.to_momentum, self.max_momentum), (self.to_decay, self.max_decay)
-        linears = [linear for linear, _ in kinds if linear is not None]
+        kinds = (self.to_lr, self.to_momentum, self.to_decay)
+        linears = [linear for linear in kinds if linear is not None]
         weight, bias = torch.cat([m.weight for m in linears]), torch.cat([m.bias for m in linears])
-        every = iter(F.linear(x, weight, bias).sigmoid().split([m.out_features for m in linears], -1))
+        every = F.linear(x, weight, bias).sigmoid() * self.gate_bounds
+        parts = iter(every.split([len(m.bias) for m in linears], -1))
         gates = []
-        for linear, bound in kinds:
+        for linear in kinds:
             if linear is None:
                 gates.append((x.new_zeros(1).expand(x.shape[0], self.heads, x.shape[1]),) * self.depth)
                 continue
-            of_head = (bound * next(every)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            of_head = next(parts).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
             one = of_head.shape[-1] == self.depth
             gates.append(of_head.unbind(-1) if one else of_head.split([out for _, out in self.shapes], -1))
-        if self.steady:
-            gates[0] = tuple(share * theta for share, theta in zip(self.lr_shares, gates[0], strict=True))
         return gates
 
     def _norm_options(self) -> dict[str, Any]:

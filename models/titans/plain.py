@@ -22,6 +22,13 @@ class PlainModule(PyroModule):
             return nn.Module.__call__(self, *args, **kwargs)
         return super().__call__(*args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        if not self.__dict__["_pyro_context"].active:  # what Pyro would look for, it does not have: the quick way
+            for group in ("_parameters", "_modules", "_buffers"):
+                if name in self.__dict__[group]:
+                    return self.__dict__[group][name]
+        return super().__getattr__(name)
+
     def _is_random(self) -> bool:
         return any(module.__dict__.get("_pyro_samples") for module in self.modules())
 
