@@ -31,7 +31,12 @@ class Memory(NamedTuple):
 
     def act_backward(self, g: Tensor, z: Tensor) -> Tensor:
         """g act'(z)."""
-        return aten.gelu_backward(g, z) if self.activation == "gelu" else aten.silu_backward(g, z)
+        if self.activation == "gelu":
+            return aten.gelu_backward(g, z)
+        if not torch.is_grad_enabled():
+            return aten.silu_backward(g, z)  # which autograd cannot go through
+        s = z.sigmoid()
+        return g * s * (1 + z * (1 - s))
 
     def act_curvature(self, z: Tensor) -> Tensor:
         """act''(z)."""
