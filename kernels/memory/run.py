@@ -11,10 +11,11 @@ from torch import Tensor
 
 from pyro_memory.kernels.dispatch import chosen, own_precision, transforming
 from pyro_memory.kernels.memory.definition import Layers, token_rule
+from pyro_memory.kernels.memory.forms import cast, piece
 from pyro_memory.kernels.memory.limits import choose_backend
-from pyro_memory.kernels.memory.pieces import Form, in_pieces
-from pyro_memory.kernels.memory.torch_anchored import anchored_form, anchored_token
-from pyro_memory.kernels.memory.torch_form import chunk_form, chunk_surprise
+from pyro_memory.kernels.memory.pieces import in_pieces
+from pyro_memory.kernels.memory.torch_anchored import anchored_token
+from pyro_memory.kernels.memory.torch_form import chunk_surprise
 from pyro_memory.kernels.memory.torch_operator import as_operator
 
 
@@ -35,12 +36,14 @@ def run_memory(
         position = (position + 1) % chunk_size
         return y, *after, chosen(position == 0, after[0], anchor), position
     given = tokens[0].dtype
-    tokens, states, gates, options = _cast(tokens, (weights, momentum_state, anchor), gates, options)
+    tokens, (weights, momentum_state, anchor), gates, options = _cast(
+        tokens, (weights, momentum_state, anchor), gates, options
+    )
     special = {name: options[name] for name in ("norm_eps", "rest") if name in options}
-    backend = choose_backend(backend, tokens[0], tokens[-1], states[0], gates[2], chunk_size, **special)
+    backend = choose_backend(backend, tokens[0], tokens[-1], weights, gates[2], chunk_size, **special)
     if backend != "triton":
-        tokens = cast(tokens, states[0][0].dtype)
-    *states, anchor = states
+        tokens = cast(tokens, weights[0].dtype)
+    states = weights, momentum_state
     with own_precision(tokens[0]):
         if backend == "reference":
             at = {"anchor": anchor, "position": position, "lengths": lengths}
@@ -51,7 +54,7 @@ def run_memory(
             call = (tokens, *states, anchor, gates, stand, lengths)
             y, *after = as_operator(*call, chunk_size, checkpoint_chunks, options)
         else:
-            run = _piece(backend, {"chunk_size": chunk_size} | options, checkpoint_chunks)
+            run = piece(backend, {"chunk_size": chunk_size} | options, checkpoint_chunks)
             tokens = (*tokens, *(g for gate in gates for g in gate))
             if position is None:
                 y, *after = run(tokens, *states, None, lengths, return_state)
@@ -66,8 +69,9 @@ def run_surprise(
     *, position: Tensor | None = None, lengths: Tensor | None = None, chunk_size: int, **options: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Computes ``memory_surprise`` likewise, from k and v."""
-    tokens, states, gates, options = _cast(tokens, (weights, momentum_state, anchor), gates, options)
-    *states, anchor = states
+    tokens, (weights, momentum_state, anchor), gates, options = _cast(
+        tokens, (weights, momentum_state, anchor), gates, options
+    )
 
     def run(tokens, weights, momentum_state, anchor, lengths):
         gates = [tokens[2 + i * len(weights) :][: len(weights)] for i in range(3)]
@@ -77,33 +81,8 @@ def run_surprise(
     tokens = (*cast(tokens, weights[0].dtype), *(g for gate in gates for g in gate))
     with own_precision(tokens[0]):
         if position is None:
-            return run(tokens, *states, None, lengths)
-        return in_pieces(run, tokens, *states, anchor, position, chunk_size, lengths)
-
-
-def _piece(backend: str, options: dict[str, Any], checkpoint_chunks: int | None) -> Form:
-    """Runs tokens and gates from a chunk's start on, or at an anchor."""
-
-    def run(
-        tokens: tuple[Tensor, ...], weights: Layers, momentum_state: Layers, anchor: Layers | None,
-        lengths: Tensor | None, return_state: bool = True,
-    ) -> tuple[Tensor, Layers | None, Layers | None]:  # fmt: skip
-        gates = [tokens[3 + i * len(weights) :][: len(weights)] for i in range(3)]
-        single = tokens[0].shape[2] == 1 and lengths is None
-        if backend == "triton" and (anchor is None or (single and not torch.is_grad_enabled())):
-            from pyro_memory.kernels.memory.triton_form import triton_form  # without a GPU nobody loads triton
-
-            more = {"anchor": anchor, "lengths": lengths, "checkpoint_chunks": checkpoint_chunks}
-            plain = {name: value for name, value in options.items() if name not in ("norm_eps", "rest")}
-            return triton_form(*tokens[:3], weights, momentum_state, *gates, **plain | more)
-        tokens = cast(tokens[:3], weights[0].dtype)
-        if anchor is None:
-            more = {"lengths": lengths, "checkpoint_chunks": checkpoint_chunks, "return_state": return_state}
-            return chunk_form(*tokens, weights, momentum_state, *gates, **options | more)
-        form = anchored_token if single else anchored_form
-        return form(*tokens, weights, momentum_state, *gates, **options | {"anchor": anchor, "lengths": lengths})
-
-    return run
+            return run(tokens, weights, momentum_state, None, lengths)
+        return in_pieces(run, tokens, weights, momentum_state, anchor, position, chunk_size, lengths)
 
 
 def _as_they_are(tensors: Sequence[Tensor]) -> bool:
@@ -122,11 +101,3 @@ def _cast(tokens: Layers, states: Sequence[Layers], gates: Sequence[Layers], opt
     if options.get("rest") is not None:
         options["rest"] = cast(options["rest"], wide)
     return cast(tokens, narrow), [cast(s, wide) for s in states], [cast(g, wide) for g in gates], options
-
-
-def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Brings tensors to a dtype; a gate that layers share stays one tensor."""
-    if all(t.dtype == dtype for t in tensors):
-        return tuple(tensors)
-    known = {id(t): t.to(dtype) for t in tensors}
-    return tuple(known[id(t)] for t in tensors)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pyro_memory.kernels.dispatch import own_precision, transforming
 from pyro_memory.kernels.memory.definition import NORM_EPS, Layers
+from pyro_memory.kernels.memory.forms import piece
+from pyro_memory.kernels.memory.pieces import in_pieces
 
 _SCHEMA = """(
     Tensor[] inputs, Tensor position, Tensor? lengths, int depth, int chunk_size, str activation, bool residual_norm,
@@ -44,17 +46,16 @@ def as_operator(
 
 
 def _run(inputs, position, lengths, depth, chunk_size, activation, residual_norm, norm_eps, given, checkpoint_chunks):
-    from pyro_memory.kernels.memory.run import run_memory  # which runs this where it may not look
-
     groups, rest = [tuple(inputs[3 + i * depth :][:depth]) for i in range(6)], list(inputs[3 + 6 * depth :])
-    options: dict[str, Any] = {"activation": activation, "residual_norm": residual_norm, "norm_eps": norm_eps}
+    options: dict[str, Any] = {
+        "chunk_size": chunk_size, "activation": activation, "residual_norm": residual_norm, "norm_eps": norm_eps,
+    }  # fmt: skip
     for name, there in zip(_OPTIONAL, given, strict=True):
         if there:
             options[name] = tuple(rest) if name == "rest" else rest.pop(0)
-    y, *after, position = run_memory(
-        tuple(inputs[:3]), *groups[:3], groups[3:], position=position, lengths=lengths, chunk_size=chunk_size,
-        backend="torch", checkpoint_chunks=checkpoint_chunks or None, **options,
-    )  # fmt: skip
+    tokens = (*inputs[:3], *(g for gate in groups[3:] for g in gate))
+    run = piece("torch", options, checkpoint_chunks or None)
+    y, *after, position = in_pieces(run, tokens, *groups[:3], position, chunk_size, lengths)
     return [y, *(s for state in after for s in state), position]
 
 
