@@ -44,23 +44,24 @@ def run_memory(
     if backend != "triton":
         tokens = cast(tokens, weights[0].dtype)
     states = weights, momentum_state
+    done: tuple[Any, ...]
     with own_precision(tokens[0]):
         if backend == "reference":
             at = {"anchor": anchor, "position": position, "lengths": lengths}
             rule: Callable[..., Any] = token_rule
-            y, *after = rule(*tokens, *states, *gates, chunk_size=chunk_size, **at, **options)
+            done = rule(*tokens, *states, *gates, chunk_size=chunk_size, **at, **options)
         elif backend == "torch" and tokens[0].shape[2] != 1 and (torch.compiler.is_compiling() or transforming()):
             stand = tokens[0].new_zeros(len(tokens[0]), dtype=torch.long) if position is None else position
             call = (tokens, *states, anchor, gates, stand, lengths)
-            y, *after = as_operator(*call, chunk_size, checkpoint_chunks, options)
+            done = as_operator(*call, chunk_size, checkpoint_chunks, options)
         else:
             run = piece(backend, {"chunk_size": chunk_size} | options, checkpoint_chunks)
             tokens = (*tokens, *(g for gate in gates for g in gate))
             if position is None:
-                y, *after = run(tokens, *states, None, lengths, return_state)
+                done = run(tokens, *states, None, lengths, return_state)
             else:
-                y, *after = in_pieces(run, tokens, *states, anchor, position, chunk_size, lengths, start)
-    after = after[: 2 if position is None else 4]
+                done = in_pieces(run, tokens, *states, anchor, position, chunk_size, lengths, start)
+    y, *after = done[: 3 if position is None else 5]
     return y.to(given), *(after if return_state else [None] * len(after))
 
 
