@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pyro_memory.gate import checked
 from pyro_memory.models.titans.plain import PlainModule
-from pyro_memory.models.titans.state import State, last_tokens, resolve
+from pyro_memory.models.titans.state import State, last_tokens, mask_past, resolve
 from pyro_memory.naming import unique_name
 
 
@@ -136,6 +136,4 @@ class WindowAttention(PlainModule):
             visible = F.pad(visible, (len(persistent), 0), value=True)
         y = self.heads.attend(q, k, v, visible)
         y = y.unflatten(0, (batch, blocks)).flatten(1, 2)[:, :time]
-        if lengths is not None:
-            y = y.masked_fill((torch.arange(time, device=x.device) >= lengths[:, None])[..., None], 0)
-        return y, kept
+        return mask_past(y, lengths), kept

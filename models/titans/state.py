@@ -8,9 +8,10 @@ from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import register_pytree_node, tree_leaves
+from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 
 from pyro_memory.gate import check_least, check_places, checked
+from pyro_memory.kernels import may_look
 
 Kind = TypeVar("Kind", bound="State")  # not Self: a checker of calls sees dataclasses method by method
 
@@ -22,8 +23,7 @@ class State:
     A state is a value: a call returns a new one, and leaves what it was given as it was. ``detach()`` between calls
     ends the graph (truncated backpropagation); ``select`` and ``repeat`` fork sequences, ``reset`` starts some of them
     afresh. For learning that goes on across restarts, save ``to_tensors()`` with safetensors and rebuild with
-    ``from_tensors``. One made under autocast or ``torch.inference_mode`` goes on outside of it, and the other way
-    round.
+    ``from_tensors``. One made under autocast or ``torch.inference_mode`` goes on outside of it, and vice versa.
     """
 
     def __init_subclass__(cls) -> None:
@@ -36,13 +36,13 @@ class State:
         )
 
     def __repr__(self) -> str:
-        tensors = [t for _, t in self.named_tensors()]
+        tensors = tree_leaves(self)
         numbers = sum(t.numel() for t in tensors)
         return f"{type(self).__name__}({len(tensors[0])} sequences, {len(tensors)} tensors, {numbers:,} numbers)"
 
     def map(self: Kind, f: Callable[[Tensor], Tensor]) -> Kind:
         """Applies f to every tensor."""
-        return type(self)(**{field.name: _map(f, getattr(self, field.name)) for field in fields(self)})
+        return tree_map(f, self)
 
     def detach(self: Kind) -> Kind:
         """Cuts it from the graph."""
@@ -60,8 +60,7 @@ class State:
     def where(self: Kind, mask: Tensor, other: Kind) -> Kind:
         """Keeps the sequences where ``mask [batch]`` is True and takes the others from another state."""
         self._check_which("mask", mask)
-        theirs = other.named_tensors()
-        return self.map(lambda t: torch.where(mask.view(-1, *[1] * (t.dim() - 1)).to(t.device), t, next(theirs)[1]))
+        return tree_map(lambda t, u: torch.where(mask.view(-1, *[1] * (t.dim() - 1)).to(t.device), t, u), self, other)
 
     def select(self: Kind, which: Tensor) -> Kind:
         """Takes the sequences ``which``, by number or by a mask ``[batch]``, in that order; one may come twice."""
@@ -76,7 +75,7 @@ class State:
     def reset(self: Kind, which: Tensor, start: Kind) -> Kind:
         """Starts the sequences of the mask ``which [batch]`` again: from ``start``, ``mixer.initial_state(1)``."""
         self._check_which("which", which)
-        if start.shapes() != self.shapes() or len(next(start.named_tensors())[1]) != 1:
+        if start.shapes() != self.shapes() or len(tree_leaves(start)[0]) != 1:
             raise ValueError(f"`start` must be a state of one sequence, mixer.initial_state(1); got {start}")
         return start.map(lambda t: t.expand(len(which), *t.shape[1:])).where(which, self)
 
@@ -103,8 +102,7 @@ class State:
         return {name: t.clone(memory_format=torch.contiguous_format) for name, t in self.named_tensors()}
 
     def _check_which(self, name: str, which: Tensor, *, numbers: bool = False) -> None:
-        held = next(self.named_tensors())[1]
-        size = len(held)
+        size = len(held := tree_leaves(self)[0])
         if which.device.type not in ("cpu", held.device.type):
             raise ValueError(f"`{name}` must be on the device of the state, {held.device}; got {which.device}")
         if which.dtype == torch.bool and which.shape == (size,):
@@ -191,23 +189,16 @@ class SequenceState:
 
     def reset(self, which: Tensor, start: SequenceState) -> SequenceState:
         """Starts the sequences of the mask ``which [batch]`` again, from a ``start`` of one sequence."""
-        pairs = zip(self.blocks, start.blocks, strict=True)
-        return SequenceState(tuple(s.reset(which, begin) for s, begin in pairs))
+        return SequenceState(tuple(s.reset(which, b) for s, b in zip(self.blocks, start.blocks, strict=True)))
 
     def allclose(self, other: SequenceState, rtol: float = 1e-5, atol: float = 1e-8) -> bool:
         """Whether it has the same numbers, to a tolerance."""
-        pairs = list(zip(self.blocks, other.blocks, strict=False))
-        return len(self.blocks) == len(other.blocks) and all(a.allclose(b, rtol, atol) for a, b in pairs)
+        same = (a.allclose(b, rtol, atol) for a, b in zip(self.blocks, other.blocks, strict=True))
+        return len(self.blocks) == len(other.blocks) and all(same)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Gives the tensors by name, as safetensors saves them; ``SequenceModel.load_state`` puts them together."""
         return {f"{i}.{k}": t for i, s in enumerate(self.blocks) for k, t in s.to_tensors().items()}
-
-
-def _map(f: Callable[[Tensor], Tensor], value: Any) -> Any:
-    if isinstance(value, State):
-        return value.map(f)
-    return tuple(f(t) for t in value) if isinstance(value, tuple) else f(value)
 
 
 def resolve(mixer: Any, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
@@ -219,24 +210,26 @@ def resolve(mixer: Any, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[
     if x.dim() != 3 or x.shape[-1] != mixer.dim or not x.shape[1]:
         raise ValueError(f"`x` must be [batch, time, {mixer.dim}] with at least one token; got shape {list(x.shape)}")
     batch, time = x.shape[:2]
-    if lengths is not None:
-        if lengths.shape != (batch,) or bool(((lengths < 0) | (lengths > time)).any()):
-            raise ValueError(
-                f"`lengths` must lie in 0 to {time}, one for each of the {batch} sequences; got {lengths.tolist()}"
-            )
-        x = x.masked_fill(~inside(lengths, time)[..., None], 0)
+    outside = lengths is not None and may_look(lengths) and bool(((lengths < 0) | (lengths > time)).any())
+    if lengths is not None and (lengths.shape != (batch,) or outside):
+        raise ValueError(
+            f"`lengths` must lie in 0 to {time}, one for each of the {batch} sequences; got {lengths.tolist()}"
+        )
+    x = mask_past(x, lengths)
     if state is None:
         return x, mixer.initial_state(batch)
     state.check(mixer.state_shapes, batch)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        made_in_inference = any(t.is_inference() for _, t in state.named_tensors())  # which autograd does not keep
+        made_in_inference = any(t.is_inference() for t in tree_leaves(state))  # which autograd does not keep
         state = state.map(torch.clone) if made_in_inference else state
     return x, state
 
 
-def inside(lengths: Tensor, time: int) -> Tensor:
-    """Which places ``[batch, time]`` hold a token."""
-    return torch.arange(time, device=lengths.device) < lengths[:, None]
+def mask_past(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Zero past each sequence's length, ``[batch, time, dim]``."""
+    if lengths is None:
+        return x
+    return x.masked_fill((torch.arange(x.shape[1], device=x.device) >= lengths[:, None])[..., None], 0)
 
 
 def last_tokens(x: Tensor, size: int, lengths: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from pyro_memory.gate import checked
 from pyro_memory.models.titans.attention import WindowAttention, WindowState
 from pyro_memory.models.titans.neural_memory import MemoryState, NeuralMemory
 from pyro_memory.models.titans.plain import PlainModule
-from pyro_memory.models.titans.state import State, resolve
+from pyro_memory.models.titans.state import State, mask_past, resolve
 from pyro_memory.naming import unique_name
 
 Lengths = Int[Tensor, " batch"] | None
@@ -189,10 +189,3 @@ class Product(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         first, second = (F.silu(norm(t)) for norm, t in zip(self.norms, (a, b), strict=True))
         return self.to_out(first * second)
-
-
-def mask_past(y: Tensor, lengths: Lengths) -> Tensor:
-    """Zero past each sequence's length."""
-    if lengths is None:
-        return y
-    return y.masked_fill((torch.arange(y.shape[1], device=y.device) >= lengths[:, None])[..., None], 0)
