@@ -78,6 +78,8 @@ bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figure
 	$(RUN) benchmarks/mixers_cpu.py
 	$(RUN) benchmarks/addressing.py
 	$(RUN) benchmarks/depth.py
+	$(RUN) benchmarks/streamed.py
+	$(RUN) benchmarks/compiled.py
 	$(RUN) benchmarks/conversion.py
 	$(RUN) benchmarks/calibration.py
 
