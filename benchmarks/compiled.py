@@ -2,8 +2,9 @@
 
 For each mixer (dim 128, 4 heads, batch 2): forward and backward of --tokens tokens, eager and compiled by turns, and a
 streamed token likewise, in milliseconds of processor time (medians); the graphs that five lengths take, and the seconds
-until the first is there. Then --steps steps of a small sequence model of each on characters of the standard library's
-prose, in float32 and under autocast to bfloat16, from the same start: the mean loss of the last tenth, nats a character.
+until the first is there. Then --steps steps (at least 20) of a small sequence model of each on characters of the
+standard library's prose, in float32 and under autocast to bfloat16, from the same start: the mean loss of the last
+tenth, nats a character.
 Writes compiled.json to --out.
 
     python benchmarks/compiled.py
