@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import chosen
+from pyro_memory.kernels.dispatch import chosen, transforming
 from pyro_memory.kernels.memory.definition import NORM_EPS, Layers, check_activation
 
 
@@ -44,7 +44,7 @@ def prepared(
     gates = [_per_layer(name, gate, k, weights) for name, gate in named]
     if check_values is None:
         check_values = k.device.type == "cpu"
-    looks = check_values and not torch.compiler.is_compiling()  # which would break a graph
+    looks = check_values and not torch.compiler.is_compiling() and not transforming()  # which would break a graph
     if looks and k.numel():
         _check_gates(*gates)
     if position is not None:

@@ -30,8 +30,9 @@ def run_memory(
     Where ``position`` is 0, the anchor must be the weights; ``start`` is the position of all sequences, where that is
     known without a look.
     """
-    single = position is not None and lengths is None and tokens[0].shape[2] == 1 and backend in ("auto", "torch")
-    if single and _as_they_are([tokens[0], weights[0], momentum_state[0], anchor[0], *(gate[0] for gate in gates)]):
+    groups = (tokens, weights, momentum_state, anchor, *gates, options.get("rest") or ())
+    single = position is not None and lengths is None and return_state and tokens[0].shape[2] == 1
+    if single and backend in ("auto", "torch") and _as_they_are(groups, options):
         y, *after = anchored_token(*tokens, weights, momentum_state, *gates, anchor=anchor, **options)
         position = (position + 1) % chunk_size
         return y, *after, chosen(position == 0, after[0], anchor), position
@@ -50,7 +51,7 @@ def run_memory(
             at = {"anchor": anchor, "position": position, "lengths": lengths}
             rule: Callable[..., Any] = token_rule
             done = rule(*tokens, *states, *gates, chunk_size=chunk_size, **at, **options)
-        elif backend == "torch" and tokens[0].shape[2] != 1 and (torch.compiler.is_compiling() or transforming()):
+        elif backend == "torch" and (position is None or tokens[0].shape[2] != 1) and _traced():
             stand = tokens[0].new_zeros(len(tokens[0]), dtype=torch.long) if position is None else position
             call = (tokens, *states, anchor, gates, stand, lengths)
             done = as_operator(*call, chunk_size, checkpoint_chunks, options)
@@ -86,11 +87,15 @@ def run_surprise(
         return in_pieces(run, tokens, weights, momentum_state, anchor, position, chunk_size, lengths)
 
 
-def _as_they_are(tensors: Sequence[Tensor]) -> bool:
-    """Whether they are of one dtype that is computed in, on a CPU, and autocast is off."""
-    dtypes = {t.dtype for t in tensors}
+def _traced() -> bool:
+    return torch.compiler.is_compiling() or transforming()
+
+
+def _as_they_are(groups: Sequence[Sequence[Tensor]], options: dict[str, Any]) -> bool:
+    """Whether all are of one dtype that is computed in, on a CPU, and autocast is off."""
+    dtypes = {t.dtype for group in groups for t in group} | {x.dtype for x in options.values() if torch.is_tensor(x)}
     plain = dtypes == {torch.float32} or dtypes == {torch.float64}
-    return plain and tensors[0].device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return plain and groups[0][0].device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 def _cast(tokens: Layers, states: Sequence[Layers], gates: Sequence[Layers], options: dict[str, Any]) -> Any:

@@ -31,9 +31,9 @@ def as_operator(
 ) -> tuple[Tensor, Layers, Layers, Layers, Tensor]:  # fmt: skip
     """Runs ``in_pieces`` on the torch form as an operator."""
     depth, given = len(weights), [options.get(name) is not None for name in _OPTIONAL]
-    more = [x for name in _OPTIONAL if (x := options.get(name)) is not None]
-    more = [x for group in more for x in (group if isinstance(group, tuple) else (group,))]
-    inputs = [*tokens, *weights, *momentum_state, *anchor, *(g for gate in gates for g in gate), *more]
+    norms = [options[name] for name in _OPTIONAL[:2] if options.get(name) is not None]
+    rest = options.get("rest") or ()
+    inputs = [*tokens, *weights, *momentum_state, *anchor, *(g for gate in gates for g in gate), *norms, *rest]
     settings = (
         depth, chunk_size, options["activation"], options["residual_norm"], options.get("norm_eps", NORM_EPS), given,
         checkpoint_chunks or 0,

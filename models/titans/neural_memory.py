@@ -168,12 +168,8 @@ class NeuralMemory(PlainModule):
         self.to_momentum = PlainLinear(dim, depth * heads) if momentum else None
         channels = sum(widths[1:]) if channel_decay else depth
         self.to_decay = PlainLinear(dim, channels * heads) if weight_decay else None
-        share = min(1, 2 / depth) if self.steady else 1
-        shares = [share * 2 / a if self.steady and layer else share for layer, (a, _) in enumerate(self.shapes)]
-        bounds = [self.max_lr * share for share in shares] * heads
-        bounds += [self.max_momentum] * (depth * heads if momentum else 0)
-        bounds += [self.max_decay] * (channels * heads if weight_decay else 0)
-        self.register_buffer("gate_bounds", torch.tensor(bounds), persistent=False)
+        share = min(1, 2 / depth)
+        self.lr_shares = [share if layer == 0 else share * 2 / a for layer, (a, _) in enumerate(self.shapes)]
         self.to_gate = nn.Linear(dim, inner, bias=False)
         self.to_out = PlainLinear(inner, dim, bias=False)
         self.read_norm = nn.Parameter(torch.ones(inner))
@@ -254,19 +250,20 @@ class NeuralMemory(PlainModule):
 
     def _gates(self, x: Tensor) -> list[tuple[Tensor, ...]]:
         """theta, eta and alpha, each of every layer; all by one product."""
-        kinds = (self.to_lr, self.to_momentum, self.to_decay)
-        linears = [linear for linear in kinds if linear is not None]
+        kinds = (self.to_lr, self.max_lr), (self.to_momentum, self.max_momentum), (self.to_decay, self.max_decay)
+        linears = [linear for linear, _ in kinds if linear is not None]
         weight, bias = torch.cat([m.weight for m in linears]), torch.cat([m.bias for m in linears])
-        every = F.linear(x, weight, bias).sigmoid() * self.gate_bounds
-        parts = iter(every.split([len(m.bias) for m in linears], -1))
+        every = iter(F.linear(x, weight, bias).sigmoid().split([m.out_features for m in linears], -1))
         gates = []
-        for linear in kinds:
+        for linear, bound in kinds:
             if linear is None:
                 gates.append((x.new_zeros(1).expand(x.shape[0], self.heads, x.shape[1]),) * self.depth)
                 continue
-            of_head = next(parts).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+            of_head = (bound * next(every)).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
             one = of_head.shape[-1] == self.depth
             gates.append(of_head.unbind(-1) if one else of_head.split([out for _, out in self.shapes], -1))
+        if self.steady:
+            gates[0] = tuple(share * theta for share, theta in zip(self.lr_shares, gates[0], strict=True))
         return gates
 
     def _norm_options(self) -> dict[str, Any]:

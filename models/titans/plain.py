@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from typing import Any
 
 import torch
@@ -11,10 +12,9 @@ from torch import nn
 
 
 class PlainModule(PyroModule):
-    """Called outside of Pyro's handlers, it is a plain ``nn.Module``.
+    """Called outside of Pyro's handlers, it is a plain ``nn.Module``: out of Pyro's parameter store, and compiled whole.
 
-    Its parameters stay out of Pyro's parameter store then, and ``torch.compile(fullgraph=True)`` takes it. Where a
-    weight is random, a call is Pyro's wherever it comes from, so that it sees one draw.
+    Where a weight is random a call is always Pyro's, so that it sees one draw.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -35,3 +35,6 @@ class PlainModule(PyroModule):
 
 class PlainLinear(PlainModule, PyroModule[nn.Linear]):
     """A linear map whose weight and bias may be made random."""
+
+    def __reduce__(self) -> Any:
+        return copyreg.__newobj__, (PlainLinear,), self.__getstate__()  # Pyro's would make a copy of its own class

@@ -28,10 +28,11 @@ class State:
 
     def __init_subclass__(cls) -> None:
         """Makes a tree of it, of which torch's transforms and exports see the tensors."""
+        super().__init_subclass__()
         register_pytree_node(
             cls,
-            lambda state: ([getattr(state, field.name) for field in fields(state)], None),
-            lambda values, _: cls(*values),
+            lambda state: ([getattr(state, field.name) for field in fields(state)], [f.name for f in fields(state)]),
+            lambda values, names: cls(**dict(zip(names, values, strict=True))),
             serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
         )
 

@@ -56,7 +56,7 @@ class Mixer(PlainModule):
         if self.persistent is None:
             return self.memory.initial_state(batch)
         _, state = self.memory(self.persistent.unsqueeze(0))
-        return state.repeat(batch)
+        return state.map(lambda t: t.repeat_interleave(batch, 0))
 
 
 @checked

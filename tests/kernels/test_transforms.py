@@ -79,11 +79,18 @@ def test_gradients_of_each_sequence_are_those_that_it_has_alone(make, time):
 
 @pytest.mark.unchecked
 def test_a_memory_has_first_derivatives_only_under_transforms():
-    def loss(t):
-        return neural_memory(t, t, t, LAYERS, **GATES)[0].sin().sum()
+    def loss(t, gates=GATES):
+        return neural_memory(t, t, t, LAYERS, **gates)[0].sin().sum()
 
-    leaf = TOKENS.clone().requires_grad_()
-    assert_close(grad(loss)(TOKENS), torch.autograd.grad(loss(leaf), leaf)[0])
+    for tokens, gate in ((TOKENS, GATE), (TOKENS[:, :, :1], GATE[:, :, :1])):
+        given = {name: value if name == "chunk_size" else gate for name, value in GATES.items()}
+        leaf = tokens.clone().requires_grad_()
+        assert_close(grad(loss)(tokens, given), torch.autograd.grad(loss(leaf, given), leaf)[0])
+
+    def of_lr(lr):
+        return neural_memory(TOKENS, TOKENS, TOKENS, LAYERS, **GATES | {"lr": lr})[0]
+
+    assert_close(vmap(of_lr)(torch.stack([GATE, 2 * GATE]))[1], of_lr(2 * GATE))
     with pytest.raises(NotImplementedError, match='no second derivative; backend="reference"'):
         grad(lambda t: grad(loss)(t).sum())(TOKENS)
     with pytest.raises(NotImplementedError, match='no forward derivative; backend="reference"'):

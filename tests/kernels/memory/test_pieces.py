@@ -5,7 +5,7 @@ import torch
 from memory_calls import DEVICE, STATE, call, problem, with_gradients
 from torch.testing import assert_close
 
-from pyro_memory.kernels import memory_surprise
+from pyro_memory.kernels import memory_surprise, neural_memory
 
 CHUNK, WIDTHS = 4, {1: [5, 5], 2: [5, 7, 5], 3: [5, 7, 6, 5]}
 POSITIONS = [0, 0, 0], [2, 2, 2], [3, 0, 1]
@@ -139,3 +139,15 @@ def test_an_anchor_and_a_position_that_do_not_fit_are_refused(change, options, m
         tensors[name] = how(tensors[name])
     with pytest.raises(ValueError, match=message):
         call(tensors, **{"chunk_size": CHUNK, "position": torch.zeros(3, dtype=torch.long)} | options)
+
+
+def test_a_token_of_mixed_dtypes_is_computed_in_the_widest():
+    k, gate = torch.randn(1, 2, 1, 4), torch.full((1, 2, 1), 0.1)
+    weights, position = (torch.randn(1, 2, 4, 4),), torch.zeros(1, dtype=torch.long)
+    options = {"chunk_size": 4, "position": position}
+    for v, norm in ((k.double(), {}), (k, {"norm_weight": torch.ones(4).double(), "residual_norm": True})):
+        arguments = (k, k, v, weights, gate, gate, gate)
+        found, rule = (neural_memory(*arguments, backend=b, **options, **norm) for b in ("auto", "reference"))
+        assert_close(found[0], rule[0])
+        assert found[1][0].dtype == torch.float64
+    assert neural_memory(k, k, k, weights, gate, gate, gate, return_state=False, **options)[1:] == (None,) * 4

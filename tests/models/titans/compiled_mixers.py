@@ -15,7 +15,12 @@ from torch.testing import assert_close
 from pyro_memory.kernels.memory.torch_operator import memory_run
 from pyro_memory.models import NeuralMemory, TitansMAC, TitansMAG
 
-MIXERS = {"memory": NeuralMemory, "MAG": partial(TitansMAG, window=7), "MAC": partial(TitansMAC, segment=8)}
+MIXERS = {
+    "memory": NeuralMemory,
+    "plain MLP": partial(NeuralMemory, residual_norm=False),
+    "MAG": partial(TitansMAG, window=7),
+    "MAC": partial(TitansMAC, segment=8),
+}
 
 
 def build(name):
@@ -95,7 +100,7 @@ def parts(y, state):
 
 CLAIMS = {
     a_token_is_one_graph: ["memory", "MAC"],
-    sequences_of_any_length_are_one_graph: ["memory", "MAG"],
+    sequences_of_any_length_are_one_graph: ["memory", "plain MLP", "MAG"],
     a_segment_more_is_another_graph: ["MAC"],
     it_has_the_same_gradients_and_goes_on: ["memory"],
     it_is_exported_with_any_length: ["memory"],

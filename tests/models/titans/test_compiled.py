@@ -20,7 +20,7 @@ def found():
     ("claim", "count"),
     [
         ("a_token_is_one_graph", 2),
-        ("sequences_of_any_length_are_one_graph", 2),
+        ("sequences_of_any_length_are_one_graph", 3),
         ("a_segment_more_is_another_graph", 1),
         ("it_has_the_same_gradients_and_goes_on", 1),
         ("it_is_exported_with_any_length", 1),
