@@ -260,8 +260,8 @@ class NeuralMemory(PlainModule):
                 gates.append((x.new_zeros(1).expand(x.shape[0], self.heads, x.shape[1]),) * self.depth)
                 continue
             of_head = (bound * next(every)).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
-            one = of_head.shape[-1] == self.depth
-            gates.append(of_head.unbind(-1) if one else of_head.split([out for _, out in self.shapes], -1))
+            widths = [out for _, out in self.shapes]
+            gates.append(of_head.split(widths, -1) if of_head.shape[-1] > self.depth else of_head.unbind(-1))
         if self.steady:
             gates[0] = tuple(share * theta for share, theta in zip(self.lr_shares, gates[0], strict=True))
         return gates

@@ -12,9 +12,9 @@ from torch import nn
 
 
 class PlainModule(PyroModule):
-    """Called outside of Pyro's handlers, it is a plain ``nn.Module``: out of Pyro's parameter store, and compiled whole.
+    """Outside of Pyro's handlers a plain ``nn.Module``: it keeps out of Pyro's parameter store, and compiles whole.
 
-    Where a weight is random a call is always Pyro's, so that it sees one draw.
+    Where a weight is random a call is Pyro's wherever it comes from, so that it sees one draw.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
