@@ -38,8 +38,8 @@ class State:
 
     def __repr__(self) -> str:
         tensors = tree_leaves(self)
-        numbers = sum(t.numel() for t in tensors)
-        return f"{type(self).__name__}({len(tensors[0])} sequences, {len(tensors)} tensors, {numbers:,} numbers)"
+        held = f"{len(tensors[0])} sequences, {len(tensors)} tensors, {sum(t.numel() for t in tensors):,} numbers"
+        return f"{type(self).__name__}({held})"
 
     def map(self: Kind, f: Callable[[Tensor], Tensor]) -> Kind:
         """Applies f to every tensor."""
