@@ -14,7 +14,6 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
 import time
 import warnings
 from functools import partial
@@ -110,7 +109,8 @@ def main():
             print(name, rows[-1]["nats"], flush=True)
     machine = subprocess.run(["lscpu"], capture_output=True, text=True).stdout
     hardware = next((line.split(":")[1].strip() for line in machine.splitlines() if line.startswith("Model name")), "")
-    record = {"command": " ".join(sys.argv), "hardware": hardware, "date": time.strftime("%Y-%m-%d"), "rows": rows}
+    command = f"python benchmarks/compiled.py --steps {args.steps}"
+    record = {"command": command, "hardware": hardware, "date": time.strftime("%Y-%m-%d"), "rows": rows}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "compiled.json").write_text(json.dumps(record, indent=1))
 

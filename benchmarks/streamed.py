@@ -135,7 +135,8 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     machine = subprocess.run(["lscpu"], capture_output=True, text=True).stdout
     name = next((line.split(":")[1].strip() for line in machine.splitlines() if line.startswith("Model name")), "")
-    record = {"command": " ".join(sys.argv), "hardware": name, "date": time.strftime("%Y-%m-%d"), "rows": rows}
+    command = f"python benchmarks/streamed.py --rounds {args.rounds}" + (" --before OLDER" if args.before else "")
+    record = {"command": command, "hardware": name, "date": time.strftime("%Y-%m-%d"), "rows": rows}
     (args.out / "streamed.json").write_text(json.dumps(record, indent=1))
     draw(rows, args.out / "streamed.png")
 
