@@ -241,9 +241,9 @@ class NeuralMemory(PlainModule):
         return q, k, v
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """Mixes each channel's last ``convolution`` tokens; a single token without the overhead of a convolution."""
-        if x.shape[1] == self.taps:
-            return (x * self.convolution.weight.squeeze(1).T).sum(1, keepdim=True)
+        """Mixes each channel's last ``convolution`` tokens; a convolution costs one token, or a compiler, more."""
+        if x.shape[1] == self.taps or torch.compiler.is_compiling():
+            return (x.unfold(1, self.taps, 1) * self.convolution.weight.squeeze(1)).sum(-1)
         image = x.unsqueeze(2).permute(0, 3, 1, 2)  # one of channels last, so nothing is copied
         mixed = F.conv2d(image, self.convolution.weight.unsqueeze(3), groups=x.shape[2])
         return mixed.permute(0, 2, 3, 1).squeeze(2)

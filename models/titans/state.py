@@ -220,9 +220,9 @@ def resolve(mixer: Any, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[
     if state is None:
         return x, mixer.initial_state(batch)
     state.check(mixer.state_shapes, batch)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        made_in_inference = any(t.is_inference() for t in tree_leaves(state))  # which autograd does not keep
-        state = state.map(torch.clone) if made_in_inference else state
+    inference = not torch.compiler.is_compiling() and any(t.is_inference() for t in tree_leaves(state))
+    if torch.is_grad_enabled() and inference:  # which autograd does not keep
+        state = state.map(torch.clone)
     return x, state
 
 
