@@ -259,9 +259,8 @@ class NeuralMemory(PlainModule):
             if linear is None:
                 gates.append((x.new_zeros(1).expand(x.shape[0], self.heads, x.shape[1]),) * self.depth)
                 continue
-            of_head = (bound * next(every)).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
-            widths = [out for _, out in self.shapes]
-            gates.append(of_head.split(widths, -1) if of_head.shape[-1] > self.depth else of_head.unbind(-1))
+            g = (bound * next(every)).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+            gates.append(g.split([b for _, b in self.shapes], -1) if g.shape[-1] > self.depth else g.unbind(-1))
         if self.steady:
             gates[0] = tuple(share * theta for share, theta in zip(self.lr_shares, gates[0], strict=True))
         return gates
