@@ -78,7 +78,7 @@ def it_has_the_same_gradients_and_goes_on(name):
 
 def it_is_exported_with_any_length(name):
     memory = build(name)
-    length = torch.export.Dim("time", min=2, max=64)
+    length = torch.export.Dim("time", min=4, max=64)  # the taps of the convolution
     program = torch.export.export(memory, (torch.randn(2, 12, 8),), dynamic_shapes=({1: length},), strict=True)
     x = torch.randn(2, 27, 8)
     assert_close(program.module()(x)[0], memory(x)[0])
