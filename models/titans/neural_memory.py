@@ -150,7 +150,7 @@ class NeuralMemory(PlainModule):
                 f"depth {depth} and {self.head_dim} dimensions. Leave it out"
             )
         self.steady = needed if steady is None else steady
-        self.momentum, self.weight_decay, self.channel_decay = momentum, weight_decay, channel_decay
+        self.weight_decay = weight_decay
         self.max_momentum = max_momentum if momentum else 0.0
         self.max_lr, self.max_decay = max_lr * (1 - self.max_momentum) / chunk_size, max_decay / chunk_size
         self.surprise = surprise
