@@ -56,6 +56,16 @@ def transforming() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def below_autograd() -> AbstractContextManager:
+    """Where no gradient can be asked for, operations that do without what autograd does even then: a sixth of the time
+    of a token, which is mostly the start of its operations. What comes out are tensors like others, other than under
+    ``torch.inference_mode``."""
+    wanted = torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0
+    if wanted or torch.compiler.is_compiling() or transforming():
+        return nullcontext()
+    return torch._C._AutoDispatchBelowADInplaceOrView()
+
+
 def may_look(tensor: Tensor) -> bool:
     """Whether a tensor's values may be looked at: not while torch compiles or transforms, nor where a device waits."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not transforming()

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import chosen, own_precision, transforming
+from pyro_memory.kernels.dispatch import own_precision, transforming
 from pyro_memory.kernels.memory.definition import Layers, token_rule
 from pyro_memory.kernels.memory.forms import cast, piece
 from pyro_memory.kernels.memory.limits import choose_backend
 from pyro_memory.kernels.memory.pieces import in_pieces
-from pyro_memory.kernels.memory.torch_anchored import anchored_token
 from pyro_memory.kernels.memory.torch_form import chunk_surprise
 from pyro_memory.kernels.memory.torch_operator import as_operator
 
@@ -30,12 +29,6 @@ def run_memory(
     Where ``position`` is 0, the anchor must be the weights; ``start`` is the position of all sequences, where that is
     known without a look.
     """
-    groups = (tokens, weights, momentum_state, anchor, *gates, options.get("rest") or ())
-    single = position is not None and lengths is None and return_state and tokens[0].shape[2] == 1
-    if single and backend in ("auto", "torch") and _as_they_are(groups, options):
-        y, *after = anchored_token(*tokens, weights, momentum_state, *gates, anchor=anchor, **options)
-        position = (position + 1) % chunk_size
-        return y, *after, chosen(position == 0, after[0], anchor), position
     given = tokens[0].dtype
     tokens, (weights, momentum_state, anchor), gates, options = _cast(
         tokens, (weights, momentum_state, anchor), gates, options
@@ -89,13 +82,6 @@ def run_surprise(
 
 def _traced() -> bool:
     return torch.compiler.is_compiling() or transforming()
-
-
-def _as_they_are(groups: Sequence[Sequence[Tensor]], options: dict[str, Any]) -> bool:
-    """Whether all are of one dtype that is computed in, on a CPU, and autocast is off."""
-    dtypes = {t.dtype for group in groups for t in group} | {x.dtype for x in options.values() if torch.is_tensor(x)}
-    plain = dtypes == {torch.float32} or dtypes == {torch.float64}
-    return plain and groups[0][0].device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 def _cast(tokens: Layers, states: Sequence[Layers], gates: Sequence[Layers], options: dict[str, Any]) -> Any:

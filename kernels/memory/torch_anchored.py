@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from pyro_memory.kernels.dispatch import transforming
 from pyro_memory.kernels.memory import torch_inner as inner
 from pyro_memory.kernels.memory.definition import NORM_EPS, Layers
 from pyro_memory.kernels.memory.torch_coefficients import Coefficients
@@ -42,32 +42,60 @@ def _after(W: Tensor, S: Tensor, h: Tensor, D: Tensor, c: Coefficients) -> tuple
 
 def anchored_token(
     q: Tensor, k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers,
+    decay: Layers, **options: Any,
+) -> tuple[Tensor, Layers, Layers]:  # fmt: skip
+    """Computes what ``token_rule`` does for one token: a gradient at the anchor, an update, a read."""
+    gates = (tuple(g if g.dim() == 4 else g.unsqueeze(-1) for g in gate) for gate in (lr, momentum, decay))
+    return run_token(q, k, v, weights, momentum_state, *gates, **options)
+
+
+def run_token(
+    q: Tensor, k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers,
     decay: Layers, *, anchor: Layers, activation: str = "gelu", residual_norm: bool = False,
     norm_weight: Tensor | None = None, norm_bias: Tensor | None = None, norm_eps: float = NORM_EPS,
     rest: Layers | None = None, **_: Any,
 ) -> tuple[Tensor, Layers, Layers]:  # fmt: skip
-    """Computes what ``token_rule`` does for one token: a gradient at the anchor, an update, a read."""
-    rows = len(k) * k.shape[1]
-    memory, target, norm = Memory(activation, residual_norm, norm_eps), v, None
+    """The same from q, k, v ``[batch, head, 1, dim]`` and gates ``[batch, head, 1, 1 or out]``.
+
+    A token takes as long as its operations take to start: they are few, and none does what a broadcast can. To an
+    activation rows are shown as columns: were they contiguous, torch would ask oneDNN for a GELU, which takes longer to
+    start than all else to run.
+    """
+    memory = Memory(activation, residual_norm, norm_eps)
+    batch, heads = k.shape[:2]
+    anchors = [a.flatten(0, 1) for a in anchor]
+    h, columns = [k.flatten(0, 1)], []
+    top = torch.bmm(h[0], anchors[0])
+    for A in anchors[1:]:
+        columns.append(top.squeeze(1).t())
+        h.append(memory.act(columns[-1]).t().unsqueeze(1))
+        top = torch.bmm(h[-1], A)
+    top = top.view(v.shape)
+    shift = scale = None
     if residual_norm:
-        target = v - k if norm_bias is None else v - k - norm_bias.unsqueeze(1)
-        norm = v.new_ones(1) if norm_weight is None else norm_weight.expand(*v.shape[:2], -1).reshape(rows, 1, -1)
-    x = q.flatten(0, 1)
-    w = inner.write(memory, [a.flatten(0, 1) for a in anchor], k.flatten(0, 1), target.flatten(0, 1), norm)
-    written, moved = [], []
-    layers = zip(w.h, w.D, weights, momentum_state, lr, momentum, decay, strict=True)
-    for layer, (h, D, W, S, theta, eta, alpha) in enumerate(layers):
-        # [batch, head, 1, 1 or out]: a number a head, or one an output channel
-        theta, eta, alpha = theta.unsqueeze(-1), eta.unsqueeze(-1), alpha if alpha.dim() == 4 else alpha.unsqueeze(-1)
-        S = torch.addcmul(eta * S, h.view(*S.shape[:3], 1), theta * D.view(*S.shape[:2], 1, -1), value=-1)
+        shift = None if norm_bias is None else norm_bias.unsqueeze(1)
+        scale = v.new_ones(1) if norm_weight is None else norm_weight.unsqueeze(1)
+        normed, mean, rstd = memory.norm(top)
+        error = torch.addcmul(k - v if shift is None else k - v + shift, normed, scale)
+        D = [inner.norm_backward(error * scale, top, mean, rstd).view(len(h[0]), -1, 1)]  # of half the loss
+    else:
+        D = [(top - v).view(len(h[0]), -1, 1)]
+    for A in anchors[:0:-1]:
+        D.append(memory.act_backward(torch.bmm(A, D[-1]).squeeze(2).t(), columns.pop()).t().unsqueeze(2))
+    x, written, moved = q.flatten(0, 1), [], []
+    add_product = torch.addcmul if transforming() else Tensor.addcmul_
+    for layer, (W, S, eta, alpha) in enumerate(zip(weights, momentum_state, momentum, decay, strict=True)):
+        d = lr[layer] * D.pop().view(batch, heads, 1, -1)
+        S = add_product(eta * S, h[layer].view(batch, heads, -1, 1), d, value=-2)
         W = torch.addcmul(S, 1 - alpha, W)
-        W = W if rest is None else torch.addcmul(W, alpha, rest[layer])
-        x = torch.bmm(memory.act(x) if layer else x, W.flatten(0, 1))
+        if rest is not None:
+            W = torch.addcmul(W, alpha, rest[layer])
+        if layer:
+            x = memory.act(x.squeeze(1).t()).t().unsqueeze(1)
+        x = torch.bmm(x, W.flatten(0, 1))
         written.append(W)
         moved.append(S)
     y = x.view(v.shape)
     if residual_norm:
-        y = F.layer_norm(y, y.shape[-1:], eps=norm_eps)
-        y = y if norm_weight is None else y * norm_weight.unsqueeze(1)
-        y = q + (y if norm_bias is None else y + norm_bias.unsqueeze(1))
+        y = torch.addcmul(q if shift is None else q + shift, memory.norm(y)[0], scale)
     return y, tuple(written), tuple(moved)

@@ -32,7 +32,7 @@ class Memory(NamedTuple):
     def act_backward(self, g: Tensor, z: Tensor) -> Tensor:
         """g act'(z)."""
         if self.activation == "gelu":
-            return aten.gelu_backward(g, z)
+            return aten.gelu_backward.default(g, z)
         if not torch.is_grad_enabled():
             return aten.silu_backward(g, z)  # which autograd cannot go through
         s = z.sigmoid()
@@ -47,7 +47,7 @@ class Memory(NamedTuple):
         return s * (1 - s) * (2 + z * (1 - 2 * s))
 
     def norm(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return aten.native_layer_norm(z, z.shape[-1:], None, None, self.norm_eps)
+        return torch.native_layer_norm(z, (z.shape[-1],), None, None, self.norm_eps)
 
 
 class Written(NamedTuple):
@@ -84,7 +84,7 @@ def write(
         normed, mean, rstd = memory.norm(z[-1])
         error = torch.addcmul(v, normed, norm, value=-1).neg_()
         g = error * (2 * norm)
-        D = [_norm_backward(g, z[-1], mean, rstd)]
+        D = [norm_backward(g, z[-1], mean, rstd)]
     else:
         error = z[-1] - v
         g = 2 * error
@@ -208,7 +208,7 @@ def read_backward(
     if memory.residual_norm:
         normed, mean, rstd = memory.norm(r.z[-1])
         dnorm = (normed * dy).sum(-2, keepdim=True)
-        dz = _norm_backward(dy * norm, r.z[-1], mean, rstd)
+        dz = norm_backward(dy * norm, r.z[-1], mean, rstd)
     back = ReadBackward(dz, [], [], [], [], [], dnorm)
     for layer in reversed(range(len(weights))):
         c, x, W, S = layers[layer], r.x[layer], weights[layer], momenta[layer]
@@ -264,12 +264,12 @@ def _loss_backward(
     if not memory.residual_norm:
         return 2 * dD, -2 * dD, None
     z, normed, g, mean, rstd = written.z, written.normed, written.g, written.mean, written.rstd
-    dg = _norm_backward(dD, z, mean, rstd)  # D is linear in g by a symmetric matrix
+    dg = norm_backward(dD, z, mean, rstd)  # D is linear in g by a symmetric matrix
     derror = dg * (2 * norm)
     dnorm = torch.addcmul(2 * written.error * dg, normed, derror).sum(-2, keepdim=True)
     along_g, along_D = (g * normed).mean(-1, keepdim=True), (dD * normed).mean(-1, keepdim=True)
     dnormed = torch.addcmul(derror * norm, rstd, torch.addcmul(dD * along_g, g, along_D), value=-1)
-    dz = _norm_backward(dnormed, z, mean, rstd)
+    dz = norm_backward(dnormed, z, mean, rstd)
     dz.addcmul_(normed, (dD * written.D[-1]).sum(-1, keepdim=True) * rstd, value=-1 / z.shape[-1])
     return dz, -derror, dnorm
 
@@ -296,5 +296,6 @@ def _row_sum(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     return torch.mul(a, b, out=out)
 
 
-def _norm_backward(g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    return aten.native_layer_norm_backward(g, z, z.shape[-1:], mean, rstd, None, None, [True, False, False])[0]
+def norm_backward(g: Tensor, z: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    wanted = [True, False, False]
+    return aten.native_layer_norm_backward.default(g, z, (z.shape[-1],), mean, rstd, None, None, wanted)[0]

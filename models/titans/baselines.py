@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from pyro_memory.gate import checked
 from pyro_memory.models.titans.attention import WindowAttention, WindowState
@@ -83,14 +83,18 @@ class LSTMMixer(nn.Module):
         x, state = resolve(self, x, state, lengths)
         start = (state.output.unsqueeze(0), state.cell.unsqueeze(0))
         if lengths is None:
-            y, end = self.cells(x, start)
+            y, end = self._run(x, start)
             return self.to_out(y), _after(end, state)
         # Packing knows no empty sequence: give it one token, and take its state back.
         packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-        y, end = self.cells(packed, start)
+        y, end = self._run(packed, start)
         y = pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0]
         y = y.masked_fill((lengths == 0)[:, None, None], 0)
         return self.to_out(y), _after(end, state).where(lengths > 0, state)
+
+    def _run(self, x: Tensor | PackedSequence, start: tuple[Tensor, Tensor]) -> tuple:
+        with torch.autocast("cpu", enabled=False):  # on a CPU torch's LSTM in bfloat16 wants AVX-512
+            return self.cells(x.to(self.to_out.weight.dtype), start)
 
     def step(
         self, token: Float[Tensor, "batch dim"], state: LSTMState | None = None

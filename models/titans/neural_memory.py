@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_memory.gate import check_least, checked
-from pyro_memory.kernels import apply_memory, run_memory, run_surprise
+from pyro_memory.kernels import apply_memory, below_autograd, chosen, run_memory, run_surprise, run_token
 from pyro_memory.models.titans.plain import PlainLinear, PlainModule
 from pyro_memory.models.titans.state import State, last_tokens, resolve
 from pyro_memory.naming import unique_name
@@ -211,8 +211,33 @@ class NeuralMemory(PlainModule):
         self, token: Float[Tensor, "batch dim"], state: MemoryState | None = None
     ) -> tuple[Float[Tensor, "batch dim"], MemoryState]:
         """Takes one token of each sequence; the same as ``forward`` on a sequence of one."""
+        if state is not None and self._is_plain(token, state):
+            with below_autograd():
+                return self._token(token, state)
         y, state = self(token.unsqueeze(1), state)
         return y.squeeze(1), state
+
+    def _is_plain(self, token: Tensor, state: MemoryState) -> bool:
+        """Whether a token may take the short way: no handlers and hooks, all of one dtype and computed on a CPU."""
+        W, dtype = state.weights[0], token.dtype
+        fits = dtype == W.dtype == state.tail.dtype == self.read_norm.dtype and token.shape == (len(W), self.dim)
+        usual = token.is_cpu and W.is_cpu and dtype.itemsize > 2 and not torch.is_autocast_enabled("cpu")
+        special = self._forward_hooks or self._forward_pre_hooks or self.run_options["backend"] not in ("auto", "torch")
+        return fits and usual and not special and not self.is_pyro_at_work()
+
+    def _token(self, x: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        """``forward`` of one token."""
+        state.check(self.state_shapes, len(x))
+        projected = torch.cat([state.tail, self.to_qkv(x).unsqueeze(1)], 1)
+        rest = self._initial() if self.steady and self.weight_decay else None
+        y, weights, momentum = run_token(
+            *self._qkv(projected), state.weights, state.momentum, *self._gates(x), anchor=state.anchor, rest=rest,
+            **self._norm_options(), **self.options,
+        )  # fmt: skip
+        position = (state.position + 1) % self.chunk_size
+        anchor = chosen(position == 0, weights, state.anchor)
+        y = self.to_out(self._normed(y).squeeze(1) * F.silu(self.to_gate(x)))
+        return y, MemoryState(weights, momentum, anchor, position, last_tokens(projected, self.taps - 1, None))
 
     def retrieve(
         self, q: Float[Tensor, "batch time inner"], weights: tuple[Tensor, ...]
@@ -234,33 +259,46 @@ class NeuralMemory(PlainModule):
 
     def _qkv(self, projected: Tensor) -> tuple[Tensor, ...]:
         mixed = projected if self.convolution is None else self._convolve(projected)
-        qkv = mixed.reshape(*mixed.shape[:2], 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).contiguous()
-        (q, k), v = F.normalize(qkv[:2], dim=-1, eps=1e-6), qkv[2]
+        batch, time, _ = mixed.shape
+        qkv = mixed.reshape(batch, time, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).contiguous()
+        unit, v = qkv[:2], qkv[2]
+        q, k = (unit / torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp_min(1e-6)).unbind(0)
         if self.steady:
             v = v / (v.norm(dim=-1, keepdim=True) / self.head_dim**0.5).clamp_min(1)
         return q, k, v
 
     def _convolve(self, x: Tensor) -> Tensor:
         """Mixes each channel's last ``convolution`` tokens; a convolution costs one token, or a compiler, more."""
-        if x.shape[1] == self.taps or torch.compiler.is_compiling():
+        if x.shape[1] == self.taps:
+            return (x * self.convolution.weight.squeeze(1).t()).sum(1, keepdim=True)
+        if torch.compiler.is_compiling():
             return (x.unfold(1, self.taps, 1) * self.convolution.weight.squeeze(1)).sum(-1)
         image = x.unsqueeze(2).permute(0, 3, 1, 2)  # one of channels last, so nothing is copied
         mixed = F.conv2d(image, self.convolution.weight.unsqueeze(3), groups=x.shape[2])
         return mixed.permute(0, 2, 3, 1).squeeze(2)
 
     def _gates(self, x: Tensor) -> list[tuple[Tensor, ...]]:
-        """theta, eta and alpha, each of every layer; all by one product."""
+        """theta, eta and alpha, each of every layer; all by one product.
+
+        ``[batch, head, time]``, or of one token, ``x [batch, dim]``, as they multiply weights, ``[batch, head, 1, 1]``.
+        """
         kinds = (self.to_lr, self.max_lr), (self.to_momentum, self.max_momentum), (self.to_decay, self.max_decay)
         linears = [linear for linear, _ in kinds if linear is not None]
         weight, bias = torch.cat([m.weight for m in linears]), torch.cat([m.bias for m in linears])
-        every = iter(F.linear(x, weight, bias).sigmoid().split([m.out_features for m in linears], -1))
+        every = iter(F.linear(x, weight, bias).sigmoid_().split_with_sizes([m.out_features for m in linears], -1))
         gates = []
         for linear, bound in kinds:
             if linear is None:
-                gates.append((x.new_zeros(1).expand(x.shape[0], self.heads, x.shape[1]),) * self.depth)
+                shape = (len(x), self.heads, 1, 1) if x.dim() == 2 else (len(x), self.heads, x.shape[1])
+                gates.append((x.new_zeros(1).expand(shape),) * self.depth)
                 continue
-            g = (bound * next(every)).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
-            gates.append(g.split([b for _, b in self.shapes], -1) if g.shape[-1] > self.depth else g.unbind(-1))
+            channels = linear.out_features > self.depth * self.heads
+            g = bound * next(every)
+            if x.dim() == 3:
+                g = g.view(len(x), x.shape[1], self.heads, -1).transpose(1, 2)
+            else:
+                g = g.view(len(x), self.heads, 1, -1) if channels else g.view(len(x), self.heads, 1, 1, -1)
+            gates.append(g.split([b for _, b in self.shapes], -1) if channels else g.unbind(-1))
         if self.steady:
             gates[0] = tuple(share * theta for share, theta in zip(self.lr_shares, gates[0], strict=True))
         return gates

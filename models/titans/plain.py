@@ -18,7 +18,7 @@ class PlainModule(PyroModule):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not (am_i_wrapped() or self._pyro_context.active or self._is_random()):
+        if torch.compiler.is_compiling() or not self.is_pyro_at_work():
             return nn.Module.__call__(self, *args, **kwargs)
         return super().__call__(*args, **kwargs)
 
@@ -29,8 +29,18 @@ class PlainModule(PyroModule):
                     return self.__dict__[group][name]
         return super().__getattr__(name)
 
+    def is_pyro_at_work(self) -> bool:
+        """Whether a handler is active, or a weight is random."""
+        return bool(am_i_wrapped() or self._pyro_context.active) or self._is_random()
+
     def _is_random(self) -> bool:
-        return any(module.__dict__.get("_pyro_samples") for module in self.modules())
+        todo: list[Any] = [self]  # quicker than modules()
+        for module in todo:
+            if module is not None:
+                if module.__dict__.get("_pyro_samples"):
+                    return True
+                todo += module._modules.values()
+        return False
 
 
 class PlainLinear(PlainModule, PyroModule[nn.Linear]):

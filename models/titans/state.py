@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
+from torch.utils._pytree import register_pytree_node, tree_map
 
 from pyro_memory.gate import check_least, check_places, checked
 from pyro_memory.kernels import may_look
@@ -37,7 +37,7 @@ class State:
         )
 
     def __repr__(self) -> str:
-        tensors = tree_leaves(self)
+        tensors = self.tensors()
         held = f"{len(tensors[0])} sequences, {len(tensors)} tensors, {sum(t.numel() for t in tensors):,} numbers"
         return f"{type(self).__name__}({held})"
 
@@ -76,7 +76,7 @@ class State:
     def reset(self: Kind, which: Tensor, start: Kind) -> Kind:
         """Starts the sequences of the mask ``which [batch]`` again: from ``start``, ``mixer.initial_state(1)``."""
         self._check_which("which", which)
-        if start.shapes() != self.shapes() or len(tree_leaves(start)[0]) != 1:
+        if start.shapes() != self.shapes() or len(start.tensors()[0]) != 1:
             raise ValueError(f"`start` must be a state of one sequence, mixer.initial_state(1); got {start}")
         return start.map(lambda t: t.expand(len(which), *t.shape[1:])).where(which, self)
 
@@ -86,6 +86,14 @@ class State:
         return {n: t.shape for n, t in mine.items()} == {n: t.shape for n, t in theirs.items()} and all(
             torch.allclose(t.double(), theirs[name].double(), rtol, atol) for name, t in mine.items()
         )
+
+    def tensors(self) -> list[Tensor]:
+        """Its tensors, in the order of their names."""
+        found: list[Tensor] = []
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            found += value.tensors() if isinstance(value, State) else value if isinstance(value, tuple) else (value,)
+        return found
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Goes through its tensors: ``"fast.weights.0"`` and so on."""
@@ -103,7 +111,7 @@ class State:
         return {name: t.clone(memory_format=torch.contiguous_format) for name, t in self.named_tensors()}
 
     def _check_which(self, name: str, which: Tensor, *, numbers: bool = False) -> None:
-        size = len(held := tree_leaves(self)[0])
+        size = len(held := self.tensors()[0])
         if which.device.type not in ("cpu", held.device.type):
             raise ValueError(f"`{name}` must be on the device of the state, {held.device}; got {which.device}")
         if which.dtype == torch.bool and which.shape == (size,):
@@ -118,7 +126,7 @@ class State:
 
     def check(self, shapes: dict[str, tuple[int, ...]], batch: int) -> None:
         """Raises a ValueError unless it has these shapes behind a batch of that many sequences."""
-        if [t.shape for t in tree_leaves(self)] == [(batch, *shape) for shape in shapes.values()]:
+        if [t.shape for t in self.tensors()] == [(batch, *shape) for shape in shapes.values()]:
             return
         given = {name: tuple(t.shape) for name, t in self.named_tensors()}
         for name, shape in shapes.items():
@@ -220,9 +228,8 @@ def resolve(mixer: Any, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[
     if state is None:
         return x, mixer.initial_state(batch)
     state.check(mixer.state_shapes, batch)
-    inference = not torch.compiler.is_compiling() and any(t.is_inference() for t in tree_leaves(state))
-    if torch.is_grad_enabled() and inference:  # which autograd does not keep
-        state = state.map(torch.clone)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and any(t.is_inference() for t in state.tensors()):
+        state = state.map(torch.clone)  # autograd does not keep one made under inference_mode
     return x, state
 
 

@@ -202,11 +202,11 @@ class Either:
         real = [kind for kind in self.kinds if kind is not NOTHING]
         if value is None and len(real) < len(self.kinds):
             return None
+        if len(real) == 1:
+            return real[0](name, value, call)
         fitting = [kind for kind in real if kind.wants(value)]
         if isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
             fitting.sort(key=lambda kind: not isinstance(kind, Several))  # tensors in a row are no lists of numbers
-        if len(real) == 1:
-            return real[0](name, value, call)
         if not fitting:
             raise TypeError(f"`{name}` must be {self}; got {told(value)}")
         tensors = sum(isinstance(kind, TensorCheck) for kind in real)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -50,7 +52,8 @@ class Call:
     def like(self) -> Tensor | None:
         """A tensor of the owner, whose device, and in a module whose dtype, arguments have."""
         if isinstance(self.owner, nn.Module):
-            return next((t for t in self.owner.parameters() if t.is_floating_point()), None)
+            held = chain(self.owner._parameters.values(), self.owner.parameters())  # its own are found quicker
+            return next((t for t in held if t is not None and t.is_floating_point()), None)
         return held_by(self.owner)
 
     def check_held(self, name: str, value: Any) -> None:
@@ -62,11 +65,12 @@ class Call:
 
     def check_place(self, name: str, value: Tensor, what: str = "", *, dtype: bool = True) -> None:
         """Raises a ValueError unless a tensor, or what holds it, is where its owner and the other arguments are."""
-        like, said = self.like, f"a {what}, on {value.device}" if what else told(value)
+        like = self.like
         whose, device = (self.first or (name, value.device)) if like is None else ("", like.device)
         self.first = self.first or (name, value.device)
         if device != value.device:
             owner = f"`{whose}`" if whose else f"the {type(self.owner).__name__}"
+            said = f"a {what}, on {value.device}" if what else told(value)
             raise ValueError(
                 f'`{name}` must be on the device of {owner}, {device}; got {said}. Move it: {name}.to("{device}")'
             )
@@ -153,8 +157,7 @@ class TensorCheck:
             raise ValueError(f"`{name}` must be {self}; got {told(value)}{cast}")
 
     def _check_shape(self, name: str, value: Tensor, call: Call) -> None:
-        free = [i for i, dim in enumerate(self.dims) if dim[0] in "*."]
-        least = len(self.dims) - len(free)
+        free, least = self._free
         if value.dim() < least or (not free and value.dim() > least):
             extra = least - value.dim() == 1 and not free
             hint = f". One dimension is missing: {name}[None] adds a first one" if extra else ""
@@ -171,12 +174,21 @@ class TensorCheck:
                 shown = list(wanted) if isinstance(wanted, tuple) else wanted
                 raise ValueError(f"`{name}` must be {self} with {dim} = {shown}{whose}; got {told(value)}")
 
+    @cached_property
+    def _free(self) -> tuple[list[int], int]:
+        """Which dimensions stand for any number of them, and how many there are beside."""
+        free = [i for i, dim in enumerate(self.dims or ()) if dim[0] in "*."]
+        return free, len(self.dims or ()) - len(free)
+
     def _check_values(self, name: str, value: Tensor, call: Call) -> None:
         """On a CPU only: elsewhere every call would wait for the device."""
         looks = self.kind == "float" and self.dims is not None and not call.padded
         if not looks or not readable_now(value):
             return
-        low, high = (end.item() for end in value.detach().aminmax())  # a NaN anywhere is both
+        value = value.detach()
+        if math.isfinite(value.sum().item()):  # as one that holds NaN or infinity is not
+            return
+        low, high = (end.item() for end in value.aminmax())  # a NaN anywhere is both
         logarithms = name.startswith(("log", "score"))  # of probabilities, which may be 0
         if low != low or ((low == -torch.inf or high == torch.inf) and not logarithms):
             place = (~torch.isfinite(value)).nonzero()[0].tolist()
