@@ -19,6 +19,8 @@ from torch import Tensor
 
 from pyro_memory.kernels.dispatch import backward_in_own_precision
 
+AT_ONCE = 2**20  # numbers of G that fit a cache
+
 
 class Coefficients(NamedTuple):
     """The weights of a layer's chunks: ``width`` is 1, or the layer's output channels where they decay apart."""
@@ -50,75 +52,73 @@ def coefficients(theta: Tensor, eta: Tensor, alpha: Tensor, last: Tensor) -> Coe
 
     ``last [chunk, row]`` counts a sequence's tokens in a chunk, 0 to C.
     """
-    lead = theta.shape[:2]
-    parts = _Recursion.apply(*(g.flatten(0, 1) for g in (theta, eta, 1 - alpha)), last.flatten())
-    if alpha.dim() == 3:
-        beta, f, G, end_beta, end_G, end_P = parts
-        parts = (beta.unsqueeze(-1), f.unsqueeze(-1), G, end_beta.unsqueeze(-1), end_G.unsqueeze(-1), end_P)
-    beta, f, G, end_beta, end_G, end_P = (x.unflatten(0, lead) for x in parts)
+    chunk, apart = theta.shape[2], alpha.dim() == 4
+    kept = 1 - alpha if apart else 1 - alpha.unsqueeze(-1)
+    rows = max(16, AT_ONCE // (chunk * kept[0, 0].numel()))
+    groups = zip(*(x.flatten(0, 1).split(rows) for x in (theta, eta, kept, last)), strict=True)
+    parts = map(torch.cat, zip(*(_Recursion.apply(*group) for group in groups), strict=True))
+    beta, f, G, end_beta, end_G, end_P = (x.unflatten(0, theta.shape[:2]) for x in parts)
     return Coefficients(
-        beta, f, G, end_beta.unsqueeze(2), end_G[:, :, :1], end_G[:, :, 1:], end_P[:, :, :1, None],
-        end_P[:, :, 1:, None],
+        beta, f, G if apart else G.squeeze(-1), end_beta.unsqueeze(2), end_G[:, :, :1], end_G[:, :, 1:],
+        end_P[:, :, :1, None], end_P[:, :, 1:, None],
     )  # fmt: skip
 
 
 class _Recursion(torch.autograd.Function):
-    """beta, f and G of every token, and beta, G and P after the last one, from theta, eta, a = 1 - alpha, ``[row, C]``.
+    """beta, f and G of every token, and beta, G and P after the last one, from theta, eta ``[row, C]``, 1 - alpha.
 
-    Column 0 of P and of the last G is the momentum of the start, as f is of the other G; a, beta, f and G may also be
-    ``[..., width]``. Inside, P and the G of each channel are one, ``[width + 1, token, column, row]``, rows last so
-    that what a step multiplies lies side by side. Token 0 is the start, columns 0 and 1 its weights and its momentum:
-    beta is what G makes of the former.
+    What is of a channel, as 1 - alpha and all of beta, f and G, has a last dimension ``width``. Column 0 of P and of
+    the last G is the momentum of the start, as f is of the other G. Inside, P is ``[token, column, row]`` and G
+    ``[token, width, column, row]``, rows last so that what a step multiplies lies side by side. Token 0 is the start,
+    columns 0 and 1 its weights and its momentum: beta is what G makes of the former.
     """
 
     @staticmethod
     def forward(ctx, theta: Tensor, eta: Tensor, a: Tensor, last: Tensor) -> tuple[Tensor, ...]:
-        rows, chunk = theta.shape
-        gates = _rows_last(torch.cat([eta.unsqueeze(-1), a.view(rows, chunk, -1)], -1)).view(chunk, -1, 1, rows)
-        Z = theta.new_zeros(gates.shape[1], chunk + 1, chunk + 2, rows)
-        Z[0, 0, 1] = Z[1:, 0, 0] = 1
-        Z[0, 1:, 2:].diagonal().copy_(theta)
-        steps = Z.unbind(1)
-        for t, gate in enumerate(gates):
-            torch.mul(steps[t][:, : t + 2], gate, out=steps[t + 1][:, : t + 2])
-            steps[t + 1][1:, : t + 3] += steps[t + 1][0, : t + 3]
-        ctx.save_for_backward(gates, last, Z)
-        ctx.shape = a.shape
-        G = Z[1:, 1:].flatten(0, 2).T.contiguous().view(rows, -1, chunk, chunk + 2).movedim(1, -1)
-        end = Z[:, last, :, torch.arange(rows, device=Z.device)]
-        beta, f, G, end_beta, end_G = (
-            x.squeeze(-1) if a.dim() == 2 else x
-            for x in (G[:, :, 0], G[:, :, 1], G[:, :, 2:], end[:, 1:, 0], end[:, 1:, 1:].mT)
-        )
-        return beta, f, G, end_beta, end_G, end[:, 0, 1:]
+        (rows, chunk), row = theta.shape, torch.arange(len(theta), device=theta.device)
+        eta, a = eta.T.contiguous(), a.permute(1, 2, 0).unsqueeze(2).contiguous()
+        P = theta.new_zeros(chunk + 1, chunk + 2, rows)
+        G = theta.new_zeros(chunk + 1, a.shape[1], chunk + 2, rows)
+        P[0, 1] = G[0, :, 0] = 1
+        P[1:, 2:].diagonal().copy_(theta)
+        for start, stop, columns in _blocks(chunk):
+            p, g = P[start : stop + 1, :columns].unbind(), G[start : stop + 1, :, :columns].unbind()
+            for t, (eta_t, a_t) in enumerate(zip(eta[start:stop], a[start:stop], strict=True)):
+                p[t + 1].addcmul_(p[t], eta_t)
+                torch.addcmul(p[t + 1], g[t], a_t, out=g[t + 1])
+        ctx.save_for_backward(eta, a, last, P, G)
+        every, end = G[1:].flatten(0, 2).T.contiguous().view(rows, chunk, -1, chunk + 2).mT, G[last, :, :, row].mT
+        return every[:, :, 0], every[:, :, 1], every[:, :, 2:], end[:, 0], end[:, 1:], P[last, 1:, row]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @backward_in_own_precision
     def backward(ctx, dbeta: Tensor, df: Tensor, dG: Tensor, dend_beta: Tensor, dend_G: Tensor, dend_P: Tensor):
-        gates, last, Z = ctx.saved_tensors
-        chunk, width, _, rows = gates.shape
-        first = _rows_last(torch.stack([dbeta, df], -1)).view(chunk, width - 1, 2, rows)
-        dG = _rows_last(dG.reshape(rows, chunk, chunk, -1).movedim(-1, 2)).view(chunk, width - 1, chunk, rows)
-        dend = Z.new_zeros(rows, width, chunk + 2)
-        dend[:, 0, 1:], dend[:, 1:, 0] = dend_P, dend_beta.view(rows, -1)
-        dend[:, 1:, 1:] = dend_G.reshape(rows, chunk + 1, -1).mT
-        dend, ends = _rows_last(dend).view(width, chunk + 2, rows), set(last.tolist())
-        dtheta, dgates = Z.new_empty(chunk, rows), torch.empty_like(gates.squeeze(2))
-        to, steps = torch.zeros_like(dend), Z.unbind(1)
-        for t in reversed(range(chunk)):
-            if t + 1 in ends:
-                to += dend.where(last == t + 1, 0)
-            to[1:, :2] += first[t]
-            to[1:, 2 : t + 3] += dG[t, :, : t + 1]
-            to[0, : t + 3] += to[1, : t + 3] if width == 2 else to[1:, : t + 3].sum(0)
-            dtheta[t] = to[0, t + 2]
-            past = to[:, : t + 2]
-            torch.sum(past * steps[t][:, : t + 2], 1, out=dgates[t])
-            past *= gates[t]
-        dgates = dgates.permute(2, 0, 1)
-        return dtheta.T, dgates[..., 0], dgates[..., 1:].reshape(ctx.shape), None
+        eta, a, last, P, G = ctx.saved_tensors
+        chunk, row, ended, end = len(eta), torch.arange(len(last), device=last.device), last > 0, (last - 1).clamp(min=0)
+        grad, dP = torch.empty_like(G[1:]), torch.zeros_like(P[1:])  # from token 1 on
+        grad[:, :, 0], grad[:, :, 1], grad[:, :, 2:] = (x.movedim((0, -1), (-1, 1)) for x in (dbeta, df, dG))
+        dend_G = torch.cat([dend_beta.unsqueeze(1), dend_G], 1)
+        grad[end, :, :, row] += dend_G.mT * ended.view(-1, 1, 1)
+        dP[end, 1:, row] += dend_P * ended.view(-1, 1)
+        da, deta = torch.empty_like(a), torch.empty_like(eta)
+        for start, stop, columns in reversed(_blocks(chunk)):
+            here = slice(start, stop)
+            _back(grad[start : stop + 1, :, :columns], a[start + 1 : stop + 1])
+            torch.sum(grad[here, :, :columns] * G[here, :, :columns], 2, keepdim=True, out=da[here])
+            dP[here, :columns] += grad[here, :, :columns].sum(1)
+            _back(dP[start : stop + 1, :columns], eta[start + 1 : stop + 1])
+            torch.sum(dP[here, :columns] * P[here, :columns], 1, out=deta[here])
+        return dP[:, 2:].diagonal(), deta.T, da.squeeze(2).permute(2, 0, 1), None
 
 
-def _rows_last(x: Tensor) -> Tensor:
-    return x.reshape(len(x), -1).T.contiguous()
+def _blocks(chunk: int) -> list[tuple[int, int, int]]:
+    """Tokens whose views are cut together, from one to another, and how many columns are not zero in them."""
+    return [(start, stop := min(start + 16, chunk), stop + 2) for start in range(0, chunk, 16)]
+
+
+def _back(grad: Tensor, gates: Tensor) -> None:
+    """Adds to each token's gradient what its successor's gate lets through, from the last one down."""
+    steps = grad.unbind()
+    for t in reversed(range(len(gates))):
+        steps[t].addcmul_(steps[t + 1], gates[t])
