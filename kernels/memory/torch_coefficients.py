@@ -95,14 +95,14 @@ class _Recursion(torch.autograd.Function):
     @backward_in_own_precision
     def backward(ctx, dbeta: Tensor, df: Tensor, dG: Tensor, dend_beta: Tensor, dend_G: Tensor, dend_P: Tensor):
         eta, a, last, P, G = ctx.saved_tensors
-        chunk, row, ended, end = len(eta), torch.arange(len(last), device=last.device), last > 0, (last - 1).clamp(min=0)
+        row, ended, end = torch.arange(len(last), device=last.device), last > 0, (last - 1).clamp(min=0)
         grad, dP = torch.empty_like(G[1:]), torch.zeros_like(P[1:])  # from token 1 on
         grad[:, :, 0], grad[:, :, 1], grad[:, :, 2:] = (x.movedim((0, -1), (-1, 1)) for x in (dbeta, df, dG))
         dend_G = torch.cat([dend_beta.unsqueeze(1), dend_G], 1)
         grad[end, :, :, row] += dend_G.mT * ended.view(-1, 1, 1)
         dP[end, 1:, row] += dend_P * ended.view(-1, 1)
         da, deta = torch.empty_like(a), torch.empty_like(eta)
-        for start, stop, columns in reversed(_blocks(chunk)):
+        for start, stop, columns in reversed(_blocks(len(eta))):
             here = slice(start, stop)
             _back(grad[start : stop + 1, :, :columns], a[start + 1 : stop + 1])
             torch.sum(grad[here, :, :columns] * G[here, :, :columns], 2, keepdim=True, out=da[here])
