@@ -14,10 +14,10 @@ from pyro_memory.kernels.dispatch import below_autograd as below_autograd  # for
 from pyro_memory.kernels.dispatch import chosen as chosen
 from pyro_memory.kernels.dispatch import may_look as may_look
 from pyro_memory.kernels.dispatch import refuse_transforms
+from pyro_memory.kernels.memory import anchored_token as anchored_token
 from pyro_memory.kernels.memory import apply_memory, memory_surprise, neural_memory, why_not_triton
 from pyro_memory.kernels.memory import run_memory as run_memory
 from pyro_memory.kernels.memory import run_surprise as run_surprise
-from pyro_memory.kernels.memory import run_token as run_token
 from pyro_memory.kernels.scan import decay_scan
 
 __all__ = [

@@ -15,6 +15,6 @@ from pyro_memory.kernels.memory.definition import apply_memory
 from pyro_memory.kernels.memory.limits import why_not_triton
 from pyro_memory.kernels.memory.public import memory_surprise, neural_memory
 from pyro_memory.kernels.memory.run import run_memory, run_surprise
-from pyro_memory.kernels.memory.torch_anchored import run_token as run_token
+from pyro_memory.kernels.memory.torch_anchored import anchored_token as anchored_token
 
 __all__ = ["apply_memory", "memory_surprise", "neural_memory", "run_memory", "run_surprise", "why_not_triton"]

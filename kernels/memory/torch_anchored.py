@@ -42,26 +42,18 @@ def _after(W: Tensor, S: Tensor, h: Tensor, D: Tensor, c: Coefficients) -> tuple
 
 def anchored_token(
     q: Tensor, k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers,
-    decay: Layers, **options: Any,
-) -> tuple[Tensor, Layers, Layers]:  # fmt: skip
-    """Computes what ``token_rule`` does for one token: a gradient at the anchor, an update, a read."""
-    gates = (tuple(g if g.dim() == 4 else g.unsqueeze(-1) for g in gate) for gate in (lr, momentum, decay))
-    return run_token(q, k, v, weights, momentum_state, *gates, **options)
-
-
-def run_token(
-    q: Tensor, k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers,
     decay: Layers, *, anchor: Layers, activation: str = "gelu", residual_norm: bool = False,
     norm_weight: Tensor | None = None, norm_bias: Tensor | None = None, norm_eps: float = NORM_EPS,
     rest: Layers | None = None, **_: Any,
 ) -> tuple[Tensor, Layers, Layers]:  # fmt: skip
-    """The same from q, k, v ``[batch, head, 1, dim]`` and gates ``[batch, head, 1, 1 or out]``.
+    """Computes what ``token_rule`` does for one token: a gradient at the anchor, an update, a read.
 
     A token takes as long as its operations take to start: they are few, and none does what a broadcast can. To an
     activation rows are shown as columns: were they contiguous, torch would ask oneDNN for a GELU, which takes longer to
     start than all else to run.
     """
     memory = Memory(activation, residual_norm, norm_eps)
+    lr, momentum, decay = ([g if g.dim() == 4 else g.unsqueeze(-1) for g in gate] for gate in (lr, momentum, decay))
     batch, heads = k.shape[:2]
     anchors = [a.flatten(0, 1) for a in anchor]
     h, columns = [k.flatten(0, 1)], []

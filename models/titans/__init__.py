@@ -1,9 +1,8 @@
 """Titans: sequence mixers with a neural memory that learns at test time, mixers to compare with, and their model.
 
 neural_memory.py is the memory as a module; variants.py (LMM, MAL, MAG) and context.py (MAC) put it beside the window of
-attention.py; baselines.py is what they are compared with. state.py is what a mixer carries from call to call, plain.py
-keeps Pyro out where it is not at work. block.py, sequence.py and readouts.py make a likelihood of any mixer,
-addressing.py an address.
+attention.py; baselines.py is what they are compared with. state.py is what a mixer carries from call to call. block.py,
+sequence.py and readouts.py make a likelihood of any mixer, addressing.py an address.
 """
 
 from pyro_memory.models.titans.addressing import TitansAddressing

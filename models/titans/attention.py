@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_memory.gate import checked
-from pyro_memory.models.titans.plain import PlainModule
 from pyro_memory.models.titans.state import State, last_tokens, mask_past, resolve
 from pyro_memory.naming import unique_name
+from pyro_memory.nets.plain import PlainModule
 
 
 @dataclass(frozen=True, repr=False)

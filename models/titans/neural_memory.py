@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_memory.gate import check_least, checked
-from pyro_memory.kernels import apply_memory, below_autograd, chosen, run_memory, run_surprise, run_token
-from pyro_memory.models.titans.plain import PlainLinear, PlainModule
-from pyro_memory.models.titans.state import State, last_tokens, resolve
+from pyro_memory.kernels import anchored_token, apply_memory, below_autograd, chosen, run_memory, run_surprise
+from pyro_memory.models.titans.state import State, Stepping, last_tokens, resolve
 from pyro_memory.naming import unique_name
+from pyro_memory.nets.plain import PlainLinear, PlainModule
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,7 +30,7 @@ class MemoryState(State):
 
 
 @checked
-class NeuralMemory(PlainModule):
+class NeuralMemory(Stepping, PlainModule):
     r"""Mixes a sequence through memories that are trained on it while it passes.
 
     .. code-block:: text
@@ -210,12 +210,10 @@ class NeuralMemory(PlainModule):
     def step(
         self, token: Float[Tensor, "batch dim"], state: MemoryState | None = None
     ) -> tuple[Float[Tensor, "batch dim"], MemoryState]:
-        """Takes one token of each sequence; the same as ``forward`` on a sequence of one."""
-        if state is not None and self._is_plain(token, state):
-            with below_autograd():
-                return self._token(token, state)
-        y, state = self(token.unsqueeze(1), state)
-        return y.squeeze(1), state
+        if state is None or not self._is_plain(token, state):
+            return super().step(token, state)
+        with below_autograd():
+            return self._token(token, state)
 
     def _is_plain(self, token: Tensor, state: MemoryState) -> bool:
         """Whether a token may take the short way: no handlers and hooks, all of one dtype and computed on a CPU."""
@@ -230,9 +228,9 @@ class NeuralMemory(PlainModule):
         state.check(self.state_shapes, len(x))
         projected = torch.cat([state.tail, self.to_qkv(x).unsqueeze(1)], 1)
         rest = self._initial() if self.steady and self.weight_decay else None
-        y, weights, momentum = run_token(
-            *self._qkv(projected), state.weights, state.momentum, *self._gates(x), anchor=state.anchor, rest=rest,
-            **self._norm_options(), **self.options,
+        y, weights, momentum = anchored_token(
+            *self._qkv(projected), state.weights, state.momentum, *self._gates(x.unsqueeze(1)), anchor=state.anchor,
+            rest=rest, **self._norm_options(), **self.options,
         )  # fmt: skip
         position = (state.position + 1) % self.chunk_size
         anchor = chosen(position == 0, weights, state.anchor)
@@ -278,10 +276,7 @@ class NeuralMemory(PlainModule):
         return mixed.permute(0, 2, 3, 1).squeeze(2)
 
     def _gates(self, x: Tensor) -> list[tuple[Tensor, ...]]:
-        """theta, eta and alpha, each of every layer; all by one product.
-
-        ``[batch, head, time]``, or of one token, ``x [batch, dim]``, as they multiply weights, ``[batch, head, 1, 1]``.
-        """
+        """theta, eta and alpha, each of every layer; all by one product."""
         kinds = (self.to_lr, self.max_lr), (self.to_momentum, self.max_momentum), (self.to_decay, self.max_decay)
         linears = [linear for linear, _ in kinds if linear is not None]
         weight, bias = torch.cat([m.weight for m in linears]), torch.cat([m.bias for m in linears])
@@ -289,16 +284,10 @@ class NeuralMemory(PlainModule):
         gates = []
         for linear, bound in kinds:
             if linear is None:
-                shape = (len(x), self.heads, 1, 1) if x.dim() == 2 else (len(x), self.heads, x.shape[1])
-                gates.append((x.new_zeros(1).expand(shape),) * self.depth)
+                gates.append((x.new_zeros(1).expand(len(x), self.heads, x.shape[1]),) * self.depth)
                 continue
-            channels = linear.out_features > self.depth * self.heads
-            g = bound * next(every)
-            if x.dim() == 3:
-                g = g.view(len(x), x.shape[1], self.heads, -1).transpose(1, 2)
-            else:
-                g = g.view(len(x), self.heads, 1, -1) if channels else g.view(len(x), self.heads, 1, 1, -1)
-            gates.append(g.split([b for _, b in self.shapes], -1) if channels else g.unbind(-1))
+            g = (bound * next(every)).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+            gates.append(g.split([b for _, b in self.shapes], -1) if g.shape[-1] > self.depth else g.unbind(-1))
         if self.steady:
             gates[0] = tuple(share * theta for share, theta in zip(self.lr_shares, gates[0], strict=True))
         return gates

@@ -20,7 +20,7 @@ OWN = __name__.partition(".")[0]
 # The frames of these stand between a call and its function: they hand arguments on and make none.
 CARRIERS = (
     "torch.nn.modules", "torch.utils._contextlib", "pyro.nn.module", "dataclasses", "jaxtyping", "beartype",
-    f"{OWN}.models.titans.plain",
+    f"{OWN}.nets.plain",
 )  # fmt: skip
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 

@@ -4,9 +4,9 @@ Where is the thing that ... sees an image (``ImagePyramid``, ``ImageMLP``); embe
 draws it from a code and what was read (``ConvDecoder``, ``MLPDecoder``); ends in a distribution (``GaussianHead``,
 ``PairEncoder``, ``ContentPrior``, ``BernoulliImage``, ``GaussianImage``); adds what was read (``SkipPyramid``); chains
 layers and draws their first weights (``mlp``, ``Linear``, ``scale_for_relu``); lays a datum beside what was read
-(``broadcast_cat``); leaves mixed precision
-(``out_of_autocast``); runs a module in evaluation mode and gives modes back (``evaluating``, ``modes_kept``); says
-what a memory told a base model (``Context``)? Features are tuples of tensors, finest first, coarsest last: a pyramid
+(``broadcast_cat``); leaves mixed precision (``out_of_autocast``); keeps Pyro out where it is not at work (``plain``);
+runs a module in evaluation mode and gives modes back (``evaluating``, ``modes_kept``); says what a memory told a base
+model (``Context``)? Features are tuples of tensors, finest first, coarsest last: a pyramid
 has several, an MLP one, a model without memory none. Any number of batch dimensions may stand to the left. Imports:
 nothing of this package.
 """

@@ -46,7 +46,7 @@ class Layer(nn.Module):
 
 
 LAYER = Layer(3)
-X = torch.ones(2, 3)
+X, SIGNS = torch.ones(2, 3), torch.tensor([1.0, -1.0, 1.0])
 
 
 def test_every_public_function_and_class_stands_behind_it():
@@ -102,6 +102,7 @@ REFUSED = {
     "another device": (lambda: LAYER(X.to("meta")), ValueError, r"device of the Layer, cpu; got .* on meta.*x.to"),
     "NaN": (lambda: LAYER(X * torch.nan), ValueError, r"`x` must be finite; got nan at \[0, 0\]"),
     "infinity": (lambda: LAYER(X / 0), ValueError, "`x` must be finite; got inf"),
+    "infinities": (lambda: LAYER(X / 0 * SIGNS), ValueError, r"`x` must be finite; got -?inf at \[0, 0\]"),
     "none of two kinds": (lambda: LAYER.at(0, X[0] > 0), TypeError, "`y` must be an integer .* or"),
     "a fraction": (lambda: Layer(2.5), TypeError, "`dim` must be an integer; got 2.5"),
     "a flag": (lambda: Layer(True), TypeError, "`dim` must be an integer; got True"),
@@ -130,6 +131,12 @@ def test_what_does_not_fit_is_refused_and_the_remedy_told(name):
     call, kind, message = REFUSED[name]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_finite_numbers_whose_sum_is_not_may_pass():
+    large = 3e38 * torch.ones(2, 3)
+    assert large.sum() == torch.inf
+    assert LAYER(large) is large
 
 
 def test_what_stands_past_the_lengths_is_not_looked_at():

@@ -1,0 +1,162 @@
+"""The short way of one streamed token is the general way, and is left where it would not be."""
+
+from contextlib import nullcontext
+
+import pyro.distributions as dist
+import pytest
+import torch
+from mixers import DIM, enlarged, noise
+from pyro import poutine
+from pyro.nn import PyroSample
+from torch.autograd import forward_ad
+from torch.testing import assert_close
+
+from pyro_memory.models import NeuralMemory
+
+OPTIONS = {
+    "as it is": {},
+    "decay by channel": {"channel_decay": True},
+    "no momentum": {"momentum": False},
+    "no decay": {"weight_decay": False},
+    "steady": {"steady": True},
+    "steady, no decay, decay's channels": {"steady": True, "weight_decay": False, "channel_decay": True},
+    "no convolution": {"convolution": 1},
+    "linear": {"depth": 1, "residual_norm": False},
+    "deep, silu": {"depth": 4, "activation": "silu"},
+    "online": {"chunk_size": 1},
+}
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The calls that took the short way."""
+    calls, own = [], NeuralMemory._token
+
+    def short(*args):
+        calls.append(args)
+        return own(*args)
+
+    monkeypatch.setattr(NeuralMemory, "_token", short)
+    return calls
+
+
+def memory(**options):
+    built = NeuralMemory(DIM, **{"heads": 2, "chunk_size": 4, **options}).double()
+    with torch.no_grad():
+        for p in built.parameters():
+            p.mul_(1.5)
+    return built
+
+
+def in_general(built, x, state):
+    """One token as a sequence of one."""
+    y, state = built(x.unsqueeze(1), state)
+    return y.squeeze(1), state
+
+
+def same(one, other):
+    assert_close(one[0], other[0], rtol=1e-10, atol=1e-12)
+    assert one[1].allclose(other[1], rtol=1e-10, atol=1e-12)
+
+
+def leaves(y, state):
+    return [y, *(t for t in state.tensors() if t.is_floating_point())]
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("context", [nullcontext, torch.no_grad, torch.inference_mode])
+def test_the_short_way_is_the_general_way(options, context, taken):
+    built, x = memory(**options), noise(3, 7)
+    with context():
+        state = built(x, lengths=torch.tensor([7, 0, 6]))[1]
+        for token in noise(3, 6).unbind(1):
+            expected = in_general(built, token, state)
+            y, state = built.step(token, state)
+            same((y, state), expected)
+    assert len(taken) == 6
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_gradients_of_the_short_way_are_those_of_the_general_way(options, taken):
+    built, x = memory(**options), noise(3, 6)
+    state = built(x, lengths=torch.tensor([6, 0, 5]))[1].detach()
+    state = state.map(lambda t: t.requires_grad_() if t.is_floating_point() else t)
+    token = noise(3, 1)[:, 0].requires_grad_()
+    inputs = [token, *(t for t in state.tensors() if t.is_floating_point()), *built.parameters()]
+    weights = [torch.randn_like(t) for t in leaves(*in_general(built, token, state))]
+    found = [
+        torch.autograd.grad(leaves(*way(token, state)), inputs, weights, allow_unused=True)
+        for way in (built.step, lambda *given: in_general(built, *given))
+    ]
+    assert len(taken) == 1
+    assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
+
+
+CHANGES = {  # after which a memory must go the general way
+    "a hook": lambda built: built.register_forward_hook(lambda module, args, output: (2 * output[0], output[1])),
+    "a hook before": lambda built: built.register_forward_pre_hook(lambda module, args: (2 * args[0], args[1])),
+    "the reference": lambda built: built.run_options.update(backend="reference"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@torch.no_grad()
+def test_hooks_and_backends_are_heard(change, taken):
+    built, token = memory(), noise(2, 1)[:, 0]
+    state = built.initial_state(2)
+    change(built)
+    same(built.step(token, state), in_general(built, token, state))
+    assert not taken
+
+
+@torch.no_grad()
+def test_handlers_and_random_weights_are_heard(taken):
+    built, token = memory(), noise(2, 1)[:, 0]
+    state = built.initial_state(2)
+    with poutine.trace() as seen:
+        built.step(token, state)
+    assert not taken and any(site["type"] == "param" for site in seen.trace.nodes.values())
+    built.to_out.weight = PyroSample(dist.Normal(torch.zeros(DIM, DIM).double(), 1.0).to_event(2))
+    draws = [built.step(token, state)[0] for _ in range(2)]
+    assert not taken and not torch.equal(*draws)
+
+
+@torch.no_grad()
+def test_precisions_that_differ_go_the_general_way(taken):
+    built = NeuralMemory(DIM, heads=2)
+    token, state = torch.randn(2, DIM), built.initial_state(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, after = built.step(token, state)
+        assert_close(y, in_general(built, token, state)[0])
+    assert y.dtype == torch.bfloat16 and not taken
+    built.step(token, after)
+    assert len(taken) == 1
+
+
+def test_what_a_token_without_gradients_gives_may_be_trained_on(taken):
+    built, token = memory(), noise(2, 1)[:, 0]
+    with torch.no_grad():
+        y, state = built.step(token, built.initial_state(2))
+    assert not y.is_inference() and not y.requires_grad
+    later, _ = built.step(token, state)
+    (later * (y * built.read_norm.sum())).sum().backward()
+    assert built.to_qkv.weight.grad.abs().sum() > 0 and len(taken) == 2
+
+
+def test_a_forward_derivative_is_not_lost():
+    built, (token, direction) = memory(), noise(2, 2).unbind(1)
+    state = built(noise(2, 3))[1].detach()
+    with torch.no_grad(), forward_ad.dual_level():
+        y, _ = built.step(forward_ad.make_dual(token, direction), state)
+        tangent = forward_ad.unpack_dual(y).tangent
+    with torch.no_grad():
+        ahead, behind = (built.step(token + sign * 1e-6 * direction, state)[0] for sign in (1, -1))
+    assert_close(tangent, (ahead - behind) / 2e-6, rtol=1e-6, atol=1e-8)
+
+
+def test_a_token_of_another_width_is_refused_as_ever():
+    built = enlarged("memory")
+    with pytest.raises(ValueError, match=r"`token` must be .*dim = 12"):
+        built.step(noise(2, 1, DIM + 1)[:, 0], built.initial_state(2))
+    with pytest.raises(ValueError, match="`state` must be one of this module for 3 sequences"):
+        built.step(noise(3, 1)[:, 0], built.initial_state(2))
