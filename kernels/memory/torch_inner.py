@@ -89,8 +89,7 @@ def write(
         error = z[-1] - v
         g = 2 * error
         D = [g]
-    slope: list[Tensor] = []
-    bend: list[Tensor] = []
+    slope, bend = list[Tensor](), list[Tensor]()
     for layer in range(len(weights) - 1, 0, -1):
         u, below = torch.bmm(D[0], weights[layer].mT), z[layer - 1]
         if keep:

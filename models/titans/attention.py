@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_memory.gate import checked
-from pyro_memory.models.titans.state import State, last_tokens, mask_past, resolve
+from pyro_memory.models.titans.state import Lengths, State, last_tokens, mask_past, resolve
 from pyro_memory.naming import unique_name
-from pyro_memory.nets.plain import PlainModule
+from pyro_memory.nets import PlainModule
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,7 +104,7 @@ class WindowAttention(PlainModule):
         self,
         x: Float[Tensor, "batch time dim"],
         state: WindowState | None = None,
-        lengths: Int[Tensor, " batch"] | None = None,
+        lengths: Lengths = None,
         persistent: Float[Tensor, "token dim"] | None = None,
     ) -> tuple[Float[Tensor, "batch time dim"], WindowState]:
         x, state = resolve(self, x, state, lengths)

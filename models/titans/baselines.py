@@ -7,21 +7,21 @@ from dataclasses import dataclass
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from pyro_memory.gate import checked
-from pyro_memory.models.titans.attention import WindowAttention
-from pyro_memory.models.titans.state import State, Stepping, resolve
+from pyro_memory.models.titans.attention import WindowAttention, WindowState
+from pyro_memory.models.titans.state import Lengths, State, Stepping, resolve
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import out_of_autocast
 
 
 @checked
-class TransformerMixer(Stepping, WindowAttention):
+class TransformerMixer(Stepping[WindowState], WindowAttention):
     """Mixes by causal attention over the last ``window`` tokens, the token itself among them.
 
     ``mixer(x, state=None, lengths=None) -> (y, state)`` with x, y ``[batch, time, dim]``, and ``mixer.step``. Cost:
@@ -46,7 +46,7 @@ class LSTMState(State):
 
 
 @checked
-class LSTMMixer(Stepping, nn.Module):
+class LSTMMixer(Stepping[LSTMState], nn.Module):
     """Mixes by an LSTM of ``hidden`` cells (by default ``dim``) and a projection back to ``dim``.
 
     ``mixer(x, state=None, lengths=None) -> (y, state)`` with x, y ``[batch, time, dim]``, and ``mixer.step``. Cost:
@@ -68,10 +68,7 @@ class LSTMMixer(Stepping, nn.Module):
         return LSTMState(zero, zero)
 
     def forward(
-        self,
-        x: Float[Tensor, "batch time dim"],
-        state: LSTMState | None = None,
-        lengths: Int[Tensor, " batch"] | None = None,
+        self, x: Float[Tensor, "batch time dim"], state: LSTMState | None = None, lengths: Lengths = None
     ) -> tuple[Float[Tensor, "batch time dim"], LSTMState]:
         x, state = resolve(self, x, state, lengths)
         start = (state.output.unsqueeze(0), state.cell.unsqueeze(0))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_memory.nets.plain import PlainModule
+from pyro_memory.nets import PlainModule
 
 
 class SwiGLU(nn.Module):

@@ -13,8 +13,8 @@ from pyro_memory.gate import checked
 from pyro_memory.kernels import chosen, may_look
 from pyro_memory.models.titans.attention import Heads
 from pyro_memory.models.titans.neural_memory import MemoryState
-from pyro_memory.models.titans.state import State, mask_past, resolve
-from pyro_memory.models.titans.variants import Lengths, Mixer, Product
+from pyro_memory.models.titans.state import Lengths, State, mask_past, resolve
+from pyro_memory.models.titans.variants import Mixer, Product
 
 
 @dataclass(frozen=True, repr=False)

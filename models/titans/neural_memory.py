@@ -7,15 +7,15 @@ from itertools import pairwise
 
 import pyro
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_memory.gate import check_least, checked
 from pyro_memory.kernels import anchored_token, apply_memory, below_autograd, chosen, run_memory, run_surprise
-from pyro_memory.models.titans.state import State, Stepping, last_tokens, resolve
+from pyro_memory.models.titans.state import Lengths, State, Stepping, last_tokens, resolve
 from pyro_memory.naming import unique_name
-from pyro_memory.nets.plain import PlainLinear, PlainModule
+from pyro_memory.nets import PlainLinear, PlainModule
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,7 +30,7 @@ class MemoryState(State):
 
 
 @checked
-class NeuralMemory(Stepping, PlainModule):
+class NeuralMemory(Stepping[MemoryState], PlainModule):
     r"""Mixes a sequence through memories that are trained on it while it passes.
 
     .. code-block:: text
@@ -150,13 +150,12 @@ class NeuralMemory(Stepping, PlainModule):
                 f"depth {depth} and {self.head_dim} dimensions. Leave it out"
             )
         self.steady = needed if steady is None else steady
-        self.weight_decay = weight_decay
+        self._moves_to_rest = self.steady and weight_decay
         self.max_momentum = max_momentum if momentum else 0.0
         self.max_lr, self.max_decay = max_lr * (1 - self.max_momentum) / chunk_size, max_decay / chunk_size
         self.surprise = surprise
-        self.options = {"chunk_size": chunk_size, "activation": activation, "residual_norm": residual_norm}
-        self.run_options = {"checkpoint_chunks": checkpoint_chunks, "backend": backend}
-
+        self.options: dict[str, Any] = {"activation": activation, "residual_norm": residual_norm}
+        self.run_options = {"chunk_size": chunk_size, "checkpoint_chunks": checkpoint_chunks, "backend": backend}
         inner, hidden = heads * self.head_dim, expansion * self.head_dim
         widths = [self.head_dim, *[hidden] * (depth - 1), self.head_dim]
         self.shapes = list(pairwise(widths))
@@ -185,25 +184,19 @@ class NeuralMemory(Stepping, PlainModule):
         self.state_shapes = self.initial_state(1).shapes()
 
     def forward(
-        self,
-        x: Float[Tensor, "batch time dim"],
-        state: MemoryState | None = None,
-        lengths: Int[Tensor, " batch"] | None = None,
+        self, x: Float[Tensor, "batch time dim"], state: MemoryState | None = None, lengths: Lengths = None
     ) -> tuple[Float[Tensor, "batch time dim"], MemoryState]:
         start = 0 if state is None else None
         x, state = resolve(self, x, state, lengths)
         projected = torch.cat([state.tail, self.to_qkv(x)], 1)
         q, k, v = self._qkv(projected)
-        gates = self._gates(x)
-        options: dict[str, Any] = {"position": state.position, "lengths": lengths}
-        options |= self._norm_options() | self.options
-        if self.steady and self.weight_decay:
+        memory = state.weights, state.momentum, state.anchor, self._gates(x)
+        options = self._memory() | {"position": state.position, "lengths": lengths}
+        if self._moves_to_rest:
             options["rest"] = tuple(w.expand(len(x), *w.shape) for w in self._initial())
         if self.surprise and pyro.poutine.runtime.am_i_wrapped():
-            self._record(run_surprise((k, v), state.weights, state.momentum, state.anchor, gates, **options)[0])
-        y, *after = run_memory(
-            (q, k, v), state.weights, state.momentum, state.anchor, gates, start=start, **options, **self.run_options
-        )
+            self._record(run_surprise((k, v), *memory, chunk_size=self.chunk_size, **options)[0])
+        y, *after = run_memory((q, k, v), *memory, start=start, **(options | self.run_options))
         y = self.to_out(self._normed(y) * F.silu(self.to_gate(x)))
         return y, MemoryState(*after, last_tokens(projected, self.taps - 1, lengths))
 
@@ -227,11 +220,9 @@ class NeuralMemory(Stepping, PlainModule):
         """``forward`` of one token."""
         state.check(self.state_shapes, len(x))
         projected = torch.cat([state.tail, self.to_qkv(x).unsqueeze(1)], 1)
-        rest = self._initial() if self.steady and self.weight_decay else None
-        y, weights, momentum = anchored_token(
-            *self._qkv(projected), state.weights, state.momentum, *self._gates(x.unsqueeze(1)), anchor=state.anchor,
-            rest=rest, **self._norm_options(), **self.options,
-        )  # fmt: skip
+        given = *self._qkv(projected), state.weights, state.momentum, *self._gates(x.unsqueeze(1))
+        rest = self._initial() if self._moves_to_rest else None
+        y, weights, momentum = anchored_token(*given, anchor=state.anchor, rest=rest, **self._memory())
         position = (state.position + 1) % self.chunk_size
         anchor = chosen(position == 0, weights, state.anchor)
         y = self.to_out(self._normed(y).squeeze(1) * F.silu(self.to_gate(x)))
@@ -242,8 +233,7 @@ class NeuralMemory(Stepping, PlainModule):
     ) -> Float[Tensor, "batch time dim"]:
         """Reads ``[batch, head, in, out]`` weights with given queries and writes nothing; no convolution, no gate."""
         q = F.normalize(q.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2), dim=-1, eps=1e-6)
-        options = {name: self.options[name] for name in ("activation", "residual_norm")}
-        return self.to_out(self._normed(apply_memory(weights, q, **options, **self._norm_options())))
+        return self.to_out(self._normed(apply_memory(weights, q, **self._memory())))
 
     def initial_state(self, batch: int) -> MemoryState:
         """The state before the first token: the learned initial weights, no momentum."""
@@ -292,11 +282,12 @@ class NeuralMemory(Stepping, PlainModule):
             gates[0] = tuple(share * theta for share, theta in zip(self.lr_shares, gates[0], strict=True))
         return gates
 
-    def _norm_options(self) -> dict[str, Any]:
+    def _memory(self) -> dict[str, Any]:
+        """What M(x) is, in options of ``apply_memory``."""
         if not self.options["residual_norm"]:
-            return {}
-        weights = {"norm_weight": self.memory_norm_weight, "norm_bias": self.memory_norm_bias}
-        return weights | {"norm_eps": 1.0} if self.steady else weights
+            return self.options
+        norm = {"norm_weight": self.memory_norm_weight, "norm_bias": self.memory_norm_bias}
+        return self.options | norm | ({"norm_eps": 1.0} if self.steady else {})
 
     def _normed(self, y: Tensor) -> Tensor:
         """From heads to ``[batch, time, inner]``, each head of unit mean square times a learned weight."""

@@ -18,12 +18,11 @@ from pyro_memory.gate import checked
 from pyro_memory.inference import KeepFrozen, check_given
 from pyro_memory.models.titans.block import Block
 from pyro_memory.models.titans.readouts import NormalReadout, Readout, TokenReadout
-from pyro_memory.models.titans.state import SequenceState
+from pyro_memory.models.titans.state import Lengths, SequenceState
 from pyro_memory.naming import unique_name
 
 MakeMixer = Callable[[int], nn.Module]
 Elements = Int[Tensor, "batch time"] | Float[Tensor, "batch time feature"]
-Lengths = Int[Tensor, " batch"] | None
 
 
 def _count(module: nn.Module) -> int:

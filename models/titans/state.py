@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node, tree_map
 
 from pyro_memory.gate import check_least, check_places, checked
 from pyro_memory.kernels import may_look
 
+Lengths = Int[Tensor, " batch"] | None
 Kind = TypeVar("Kind", bound="State")  # not Self: a checker of calls sees dataclasses method by method
 
 
@@ -212,14 +213,14 @@ class SequenceState:
 
 
 @checked
-class Stepping:
+class Stepping(Generic[Kind]):
     """What of a mixer takes tokens one by one."""
 
     def step(
-        self, token: Float[Tensor, "batch dim"], state: State | None = None
-    ) -> tuple[Float[Tensor, "batch dim"], State]:
+        self, token: Float[Tensor, "batch dim"], state: Kind | None = None
+    ) -> tuple[Float[Tensor, "batch dim"], Kind]:
         """Takes one token of each sequence; the same as ``forward`` on a sequence of one."""
-        y, state = self(token.unsqueeze(1), state)
+        y, state = self(token.unsqueeze(1), state)  # type: ignore[operator]  # a module
         return y.squeeze(1), state
 
 

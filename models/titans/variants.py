@@ -6,18 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_memory.gate import checked
 from pyro_memory.models.titans.attention import WindowAttention, WindowState
 from pyro_memory.models.titans.neural_memory import MemoryState, NeuralMemory
-from pyro_memory.models.titans.state import State, Stepping, mask_past, resolve
+from pyro_memory.models.titans.state import Lengths, State, Stepping, mask_past, resolve
 from pyro_memory.naming import unique_name
-from pyro_memory.nets.plain import PlainModule
-
-Lengths = Int[Tensor, " batch"] | None
+from pyro_memory.nets import PlainModule
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,7 +27,7 @@ class HybridState(State):
 
 
 @checked
-class Mixer(Stepping, PlainModule):
+class Mixer(Stepping[Any], PlainModule):
     """A sequence mixer with persistent tokens, learned vectors that stand before every sequence.
 
     ``mixer(x, state=None, lengths=None) -> (y, state)`` with x, y ``[batch, time, dim]``; ``mixer.step(token, state)``

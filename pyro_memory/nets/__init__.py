@@ -16,6 +16,8 @@ from pyro_memory.nets.decoders import ConvDecoder, MLPDecoder
 from pyro_memory.nets.heads import BernoulliImage, ContentPrior, GaussianHead, GaussianImage, GaussianMLP, PairEncoder
 from pyro_memory.nets.layers import Features, Linear, broadcast_cat, mlp, out_of_autocast, scale_for_relu
 from pyro_memory.nets.modes import evaluating, modes_kept
+from pyro_memory.nets.plain import PlainLinear as PlainLinear  # for models, not in __all__
+from pyro_memory.nets.plain import PlainModule as PlainModule
 from pyro_memory.nets.pyramids import Embedding, ImageMLP, ImagePyramid, SkipPyramid
 
 __all__ = [

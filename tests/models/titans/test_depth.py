@@ -91,9 +91,8 @@ def loss_after_a_pass(**options):
         memory.to_decay.bias.fill_(-30.0)
         x = torch.randn(4, 8, 32)
         _, k, v = memory._qkv(memory.to_qkv(x))
-        options = {"residual_norm": True, **memory._norm_options()}
         before, after = memory.initial_state(4), memory(x)[1]
-        losses = [(apply_memory(s.weights, k, **options) - v).square().sum() for s in (before, after)]
+        losses = [(apply_memory(s.weights, k, **memory._memory()) - v).square().sum() for s in (before, after)]
     return losses[1] / losses[0]
 
 

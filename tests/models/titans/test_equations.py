@@ -77,7 +77,7 @@ def test_a_memory_is_by_default_of_the_camera_ready_paper_s_sizes():
     memory = NeuralMemory(32, heads=4)
     assert memory.shapes == [(8, 32), (32, 8)]
     assert memory.convolution.kernel_size == (4,)
-    assert memory.options == {"chunk_size": 16, "activation": "gelu", "residual_norm": True}
+    assert memory.options == {"activation": "gelu", "residual_norm": True}
 
 
 def test_a_block_is_a_mixer_and_a_swiglu_each_normalised_before_and_added_after(x):

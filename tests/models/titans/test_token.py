@@ -115,10 +115,12 @@ def test_handlers_and_random_weights_are_heard(taken):
     state = built.initial_state(2)
     with poutine.trace() as seen:
         built.step(token, state)
-    assert not taken and any(site["type"] == "param" for site in seen.trace.nodes.values())
+    assert not taken
+    assert any(site["type"] == "param" for site in seen.trace.nodes.values())
     built.to_out.weight = PyroSample(dist.Normal(torch.zeros(DIM, DIM).double(), 1.0).to_event(2))
     draws = [built.step(token, state)[0] for _ in range(2)]
-    assert not taken and not torch.equal(*draws)
+    assert not taken
+    assert not torch.equal(*draws)
 
 
 @torch.no_grad()
@@ -128,7 +130,8 @@ def test_precisions_that_differ_go_the_general_way(taken):
     with torch.autocast("cpu", torch.bfloat16):
         y, after = built.step(token, state)
         assert_close(y, in_general(built, token, state)[0])
-    assert y.dtype == torch.bfloat16 and not taken
+    assert y.dtype == torch.bfloat16
+    assert not taken
     built.step(token, after)
     assert len(taken) == 1
 
@@ -137,10 +140,12 @@ def test_what_a_token_without_gradients_gives_may_be_trained_on(taken):
     built, token = memory(), noise(2, 1)[:, 0]
     with torch.no_grad():
         y, state = built.step(token, built.initial_state(2))
-    assert not y.is_inference() and not y.requires_grad
+    assert not y.is_inference()
+    assert not y.requires_grad
     later, _ = built.step(token, state)
     (later * (y * built.read_norm.sum())).sum().backward()
-    assert built.to_qkv.weight.grad.abs().sum() > 0 and len(taken) == 2
+    assert built.to_qkv.weight.grad.abs().sum() > 0
+    assert len(taken) == 2
 
 
 def test_a_forward_derivative_is_not_lost():
