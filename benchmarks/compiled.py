@@ -13,13 +13,13 @@ Writes compiled.json to --out.
 import argparse
 import json
 import statistics
-import subprocess
 import time
 import warnings
 from functools import partial
 from pathlib import Path
 
 import torch
+from records import about
 
 from pyro_memory.data import CharacterText, load_text
 from pyro_memory.models import NeuralMemory, SequenceModel, TitansLMM, TitansMAC, TitansMAG, TitansMAL
@@ -107,12 +107,9 @@ def main():
         if args.steps:
             rows[-1]["nats"] = {p: losses(name, args.steps, p == "bfloat16") for p in ("float32", "bfloat16")}
             print(name, rows[-1]["nats"], flush=True)
-    machine = subprocess.run(["lscpu"], capture_output=True, text=True).stdout
-    hardware = next((line.split(":")[1].strip() for line in machine.splitlines() if line.startswith("Model name")), "")
-    command = f"python benchmarks/compiled.py --steps {args.steps}"
-    record = {"command": command, "hardware": hardware, "date": time.strftime("%Y-%m-%d"), "rows": rows}
+    record = about(f"python benchmarks/compiled.py --steps {args.steps}") | {"rows": rows}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "compiled.json").write_text(json.dumps(record, indent=1))
+    (args.out / "compiled.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+from records import about
+
 DIM, BLOCKS, HEADS, CHUNK, VOCABULARY, PERSISTENT = 256, 6, 4, 64, 256, 16
 OURS = ("TitansMAC", "TitansMAG", "TitansMAL", "TitansLMM", "TransformerMixer")
 PEER, FULL = "titans-pytorch, MAC, frozen", "transformer, full attention"
@@ -167,7 +169,9 @@ def main():
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "mixers_cpu.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    (args.out / "mixers_cpu.json").write_text(
+        json.dumps(about("python benchmarks/mixers_cpu.py") | {"rows": rows}, indent=1) + "\n"
+    )
     draw(rows, args.out)
 
 

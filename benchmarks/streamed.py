@@ -14,10 +14,11 @@ import json
 import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+from records import about
 
 HEADS, BATCH = 4, 2
 SETTINGS = ("pyro-memory", "pyro-memory, compiled", "before", "titans-pytorch")
@@ -133,11 +134,8 @@ def main():
     os.environ["OMP_NUM_THREADS"] = "1"
     rows = [row for w in args.widths for c in args.chunks for row in measure(settings, w, c, args)]
     args.out.mkdir(parents=True, exist_ok=True)
-    machine = subprocess.run(["lscpu"], capture_output=True, text=True).stdout
-    name = next((line.split(":")[1].strip() for line in machine.splitlines() if line.startswith("Model name")), "")
     command = f"python benchmarks/streamed.py --rounds {args.rounds}" + (" --before OLDER" if args.before else "")
-    record = {"command": command, "hardware": name, "date": time.strftime("%Y-%m-%d"), "rows": rows}
-    (args.out / "streamed.json").write_text(json.dumps(record, indent=1))
+    (args.out / "streamed.json").write_text(json.dumps(about(command) | {"rows": rows}, indent=1) + "\n")
     draw(rows, args.out / "streamed.png")
 
 

@@ -101,3 +101,32 @@ def streamed(record, recipe):
     for r in record["streamed"]:
         rows.append([f"{r['tokens']:,}", r["piece_us_per_token"], r["step_ms"], r["resident_mb"]])
     return table(rows)
+
+
+def tokens(record, recipe):
+    """Milliseconds of a streamed token, a column a chunk size."""
+    cells = {(r["setting"], r["chunk"]): r for r in record["rows"]}
+    chunks = sorted({chunk for _, chunk in cells})
+    rows = [["a token, ms", *(f"chunk {chunk}" for chunk in chunks)]]
+    for setting in dict.fromkeys(name for name, _ in cells):
+        own = [cells[setting, chunk] for chunk in chunks]
+        rows.append([setting, *("{:.2f} ({:.2f} to {:.2f})".format(r["ms"], *r["quartiles_ms"]) for r in own)])
+    return table(rows)
+
+
+def mixers(record, recipe):
+    rows = [["mixer", "a step, s", "forward", "backward", "MB added"]]
+    for r in record["rows"]:
+        rows.append([r["case"], *(f"{r[key]:.1f}" for key in ("seconds", "forward", "backward")), f"{r['mb']:,}"])
+    return table(rows)
+
+
+def compiled(record, recipe):
+    rows = [["mixer", "seconds to start", "graphs more at five lengths", "forward and backward, ms: eager, compiled"]]
+    rows[0] += ["a token: seconds to start", "ms: eager, compiled", "nats: float32", "bfloat16 autocast"]
+    for r in record["rows"]:
+        train, step = (f"{r[key]['eager']:,.1f}, {r[key]['compiled']:,.1f}" for key in ("train_ms", "step_ms"))
+        nats = [paired(*r["nats"][kind], 3) for kind in ("float32", "bfloat16")] if "nats" in r else ["", ""]
+        rows.append([r["mixer"], r["seconds_to_start"], r["graphs_more_at_five_lengths"], train])
+        rows[-1] += [r["seconds_to_start_step"], step, *nats]
+    return table(rows)
