@@ -5,7 +5,8 @@ turn, two in turn, and noise a thousand times as large. The gates are as they st
 learning, momentum and decay at their bounds, for the first of them. Told are, for each sequence and length, the
 largest gradient that the sum of squared outputs has in any token, times the tokens' size, and the largest weight at the
 end; the figure has them as multiples of those at the shortest length. The plain rule at depth 3 and more is what the
-constructor refuses. Writes depth.json and depth.png to --out.
+constructor refuses. Told beside: what is left of the loss of eight pairs that are written once, with learning rates at
+their bound, which is what it costs to be steady. Writes depth.json and depth.png to --out.
 
     python benchmarks/depth.py
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from pyro import poutine
 from tqdm import tqdm
 
 from pyro_memory.models import NeuralMemory
@@ -85,6 +87,20 @@ def measure(rule, depth, bounds, seed, args):
     return rows
 
 
+def left_after_one_pass(depth, max_lr, seed):
+    """What is left of the loss of eight pairs, by the rule that a memory of that depth has."""
+    torch.manual_seed(seed)
+    options = {"convolution": 1, "chunk_size": 8, "max_lr": max_lr, "surprise": True, "name": "memory"}
+    memory, x, state, losses = NeuralMemory(32, depth=depth, **options), torch.randn(4, 8, 32), None, []
+    memory.to_lr.bias.data.fill_(30.0)
+    memory.to_decay.bias.data.fill_(-30.0)
+    for _ in range(2):  # what surprises the second time is left
+        with poutine.trace() as seen, torch.no_grad():
+            _, state = memory(x, state)
+        losses.append(seen.trace.nodes["memory.surprise"]["value"][..., 0].sum().item())
+    return losses[1] / losses[0]
+
+
 def growth(row, key):
     """Multiples of the first."""
     values = torch.tensor(row[key], dtype=torch.float64)
@@ -125,6 +141,10 @@ def main():
         rows += measure(rule, depth, bounds, seed, args)
         most = {row["tokens"]: f"{growth(row, 'gradients').max():.3g}" for row in rows[-len(KINDS) :]}
         tqdm.write(f"depth {depth}, {rule}, gates {rows[-1]['gates']}, seed {seed}: gradients at most times {most}")
+    passes = [{"depth": depth, "max_lr": max_lr} for depth in args.depths for max_lr in (0.5, 4.0)]
+    for row in passes:
+        row["left"] = [round(left_after_one_pass(row["depth"], row["max_lr"], seed), 4) for seed in args.seeds]
+        print(f"depth {row['depth']}, max_lr {row['max_lr']}: {row['left']} of the loss is left after a pass")
     told = {name: value for name, value in vars(args).items() if name != "out"}
     told |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "seconds": time.perf_counter() - start}
     args.out.mkdir(parents=True, exist_ok=True)
@@ -132,7 +152,7 @@ def main():
     for row in rows:
         for key in ROWS:
             row[key] = [float(f"{x:.4g}") if math.isfinite(x) else None for x in row[key]]
-    (args.out / "depth.json").write_text(json.dumps({"options": told, "rows": rows}, indent=1) + "\n")
+    (args.out / "depth.json").write_text(json.dumps({"options": told, "rows": rows, "passes": passes}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
