@@ -188,44 +188,40 @@ class NeuralMemory(Stepping[MemoryState], PlainModule):
     ) -> tuple[Float[Tensor, "batch time dim"], MemoryState]:
         start = 0 if state is None else None
         x, state = resolve(self, x, state, lengths)
+        if start is None and x.shape[1] == 1 and lengths is None and self._is_usual(x, state):
+            with below_autograd():
+                return self._token(x.squeeze(1), state)
         projected = torch.cat([state.tail, self.to_qkv(x)], 1)
         q, k, v = self._qkv(projected)
         memory = state.weights, state.momentum, state.anchor, self._gates(x)
         options = self._memory() | {"position": state.position, "lengths": lengths}
         if self._moves_to_rest:
             options["rest"] = tuple(w.expand(len(x), *w.shape) for w in self._initial())
-        if self.surprise and pyro.poutine.runtime.am_i_wrapped():
+        if self._is_watched():
             self._record(run_surprise((k, v), *memory, chunk_size=self.chunk_size, **options)[0])
         y, *after = run_memory((q, k, v), *memory, start=start, **(options | self.run_options))
         y = self.to_out(self._normed(y) * F.silu(self.to_gate(x)))
         return y, MemoryState(*after, last_tokens(projected, self.taps - 1, lengths))
 
-    def step(
-        self, token: Float[Tensor, "batch dim"], state: MemoryState | None = None
-    ) -> tuple[Float[Tensor, "batch dim"], MemoryState]:
-        if state is None or not self._is_plain(token, state):
-            return super().step(token, state)
-        with below_autograd():
-            return self._token(token, state)
+    def _is_watched(self) -> bool:
+        return self.surprise and pyro.poutine.runtime.am_i_wrapped()
 
-    def _is_plain(self, token: Tensor, state: MemoryState) -> bool:
-        """Whether a token may take the short way: no handlers and hooks, all of one dtype and computed on a CPU."""
-        W, dtype = state.weights[0], token.dtype
-        fits = dtype == W.dtype == state.tail.dtype == self.read_norm.dtype and token.shape == (len(W), self.dim)
-        usual = token.is_cpu and W.is_cpu and dtype.itemsize > 2 and not torch.is_autocast_enabled("cpu")
-        special = self._forward_hooks or self._forward_pre_hooks or self.run_options["backend"] not in ("auto", "torch")
-        return fits and usual and not special and not self.is_pyro_at_work()
+    def _is_usual(self, x: Tensor, state: MemoryState) -> bool:
+        """Whether a token may take the short way: all of it in one dtype, computed on a CPU, its surprise unasked."""
+        W, dtype = state.weights[0], x.dtype
+        usual = x.is_cpu and W.is_cpu and dtype.itemsize > 2 and not torch.is_autocast_enabled("cpu")
+        fits = dtype == W.dtype == state.tail.dtype == self.read_norm.dtype
+        return fits and usual and self.run_options["backend"] in ("auto", "torch") and not self._is_watched()
 
     def _token(self, x: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        """``forward`` of one token."""
-        state.check(self.state_shapes, len(x))
+        """``forward`` of one token, ``x [batch, dim]``."""
         projected = torch.cat([state.tail, self.to_qkv(x).unsqueeze(1)], 1)
         given = *self._qkv(projected), state.weights, state.momentum, *self._gates(x.unsqueeze(1))
         rest = self._initial() if self._moves_to_rest else None
         y, weights, momentum = anchored_token(*given, anchor=state.anchor, rest=rest, **self._memory())
         position = (state.position + 1) % self.chunk_size
         anchor = chosen(position == 0, weights, state.anchor)
-        y = self.to_out(self._normed(y).squeeze(1) * F.silu(self.to_gate(x)))
+        y = self.to_out(self._normed(y).squeeze(1) * F.silu(self.to_gate(x))).unsqueeze(1)
         return y, MemoryState(weights, momentum, anchor, position, last_tokens(projected, self.taps - 1, None))
 
     def retrieve(

@@ -18,7 +18,7 @@ class PlainModule(PyroModule):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not self.is_pyro_at_work():
+        if torch.compiler.is_compiling() or not (am_i_wrapped() or self._pyro_context.active or self._is_random()):
             return nn.Module.__call__(self, *args, **kwargs)
         return super().__call__(*args, **kwargs)
 
@@ -28,10 +28,6 @@ class PlainModule(PyroModule):
                 if name in self.__dict__[group]:
                     return self.__dict__[group][name]
         return super().__getattr__(name)
-
-    def is_pyro_at_work(self) -> bool:
-        """Whether a handler is active, or a weight is random."""
-        return bool(am_i_wrapped() or self._pyro_context.active) or self._is_random()
 
     def _is_random(self) -> bool:
         todo: list[Any] = [self]  # quicker than modules()

@@ -1,7 +1,10 @@
 """The short way of one streamed token is the general way, and is left where it would not be."""
 
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -11,7 +14,7 @@ from pyro.nn import PyroSample
 from torch.autograd import forward_ad
 from torch.testing import assert_close
 
-from pyro_memory.models import NeuralMemory
+from pyro_memory.models import NeuralMemory, SequenceModel, TitansLMM, TitansMAC, TitansMAG, TitansMAL
 
 OPTIONS = {
     "as it is": {},
@@ -49,8 +52,8 @@ def memory(**options):
 
 
 def in_general(built, x, state):
-    """One token as a sequence of one."""
-    y, state = built(x.unsqueeze(1), state)
+    """One token as a sequence that may have been longer."""
+    y, state = built(x.unsqueeze(1), state, torch.ones(len(x), dtype=torch.long))
     return y.squeeze(1), state
 
 
@@ -83,44 +86,82 @@ def test_gradients_of_the_short_way_are_those_of_the_general_way(options, taken)
     state = state.map(lambda t: t.requires_grad_() if t.is_floating_point() else t)
     token = noise(3, 1)[:, 0].requires_grad_()
     inputs = [token, *(t for t in state.tensors() if t.is_floating_point()), *built.parameters()]
+    begins = (state.position == 0)[:, None, None, None]  # a chunk, of which the weights are the anchor
+    anchor = tuple(torch.where(begins, w, a) for w, a in zip(state.weights, state.anchor, strict=True))
+    state = replace(state, anchor=anchor)
     weights = [torch.randn_like(t) for t in leaves(*in_general(built, token, state))]
     found = [
-        torch.autograd.grad(leaves(*way(token, state)), inputs, weights, allow_unused=True)
+        torch.autograd.grad(leaves(*way(token, state)), inputs, weights, retain_graph=True, materialize_grads=True)
         for way in (built.step, lambda *given: in_general(built, *given))
     ]
     assert len(taken) == 1
     assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
 
 
-CHANGES = {  # after which a memory must go the general way
-    "a hook": lambda built: built.register_forward_hook(lambda module, args, output: (2 * output[0], output[1])),
-    "a hook before": lambda built: built.register_forward_pre_hook(lambda module, args: (2 * args[0], args[1])),
-    "the reference": lambda built: built.run_options.update(backend="reference"),
+HOOKS = {
+    "after": lambda built: built.register_forward_hook(lambda module, args, output: (2 * output[0], output[1])),
+    "before": lambda built: built.register_forward_pre_hook(lambda module, args: (2 * args[0], *args[1:])),
+    "inside": lambda built: built.to_out.register_forward_hook(lambda module, args, output: 2 * output),
 }
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("add", HOOKS.values(), ids=HOOKS)
 @torch.no_grad()
-def test_hooks_and_backends_are_heard(change, taken):
+def test_hooks_are_called(add):
     built, token = memory(), noise(2, 1)[:, 0]
     state = built.initial_state(2)
-    change(built)
+    plain = built.step(token, state)[0]
+    add(built)
     same(built.step(token, state), in_general(built, token, state))
+    assert not torch.allclose(built.step(token, state)[0], plain)
+
+
+@torch.no_grad()
+def test_another_backend_computes_it(taken):
+    built, token = memory(backend="reference"), noise(2, 1)[:, 0]
+    built.step(token, built.initial_state(2))
     assert not taken
 
 
 @torch.no_grad()
-def test_handlers_and_random_weights_are_heard(taken):
+def test_handlers_see_what_they_see_of_a_sequence(taken):
+    token, state = noise(2, 1)[:, 0], memory().initial_state(2)
+    for surprise in (False, True):
+        built = memory(surprise=surprise, name="memory")
+        seen = []
+        for way in (built.step, partial(in_general, built)):
+            with poutine.trace() as trace:
+                way(token, state)
+            seen.append({n: site["value"] for n, site in trace.trace.nodes.items() if site["type"] != "args"})
+        assert_close(*seen)
+        assert ("memory.surprise" in seen[0]) == surprise
+    assert len(taken) == 1
+
+
+@torch.no_grad()
+def test_random_weights_are_drawn():
     built, token = memory(), noise(2, 1)[:, 0]
     state = built.initial_state(2)
-    with poutine.trace() as seen:
-        built.step(token, state)
-    assert not taken
-    assert any(site["type"] == "param" for site in seen.trace.nodes.values())
+    built.to_lr.weight = PyroSample(dist.Normal(torch.zeros(4, DIM).double(), 1.0).to_event(2))
     built.to_out.weight = PyroSample(dist.Normal(torch.zeros(DIM, DIM).double(), 1.0).to_event(2))
-    draws = [built.step(token, state)[0] for _ in range(2)]
-    assert not taken
-    assert not torch.equal(*draws)
+    draws = []
+    for way in (built.step, partial(in_general, built), built.step):
+        pyro.set_rng_seed(len(draws) // 2)
+        draws.append(way(token, state)[0])
+    assert_close(draws[0], draws[1])
+    assert not torch.allclose(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("kind", [TitansLMM, TitansMAL, TitansMAG, TitansMAC])
+@torch.no_grad()
+def test_a_mixer_and_a_model_s_token_take_it(kind, taken):
+    mixer = partial(kind, heads=2, chunk_size=4, **({"segment": 8} if kind is TitansMAC else {}))
+    built = mixer(DIM)
+    built.step(torch.randn(2, DIM), built.initial_state(2))
+    assert len(taken) == 1
+    model = SequenceModel.tokens(5, mixer, dim=DIM, blocks=2)
+    model.step(torch.zeros(2).long(), model.read(torch.zeros(2, 1).long())[1])
+    assert len(taken) == 3
 
 
 @torch.no_grad()
