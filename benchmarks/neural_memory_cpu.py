@@ -89,7 +89,7 @@ def measure(setting, width, chunk, time_steps, threads, repeats, gigabytes):
     before = peak()
     for name, call in (("forward", forward), ("both", both)):
         seconds = []
-        for _ in range(repeats + 1):  # the first warms up
+        while len(seconds) <= repeats or sum(seconds) < 2:  # the first warms up
             start = time.process_time()
             call()
             seconds.append(time.process_time() - start)
@@ -208,7 +208,7 @@ def main():
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--chunks", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="at least, and for 2 seconds")
     parser.add_argument(
         "--limit", type=float, default=6.0, help="seconds of a call after which a setting stops growing"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,8 +50,9 @@ class Chunks(torch.autograd.Function):
         states, rest, layers = plan.split(flat)
         groups = plan.groups(k, states)
         kept_all = plan.keep and plan.checkpoint_chunks is None
-        if len(k) == 1 and not plan.state:
-            buffers = [s.unsqueeze(0) for s in states]
+        alone = len(k) == 1  # then nothing is copied
+        if alone:
+            buffers: list[Any] = [[s, torch.empty_like(s)] for s in states]
         else:
             buffers = [s.new_empty((len(k) if kept_all else len(groups[0])) + 1, *s.shape) for s in states]
             for buffer, state in zip(buffers, states, strict=True):
@@ -73,8 +75,10 @@ class Chunks(torch.autograd.Function):
                     buffer[0] = buffer[len(group)]
         if plan.keep:
             ctx.plan, ctx.reads = plan, reads
-            ctx.save_for_backward(q, k, v, norm, *(starts or buffers), *flat)
-        return y, *(b[len(k) if kept_all else 0].clone() for b in buffers if plan.state)
+            kept = [s.unsqueeze(0) for s in states] if alone else buffers
+            ctx.save_for_backward(q, k, v, norm, *(starts or kept), *flat)
+        after = [b[len(k) if kept_all else 0] for b in buffers if plan.state]
+        return y, *(after if alone else map(torch.clone, after))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -139,7 +143,8 @@ class _Group:
 
     def starts(self, window: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and momenta at the start of every chunk."""
-        flat = [w[: len(self.layers[0].beta)].flatten(0, 1) for w in window]
+        size = len(self.layers[0].beta)
+        flat = [w[0] if size == 1 else w[:size].flatten(0, 1) for w in window]
         return flat[: self.depth], flat[self.depth :]
 
     def read(self, window: list[Tensor], q: Tensor, h: list[Tensor], D: list[Tensor]) -> Read:
