@@ -172,9 +172,9 @@ class _Group:
         if dnorm is not None:
             dnorm = dnorm + back.dnorm.unflatten(0, (size, rows)).sum(0)
         w, back = (tree_map_only(Tensor, lambda x: x.split(rows), x) for x in (w, back))
+        every, devery = (list(zip(*(x.each() for x in layers), strict=True)) for layers in (self.layers, dlayers))
         for c in reversed(range(size)):
-            state = [s[c] for s in window]
-            here, dhere = [x.take(c) for x in self.layers], [x.take(c) for x in dlayers]
+            state, here, dhere = [s[c] for s in window], every[c], devery[c]
             written = _at(w, c)
             dh, dD = [x[c] for x in back.dh], [x[c] for x in back.dD]
             for i in range(depth):

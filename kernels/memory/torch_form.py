@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_memory.kernels.dispatch import keep_freed_memory
 from pyro_memory.kernels.memory import torch_inner as inner
 from pyro_memory.kernels.memory.definition import NORM_EPS, Layers
 from pyro_memory.kernels.memory.torch_chunks import Chunks, Plan
@@ -36,6 +37,7 @@ def chunk_form(
     **options: Any,
 ) -> tuple[Tensor, Layers | None, Layers | None]:  # fmt: skip
     """Computes what ``token_rule`` does, in the same arguments."""
+    keep_freed_memory()
     p = Problem.of(k, v, weights, momentum_state, lr, momentum, decay, lengths=lengths, **options)
     plan = Plan(p.memory, len(weights), len(p.rest), checkpoint_chunks, torch.is_grad_enabled(), return_state)
     y, *states = Chunks.apply(
