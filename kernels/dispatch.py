@@ -70,8 +70,8 @@ def below_autograd() -> AbstractContextManager:
 def keep_freed_memory() -> None:
     """Frees a block of 31 MB, once, so that a step finds the memory that the last one freed.
 
-    glibc gives back to the system what is freed above twice the largest block under 32 MB that ever was (mallopt(3)); to
-    ask for it again took a sixth of a small memory's training time. Elsewhere nothing changes.
+    glibc gives back to the system what is freed above twice the largest block under 32 MB that ever was (mallopt(3));
+    to ask for it again took a sixth of a small memory's training time. Elsewhere nothing changes.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
 
