@@ -169,9 +169,7 @@ def main():
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "mixers_cpu.json").write_text(
-        json.dumps(about("python benchmarks/mixers_cpu.py") | {"rows": rows}, indent=1) + "\n"
-    )
+    (args.out / "mixers_cpu.json").write_text(json.dumps(about() | {"rows": rows}, indent=1) + "\n")
     draw(rows, args.out)
 
 

@@ -222,7 +222,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     rows = speed(args)
     streamed = stream(args)
-    record = about("python benchmarks/neural_memory_cpu.py") | {"rows": rows, "streamed": streamed}
+    record = about() | {"rows": rows, "streamed": streamed}
     (args.out / "neural_memory_cpu.json").write_text(json.dumps(record, indent=1) + "\n")
     ratios(rows)
     draw(rows, streamed, args.out)

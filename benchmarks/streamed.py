@@ -134,8 +134,7 @@ def main():
     os.environ["OMP_NUM_THREADS"] = "1"
     rows = [row for w in args.widths for c in args.chunks for row in measure(settings, w, c, args)]
     args.out.mkdir(parents=True, exist_ok=True)
-    command = f"python benchmarks/streamed.py --rounds {args.rounds}" + (" --before OLDER" if args.before else "")
-    (args.out / "streamed.json").write_text(json.dumps(about(command) | {"rows": rows}, indent=1) + "\n")
+    (args.out / "streamed.json").write_text(json.dumps(about() | {"rows": rows}, indent=1) + "\n")
     draw(rows, args.out / "streamed.png")
 
 

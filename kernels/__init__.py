@@ -10,8 +10,7 @@ triton_parts.py is what kernels share. Imports: torch and triton; no room import
 """
 
 from pyro_memory.kernels.address import AddressRead, fused_address, nearest_slots
-from pyro_memory.kernels.dispatch import below_autograd as below_autograd  # for models, as others not in __all__
-from pyro_memory.kernels.dispatch import chosen as chosen
+from pyro_memory.kernels.dispatch import chosen as chosen  # for models, as others not in __all__
 from pyro_memory.kernels.dispatch import may_look as may_look
 from pyro_memory.kernels.dispatch import refuse_transforms
 from pyro_memory.kernels.memory import anchored_token as anchored_token

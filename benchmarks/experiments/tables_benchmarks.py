@@ -1,6 +1,7 @@
 """Tables of the benchmarks: steps, training, estimators, products, conversion, kernels."""
 
 import math
+import statistics
 
 from cells import estimate, paired, table
 
@@ -63,7 +64,7 @@ def growth(record, recipe):
         cells = []
         for gates, hard in columns:
             wanted = [r["gradients"] for r in own if r["gates"] == gates and (r["tokens"] != "noise") == hard]
-            most = max(math.inf if None in g else max(g[1:]) / g[0] for g in wanted)
+            most = max(math.inf if None in g else max(g) / g[0] for g in wanted)
             cells.append(f"{most:.1f}" if most < 1e12 else "> 1e12")
         rows.append([*case, *cells])
     return table(rows)
@@ -72,8 +73,8 @@ def growth(record, recipe):
 def passes(record, recipe):
     rows = [["depth", "`max_lr`", "left of the loss after one pass"]]
     for r in record["passes"]:
-        mean = sum(r["left"]) / len(r["left"])
-        se = math.sqrt(sum((x - mean) ** 2 for x in r["left"]) / (len(r["left"]) - 1) / len(r["left"]))
+        mean = statistics.mean(r["left"])
+        se = statistics.stdev(r["left"]) / len(r["left"]) ** 0.5 if len(r["left"]) > 1 else math.nan
         rows.append([r["depth"], f"{r['max_lr']:g}", paired(mean, se)])
     return table(rows)
 
@@ -128,14 +129,14 @@ def streamed(record, recipe):
 
 
 def tokens(record, recipe):
-    """Milliseconds of a streamed token, a column a chunk size."""
-    cells = {(r["setting"], r["chunk"]): r for r in record["rows"]}
-    chunks = sorted({chunk for _, chunk in cells})
-    rows = [["a token, ms", *(f"chunk {chunk}" for chunk in chunks)]]
-    for setting in dict.fromkeys(name for name, _ in cells):
-        own = [cells[setting, chunk] for chunk in chunks]
-        rows.append([setting, *("{:.2f} ({:.2f} to {:.2f})".format(r["ms"], *r["quartiles_ms"]) for r in own)])
-    return table(rows)
+    """Milliseconds of a streamed token, a column a head width and chunk size."""
+    told = {}
+    for r in record["rows"]:
+        own = told.setdefault(r["setting"], {})
+        own[r["head_dim"], r["chunk"]] = "{:.2f} ({:.2f} to {:.2f})".format(r["ms"], *r["quartiles_ms"])
+    cases = sorted({case for own in told.values() for case in own})
+    heads = [["a token, ms", *(f"head width {width}, chunk {chunk}" for width, chunk in cases)]]
+    return table(heads + [[name, *(own.get(case, "") for case in cases)] for name, own in told.items()])
 
 
 def mixers(record, recipe):

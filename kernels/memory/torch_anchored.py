@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import transforming
+from pyro_memory.kernels.dispatch import below_autograd, transforming
 from pyro_memory.kernels.memory import torch_inner as inner
 from pyro_memory.kernels.memory.definition import NORM_EPS, Layers
 from pyro_memory.kernels.memory.torch_coefficients import Coefficients
@@ -40,6 +40,7 @@ def _after(W: Tensor, S: Tensor, h: Tensor, D: Tensor, c: Coefficients) -> tuple
     )
 
 
+@below_autograd
 def anchored_token(
     q: Tensor, k: Tensor, v: Tensor, weights: Layers, momentum_state: Layers, lr: Layers, momentum: Layers,
     decay: Layers, *, anchor: Layers, activation: str = "gelu", residual_norm: bool = False,
@@ -75,7 +76,8 @@ def anchored_token(
     for A in anchors[:0:-1]:
         D.append(memory.act_backward(torch.bmm(A, D[-1]).squeeze(2).t(), columns.pop()).t().unsqueeze(2))
     x, written, moved = q.flatten(0, 1), [], []
-    add_product = torch.addcmul if transforming() else Tensor.addcmul_
+    mapped = transforming() or torch.compiler.is_compiling()  # vmap refuses what is in place, a compiler undoes it
+    add_product = torch.addcmul if mapped else Tensor.addcmul_
     for layer, (W, S, eta, alpha) in enumerate(zip(weights, momentum_state, momentum, decay, strict=True)):
         d = lr[layer] * D.pop().view(batch, heads, 1, -1)
         S = add_product(eta * S, h[layer].view(batch, heads, -1, 1), d, value=-2)

@@ -52,7 +52,7 @@ class Chunks(torch.autograd.Function):
         kept_all = plan.keep and plan.checkpoint_chunks is None
         alone = len(k) == 1  # then nothing is copied
         if alone:
-            buffers: list[Any] = [[s, torch.empty_like(s)] for s in states]
+            buffers: list[Any] = [[s, s.new_empty(s.shape)] for s in states]
         else:
             buffers = [s.new_empty((len(k) if kept_all else len(groups[0])) + 1, *s.shape) for s in states]
             for buffer, state in zip(buffers, states, strict=True):

@@ -37,7 +37,8 @@ def chunk_form(
     **options: Any,
 ) -> tuple[Tensor, Layers | None, Layers | None]:  # fmt: skip
     """Computes what ``token_rule`` does, in the same arguments."""
-    keep_freed_memory()
+    if torch.is_grad_enabled() and k.is_cpu:
+        keep_freed_memory()
     p = Problem.of(k, v, weights, momentum_state, lr, momentum, decay, lengths=lengths, **options)
     plan = Plan(p.memory, len(weights), len(p.rest), checkpoint_chunks, torch.is_grad_enabled(), return_state)
     y, *states = Chunks.apply(

@@ -15,13 +15,13 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from pyro_memory.gate import checked
 from pyro_memory.models.titans.attention import WindowAttention, WindowState
-from pyro_memory.models.titans.state import Lengths, State, Stepping, resolve
+from pyro_memory.models.titans.state import Lengths, State, resolve
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import out_of_autocast
 
 
 @checked
-class TransformerMixer(Stepping[WindowState], WindowAttention):
+class TransformerMixer(WindowAttention):
     """Mixes by causal attention over the last ``window`` tokens, the token itself among them.
 
     ``mixer(x, state=None, lengths=None) -> (y, state)`` with x, y ``[batch, time, dim]``, and ``mixer.step``. Cost:
@@ -36,6 +36,13 @@ class TransformerMixer(Stepping[WindowState], WindowAttention):
     et al., 2020), https://arxiv.org/abs/2004.05150
     """
 
+    def step(
+        self, token: Float[Tensor, "batch dim"], state: WindowState | None = None
+    ) -> tuple[Float[Tensor, "batch dim"], WindowState]:
+        """Takes one token of each sequence; the same as ``forward`` on a sequence of one."""
+        y, state = self(token.unsqueeze(1), state)
+        return y.squeeze(1), state
+
 
 @dataclass(frozen=True, repr=False)
 class LSTMState(State):
@@ -46,7 +53,7 @@ class LSTMState(State):
 
 
 @checked
-class LSTMMixer(Stepping[LSTMState], nn.Module):
+class LSTMMixer(nn.Module):
     """Mixes by an LSTM of ``hidden`` cells (by default ``dim``) and a projection back to ``dim``.
 
     ``mixer(x, state=None, lengths=None) -> (y, state)`` with x, y ``[batch, time, dim]``, and ``mixer.step``. Cost:
@@ -85,6 +92,13 @@ class LSTMMixer(Stepping[LSTMState], nn.Module):
     def _run(self, x: Tensor | PackedSequence, start: tuple[Tensor, Tensor]) -> tuple:
         with torch.autocast("cpu", enabled=False):  # on a CPU torch's LSTM in bfloat16 wants AVX-512
             return self.cells(x.to(self.to_out.weight.dtype), start)
+
+    def step(
+        self, token: Float[Tensor, "batch dim"], state: LSTMState | None = None
+    ) -> tuple[Float[Tensor, "batch dim"], LSTMState]:
+        """Takes one token of each sequence; the same as ``forward`` on a sequence of one."""
+        y, state = self(token.unsqueeze(1), state)
+        return y.squeeze(1), state
 
 
 @checked

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_memory.gate import check_least, checked
-from pyro_memory.kernels import anchored_token, apply_memory, below_autograd, chosen, run_memory, run_surprise
-from pyro_memory.models.titans.state import Lengths, State, Stepping, last_tokens, resolve
+from pyro_memory.kernels import anchored_token, apply_memory, chosen, run_memory, run_surprise
+from pyro_memory.models.titans.state import Lengths, State, last_tokens, resolve
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import PlainLinear, PlainModule
 
@@ -30,7 +30,7 @@ class MemoryState(State):
 
 
 @checked
-class NeuralMemory(Stepping[MemoryState], PlainModule):
+class NeuralMemory(PlainModule):
     r"""Mixes a sequence through memories that are trained on it while it passes.
 
     .. code-block:: text
@@ -188,30 +188,34 @@ class NeuralMemory(Stepping[MemoryState], PlainModule):
     ) -> tuple[Float[Tensor, "batch time dim"], MemoryState]:
         start = 0 if state is None else None
         x, state = resolve(self, x, state, lengths)
-        if start is None and x.shape[1] == 1 and lengths is None and self._is_usual(x, state):
-            with below_autograd():
-                return self._token(x.squeeze(1), state)
+        watched = self.surprise and pyro.poutine.runtime.am_i_wrapped()
+        if start is None and x.shape[1] == 1 and lengths is None and not watched and self._is_usual(x, state):
+            return self._token(x.squeeze(1), state)
         projected = torch.cat([state.tail, self.to_qkv(x)], 1)
         q, k, v = self._qkv(projected)
         memory = state.weights, state.momentum, state.anchor, self._gates(x)
         options = self._memory() | {"position": state.position, "lengths": lengths}
         if self._moves_to_rest:
             options["rest"] = tuple(w.expand(len(x), *w.shape) for w in self._initial())
-        if self._is_watched():
+        if watched:
             self._record(run_surprise((k, v), *memory, chunk_size=self.chunk_size, **options)[0])
         y, *after = run_memory((q, k, v), *memory, start=start, **(options | self.run_options))
         y = self.to_out(self._normed(y) * F.silu(self.to_gate(x)))
         return y, MemoryState(*after, last_tokens(projected, self.taps - 1, lengths))
 
-    def _is_watched(self) -> bool:
-        return self.surprise and pyro.poutine.runtime.am_i_wrapped()
+    def step(
+        self, token: Float[Tensor, "batch dim"], state: MemoryState | None = None
+    ) -> tuple[Float[Tensor, "batch dim"], MemoryState]:
+        """Takes one token of each sequence; the same as ``forward`` on a sequence of one."""
+        y, state = self(token.unsqueeze(1), state)
+        return y.squeeze(1), state
 
     def _is_usual(self, x: Tensor, state: MemoryState) -> bool:
-        """Whether a token may take the short way: all of it in one dtype, computed on a CPU, its surprise unasked."""
-        W, dtype = state.weights[0], x.dtype
-        usual = x.is_cpu and W.is_cpu and dtype.itemsize > 2 and not torch.is_autocast_enabled("cpu")
-        fits = dtype == W.dtype == state.tail.dtype == self.read_norm.dtype
-        return fits and usual and self.run_options["backend"] in ("auto", "torch") and not self._is_watched()
+        """Whether a token may take the short way: all of it in one dtype, on a CPU."""
+        held = (x, *state.weights, *state.momentum, *state.anchor, state.tail, self.read_norm)
+        alike = x.dtype.itemsize > 2 and all(t.dtype == x.dtype and t.is_cpu for t in held)
+        special = torch.is_autocast_enabled("cpu") or self.run_options["backend"] not in ("auto", "torch")
+        return alike and not special
 
     def _token(self, x: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
         """``forward`` of one token, ``x [batch, dim]``."""

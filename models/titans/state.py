@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node, tree_map
 
@@ -210,18 +210,6 @@ class SequenceState:
     def to_tensors(self) -> dict[str, Tensor]:
         """Gives the tensors by name, as safetensors saves them; ``SequenceModel.load_state`` puts them together."""
         return {f"{i}.{k}": t for i, s in enumerate(self.blocks) for k, t in s.to_tensors().items()}
-
-
-@checked
-class Stepping(Generic[Kind]):
-    """What of a mixer takes tokens one by one."""
-
-    def step(
-        self, token: Float[Tensor, "batch dim"], state: Kind | None = None
-    ) -> tuple[Float[Tensor, "batch dim"], Kind]:
-        """Takes one token of each sequence; the same as ``forward`` on a sequence of one."""
-        y, state = self(token.unsqueeze(1), state)  # type: ignore[operator]  # a module
-        return y.squeeze(1), state
 
 
 def resolve(mixer: Any, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pyro_memory.gate import checked
 from pyro_memory.models.titans.attention import WindowAttention, WindowState
 from pyro_memory.models.titans.neural_memory import MemoryState, NeuralMemory
-from pyro_memory.models.titans.state import Lengths, State, Stepping, mask_past, resolve
+from pyro_memory.models.titans.state import Lengths, State, mask_past, resolve
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import PlainModule
 
@@ -27,7 +27,7 @@ class HybridState(State):
 
 
 @checked
-class Mixer(Stepping[Any], PlainModule):
+class Mixer(PlainModule):
     """A sequence mixer with persistent tokens, learned vectors that stand before every sequence.
 
     ``mixer(x, state=None, lengths=None) -> (y, state)`` with x, y ``[batch, time, dim]``; ``mixer.step(token, state)``
@@ -41,6 +41,13 @@ class Mixer(Stepping[Any], PlainModule):
         self.dim = dim
         self.memory = NeuralMemory(dim, heads=heads, **memory)
         self.persistent = nn.Parameter(0.02 * torch.randn(persistent, dim)) if persistent else None
+
+    def step(
+        self, token: Float[Tensor, "batch dim"], state: State | None = None
+    ) -> tuple[Float[Tensor, "batch dim"], State]:
+        """Takes one token of each sequence; the same as ``forward`` on a sequence of one."""
+        y, state = self(token.unsqueeze(1), state)
+        return y.squeeze(1), state
 
     def memory_state(self, batch: int) -> MemoryState:
         """The memory after the persistent tokens, the first that it sees."""

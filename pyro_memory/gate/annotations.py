@@ -55,7 +55,6 @@ def check_of(annotation: Any) -> Any:
     """Makes the check that an annotation asks for; what it does not know it lets pass."""
     if hasattr(annotation, "dim_str"):  # jaxtyping's: a kind and a shape
         return TensorCheck(KINDS.get(annotation.__name__.partition("[")[0], ""), tuple(annotation.dim_str.split()))
-    annotation = getattr(annotation, "__bound__", None) or annotation  # of a type variable
     origin, inner = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return _either(inner)

@@ -152,6 +152,8 @@ class TensorCheck:
         return tensor
 
     def _check_kind(self, name: str, value: Tensor) -> None:
+        if value.layout != torch.strided:
+            raise ValueError(f"`{name}` must be {self}, and dense; got {value.layout}. Convert it: {name}.to_dense()")
         if value.is_complex() or (self.kind and kind_of(value.dtype) != self.kind):
             cast = f". Convert it: {name}.{CASTS[self.kind]}" if self.kind and not value.is_complex() else ""
             raise ValueError(f"`{name}` must be {self}; got {told(value)}{cast}")

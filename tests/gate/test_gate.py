@@ -102,6 +102,7 @@ REFUSED = {
     "another device": (lambda: LAYER(X.to("meta")), ValueError, r"device of the Layer, cpu; got .* on meta.*x.to"),
     "NaN": (lambda: LAYER(X * torch.nan), ValueError, r"`x` must be finite; got nan at \[0, 0\]"),
     "infinity": (lambda: LAYER(X / 0), ValueError, "`x` must be finite; got inf"),
+    "sparse": (lambda: LAYER(X.to_sparse()), ValueError, r"`x` must .* dense; got torch.sparse_coo.*x.to_dense\(\)"),
     "infinities": (lambda: LAYER(X / 0 * SIGNS), ValueError, r"`x` must be finite; got -?inf at \[0, 0\]"),
     "none of two kinds": (lambda: LAYER.at(0, X[0] > 0), TypeError, "`y` must be an integer .* or"),
     "a fraction": (lambda: Layer(2.5), TypeError, "`dim` must be an integer; got 2.5"),

@@ -76,6 +76,16 @@ def it_has_the_same_gradients_and_goes_on(name):
         assert_close(actual, expected)
 
 
+def a_map_of_tokens_is_compiled(name):
+    memory = build(name)
+    state, tokens = memory.initial_state(2), torch.randn(3, 2, 8)
+    mapped = torch.func.vmap(lambda token: memory.step(token, state)[0])
+    with torch.no_grad():
+        assert_close(
+            torch.compile(mapped, backend="eager")(tokens), torch.stack([memory.step(t, state)[0] for t in tokens])
+        )
+
+
 def it_is_exported_with_any_length(name):
     memory = build(name)
     length = torch.export.Dim("time", min=4, max=64)  # the taps of the convolution
@@ -103,6 +113,7 @@ CLAIMS = {
     sequences_of_any_length_are_one_graph: ["memory", "plain MLP", "MAG"],
     a_segment_more_is_another_graph: ["MAC"],
     it_has_the_same_gradients_and_goes_on: ["memory"],
+    a_map_of_tokens_is_compiled: ["memory", "plain MLP"],
     it_is_exported_with_any_length: ["memory"],
     the_operator_passes_opcheck: ["memory"],
 }

@@ -11,10 +11,20 @@ import torch
 from mixers import DIM, enlarged, noise
 from pyro import poutine
 from pyro.nn import PyroSample
+from torch import nn
 from torch.autograd import forward_ad
 from torch.testing import assert_close
 
-from pyro_memory.models import NeuralMemory, SequenceModel, TitansLMM, TitansMAC, TitansMAG, TitansMAL
+from pyro_memory.models import (
+    LSTMMixer,
+    NeuralMemory,
+    SequenceModel,
+    TitansLMM,
+    TitansMAC,
+    TitansMAG,
+    TitansMAL,
+    TransformerMixer,
+)
 
 OPTIONS = {
     "as it is": {},
@@ -103,6 +113,44 @@ HOOKS = {
     "before": lambda built: built.register_forward_pre_hook(lambda module, args: (2 * args[0], *args[1:])),
     "inside": lambda built: built.to_out.register_forward_hook(lambda module, args, output: 2 * output),
 }
+
+
+class Counting(nn.Linear):
+    """Writes in place, and asks for gradients, where none are wanted."""
+
+    def __init__(self, weight):
+        super().__init__(*weight.shape[::-1], bias=False)
+        self.weight, self.seen = weight, []
+        self.register_buffer("mean", torch.ones((), dtype=weight.dtype))
+
+    def forward(self, x):
+        y = super().forward(x) * self.mean
+        self.mean.mul_(2)
+        with torch.enable_grad():
+            self.seen.append((self.weight * 2).requires_grad)
+        return y
+
+
+@pytest.mark.parametrize("name", ["to_qkv", "to_gate", "to_out"])
+def test_a_layer_of_the_users_is_seen_by_autograd(name, taken):
+    built, token = memory(), noise(2, 1)[:, 0]
+    layer = Counting(getattr(built, name).weight)
+    setattr(built, name, layer)
+    kept = layer.weight.sum() * layer.mean
+    with torch.no_grad():
+        built.step(token, built.initial_state(2))
+    assert len(taken) == 1
+    assert layer.seen == [True]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.backward()
+
+
+@pytest.mark.parametrize("kind", [TransformerMixer, LSTMMixer, NeuralMemory])
+def test_a_state_of_another_kind_is_refused(kind):
+    built, token = kind(16), torch.randn(2, 16)
+    for state in (5, (LSTMMixer if kind is not LSTMMixer else NeuralMemory)(16).initial_state(2)):
+        with pytest.raises((TypeError, ValueError), match="`state` must be"):
+            built.step(token, state)
 
 
 @pytest.mark.parametrize("add", HOOKS.values(), ids=HOOKS)
