@@ -100,6 +100,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("out/compiled"))
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    torch.compiler.config.force_disable_caches = True  # of runs before
     torch.set_num_threads(1)
     rows = []
     for name in args.mixers:

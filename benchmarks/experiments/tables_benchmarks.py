@@ -55,21 +55,6 @@ def encoder_noise(record, recipe):
     return table(rows)
 
 
-def growth(record, recipe):
-    """The most that gradients grow, by depth and rule; "hard" is all but noise."""
-    columns = [(gates, hard) for gates in ("as they start", "at their bounds") for hard in (False, True)]
-    rows = [["depth", "rule", *(f"{'hard' if hard else 'noise'}, gates {gates}" for gates, hard in columns)]]
-    for case in dict.fromkeys((r["depth"], r["rule"]) for r in record["rows"]):
-        own = [r for r in record["rows"] if (r["depth"], r["rule"]) == case]
-        cells = []
-        for gates, hard in columns:
-            wanted = [r["gradients"] for r in own if r["gates"] == gates and (r["tokens"] != "noise") == hard]
-            most = max(math.inf if None in g else max(g) / g[0] for g in wanted)
-            cells.append(f"{most:.1f}" if most < 1e12 else "> 1e12")
-        rows.append([*case, *cells])
-    return table(rows)
-
-
 def passes(record, recipe):
     rows = [["depth", "`max_lr`", "left of the loss after one pass"]]
     for r in record["passes"]:
