@@ -13,7 +13,7 @@ def command():
     """The command line without the place to write to; other places by the option's name."""
     words = [f"python benchmarks/{Path(sys.argv[0]).name}"]
     for before, word in zip(sys.argv, sys.argv[1:], strict=False):
-        if "--out" not in (before, word):
+        if before != "--out" and not word.startswith("--out"):
             words.append(before.removeprefix("--").upper() if "/" in word else word)
     return " ".join(words)
 

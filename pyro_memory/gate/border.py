@@ -103,17 +103,15 @@ def _check_of(parameter: inspect.Parameter, function: Any) -> Any:
     return ANYTHING if annotation is inspect.Parameter.empty else check_of(annotation)
 
 
-def _given(name: str, places: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return ({place: value for (place, _), value in zip(places, args, strict=False)} | kwargs).get(name)
-
-
 def _admitted(checks: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """The positional arguments as the function takes them; keyword arguments are replaced in place."""
     places, named, method = checks
     owner = args[0] if method and args else None
     ready = not isinstance(owner, nn.Module) or "_parameters" in owner.__dict__  # not in its constructor
-    padded = "lengths" in named and _given("lengths", places, args, kwargs) is not None
-    call = Call(owner if ready else None, padded=padded)
+    lengths = None
+    if "lengths" in named:  # by place or by name
+        lengths = ({name: value for (name, _), value in zip(places, args, strict=False)} | kwargs).get("lengths")
+    call = Call(owner if ready else None, padded=lengths is not None)
     admitted = list(args)
     for i, (name, check) in enumerate(places[: len(args)]):
         if i or not method:
