@@ -73,7 +73,7 @@ IMAGES = {
     "glyphs": lambda: (glyphs, called(split="evaluation", size=16, drawings=1, seed=0)),
     "load_images": lambda: (load_images, called(name="mnist", split="background", root=data_folder())),
     "mnist": lambda: (mnist, called(split="test", binary=True, root=data_folder())),
-    "omniglot": lambda: (omniglot, called(split="background", size=26, root=data_folder())),
+    "omniglot": lambda: (omniglot, called(split="background", size=26, alphabets="45-5", root=data_folder())),
 }  # fmt: skip
 
 

@@ -29,26 +29,39 @@ CONTENTS = {  # of the drawings, whatever zip they come in: names and bits, see 
     "background": "ffe345b79b8684e4cfbd517cdf633b03b1763ef72e2f25e46d528fc334c75f90",
     "evaluation": "c7648f1a0a9d9c4c9d31c199241af19eefbf560d0f9d6c48635e7f8dbd754375",
 }
+# The alphabets that the division "45-5" sets aside: all lie in the zip of the official evaluation split.
+HELD_OUT = ("Sylheti", "Syriac_(Serto)", "Tengwar", "Tibetan", "ULOG")
 # What zipfile, zlib and Pillow raise: RuntimeError and NotImplementedError where a flipped bit says "encrypted".
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, SyntaxError, struct.error)
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
+Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # of a zip: images as bits, a row each; labels; names of the letters
 
 
 @checked
-def omniglot(split: str, *, size: int = 28, root: str | Path | None = None) -> LabelledImages:
-    """Reads one split of Omniglot from its official zip, as binary images with ink 1.
+def omniglot(
+    split: str, *, size: int = 28, alphabets: str = "official", root: str | Path | None = None
+) -> LabelledImages:
+    """Reads one split of Omniglot from its official zips, as binary images with ink 1.
 
     Args:
-        split: "background" (964 letters) or "evaluation" (659).
+        split: "background", to train on, or "evaluation".
         size: 28 takes rows and columns ``floor(i * 105 / 28)`` of the drawing, as generative matching networks did;
             26 takes the maximum over 4x4 blocks of its first 104 rows and columns. Their likelihoods do not compare.
+        alphabets: which of the 50 alphabets are in which split. "official": 30 (964 letters) and 20 (659), a zip each.
+            "45-5": evaluation has five of these 20, Sylheti, Syriac (Serto), Tengwar, Tibetan and ULOG (144 letters),
+            background the other 45 (1,479), from both zips. Numbers on the two divisions do not compare.
         root: the folder with the zips; by default ``$PYRO_MEMORY_DATA/omniglot``, or a download with a checksum.
 
-    Decoding takes about ten seconds once; its result is kept, as bits, in the user's cache, where there is one.
+    With ``size=26``, "45-5" has alphabets and pixels as https://github.com/yenchenlin/omniglot-45-5 makes them (2018, a
+    third party's). It cites Rezende et al. (2016, https://arxiv.org/abs/1603.05106), Bornschein et al. (2017,
+    https://arxiv.org/abs/1709.07116) and Reed et al. (2018, https://arxiv.org/abs/1710.10304) as users of the split;
+    that they held out the same five alphabets could not be read anywhere.
+
+    Decoding takes about ten seconds a zip once; its result is kept, as bits, in the user's cache, where there is one.
 
     Raises:
-        FileNotFoundError: if the folder lacks the zip.
-        ValueError: if the zip is damaged or holds other drawings, or an argument is unknown.
+        FileNotFoundError: if the folder lacks a zip.
+        ValueError: if a zip is damaged or holds other drawings, or an argument is unknown.
 
     References: Human-level concept learning through probabilistic program induction (Lake et al., 2015),
     https://github.com/brendenlake/omniglot; Few-shot Generative Modelling with Generative Matching Networks (Bartunov &
@@ -58,33 +71,60 @@ def omniglot(split: str, *, size: int = 28, root: str | Path | None = None) -> L
         raise ValueError(f'`split` must be "background" or "evaluation"; got {split!r}')
     if size not in (26, 28):
         raise ValueError(f"`size` must be 28 (every 105/28-th pixel) or 26 (4x4 maximum); got {size}")
-    name = f"images_{split}.zip"
-    path = find_file(name, folder="omniglot", root=root, url=URL + name, sha256=CHECKSUMS[split])
-    images, labels, names = _stored(path, split, size)
-    return LabelledImages(images, labels, names, originals=partial(_drawings, path, split) if size == 28 else None)
+    if alphabets not in ("official", "45-5"):
+        raise ValueError(
+            f'`alphabets` must be "official" (30 to train on, 20 to test on) or "45-5" (45 and 5); got {alphabets!r}'
+        )
+    both = alphabets == "45-5" and split == "background"
+    paths = tuple((part, _find(part, root)) for part in (CHECKSUMS if both else (split,)))
+    held_out = None if alphabets == "official" else split == "evaluation"
+    images, labels, names = _read(paths, size, held_out)
+    return LabelledImages(images, labels, names, originals=partial(_drawings, paths, held_out) if size == 28 else None)
+
+
+def _find(part: str, root: str | Path | None) -> Path:
+    name = f"images_{part}.zip"
+    return find_file(name, folder="omniglot", root=root, url=URL + name, sha256=CHECKSUMS[part])
 
 
 @lru_cache(maxsize=2)
-def _drawings(path: Path, split: str) -> torch.Tensor:
-    """All drawings as they were made, 105x105: some 200 MB."""
-    return _stored(path, split, 105)[0]
+def _drawings(paths: tuple[tuple[str, Path], ...], held_out: bool | None) -> torch.Tensor:
+    """All drawings as they were made, 105x105: some 200 MB, 330 MB of 45 alphabets."""
+    return _read(paths, 105, held_out)[0]
 
 
-def _stored(path: Path, split: str, size: int) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
-    """Images, labels and names, decoded or from the cache: a convenience, whose failures cost time and nothing else."""
-    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    try:
-        cached = cache_dir() / f"omniglot-{split}-{size}-{checksum[:16]}.npz"
-        bits, labels, names = _cached(cached, size)
-    except (*DAMAGE, ValueError, KeyError):
-        bits, labels, names = _decode(path, split, size)
-        with suppress(OSError):
-            _write(cache_dir() / f"omniglot-{split}-{size}-{checksum[:16]}.npz", bits, labels, names)
+def _read(
+    paths: tuple[tuple[str, Path], ...], size: int, held_out: bool | None
+) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """Images, labels and names of some zips: of all letters, those of the held-out alphabets, or the others."""
+    parts = [_stored(path, part, size) for part, path in paths]
+    bits, labels, names = parts[0] if held_out is None else _divided(parts, held_out)
     images = np.unpackbits(bits, axis=-1, count=size * size).reshape(-1, 1, size, size)
     return torch.from_numpy(images), torch.from_numpy(labels), tuple(names.tolist())
 
 
-def _cached(path: Path, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _divided(parts: list[Part], held_out: bool) -> Part:
+    """The letters of the held-out alphabets, or all others, numbered anew, zip after zip."""
+    bits, labels, names = (np.concatenate(of_all) for of_all in zip(*parts, strict=True))
+    labels = labels + np.repeat(np.cumsum([0, *(len(n) for _, _, n in parts[:-1])]), [len(k) for _, k, _ in parts])
+    kept = np.array([(name.partition("/")[0] in HELD_OUT) == held_out for name in names.tolist()])
+    chosen = kept[labels]
+    return bits[chosen], (kept.cumsum() - 1)[labels[chosen]], names[kept]
+
+
+def _stored(path: Path, split: str, size: int) -> Part:
+    """Bits, labels and names, decoded or from the cache: a convenience, whose failures cost time and nothing else."""
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        return _cached(cache_dir() / f"omniglot-{split}-{size}-{checksum[:16]}.npz", size)
+    except (*DAMAGE, ValueError, KeyError):
+        part = _decode(path, split, size)
+        with suppress(OSError):
+            _write(cache_dir() / f"omniglot-{split}-{size}-{checksum[:16]}.npz", *part)
+        return part
+
+
+def _cached(path: Path, size: int) -> Part:
     """What ``_write`` kept; an error if it is not there, or damaged."""
     with open(path, "rb") as file, np.load(file) as stored:
         bits, labels, names = stored["bits"], stored["labels"], stored["names"]
@@ -103,7 +143,7 @@ def shrink(drawing: np.ndarray, size: int) -> np.ndarray:
     return drawing[:104, :104].reshape(26, 4, 26, 4).max((1, 3))
 
 
-def _decode(path: Path, split: str, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _decode(path: Path, split: str, size: int) -> Part:
     """Reads a zip, makes sure that its drawings are Omniglot's, and shrinks them."""
     remedy = "fetch it again from " + URL
     try:

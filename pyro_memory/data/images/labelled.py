@@ -115,7 +115,8 @@ class LabelledImages:
         """Gives images as other hands might have drawn them: each through a smooth map of its own, ``smooth_maps``.
 
         Each pixel is looked up where the map says, without interpolation, so that binary images stay binary; what lies
-        outside is blank. Omniglot's 28x28 are redrawn from the drawings, decoded at the first call and kept: 200 MB.
+        outside is blank. Omniglot's 28x28 are redrawn from the drawings, decoded at the first call and kept: 200 MB,
+        or 330 of 45 alphabets.
         """
         source = self.images if self.originals is None else self.originals()
         images, (height, width), (tall, wide) = indices.flatten(), self.shape[1:], source.shape[2:]

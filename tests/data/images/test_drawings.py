@@ -116,6 +116,62 @@ def test_the_folder_of_all_data_sets_will_do(folder, cache):
     assert len(omniglot("background", root=folder.parent / "all")) == 12
 
 
+FIVE = ("Sylheti", "Syriac_(Serto)", "Tengwar", "Tibetan", "ULOG")
+
+
+@pytest.fixture
+def both(tmp_path, folder):
+    """The zip of the folder and one for evaluation, with a letter of two drawings of each of seven alphabets."""
+    alphabets = ["Angelic", *FIVE, "ULOG_2"]
+    files = [f"{a}/character01/{i:04d}_{d:02d}.png" for i, a in enumerate(alphabets) for d in (1, 2)]
+    pack(folder, {name: png(draw(100, i)) for i, name in enumerate(files)}, "evaluation")
+    return folder
+
+
+def test_45_5_holds_out_five_alphabets_and_trains_on_the_rest_of_both_zips(both, cache):
+    train, test = (omniglot(s, size=26, alphabets="45-5", root=both) for s in ("background", "evaluation"))
+    first, rest = (omniglot(s, size=26, root=both) for s in ("background", "evaluation"))
+    assert test.class_names == tuple(f"{a}/character01" for a in FIVE)
+    assert test.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert torch.equal(test.images, rest.images[2:12])
+    assert train.class_names == (*first.class_names, "Angelic/character01", "ULOG_2/character01")
+    assert train.labels.tolist() == [*first.labels.tolist(), 4, 4, 5, 5]
+    assert torch.equal(train.images, torch.cat([first.images, rest.images[:2], rest.images[12:]]))
+
+
+def test_divisions_share_a_cache_and_do_not_mix(both, cache, monkeypatch):
+    splits = [(s, a) for s in ("background", "evaluation") for a in ("official", "45-5")]
+    read = lambda: [omniglot(s, alphabets=a, root=both) for s, a in splits]  # noqa: E731
+    once = read()
+    assert len(list(cache.iterdir())) == 2
+    monkeypatch.setattr("pyro_memory.data.images.drawings._decode", None)
+    assert [len(data) for data in once] == [12, 16, 14, 10]
+    for one, other in zip(once, read(), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert one.class_names == other.class_names
+
+
+def test_45_5_is_redrawn_from_its_own_large_drawings(both, cache):
+    rows = [int(i * 105 / 28) for i in range(28)]
+    for split in ("background", "evaluation"):
+        data = omniglot(split, alphabets="45-5", root=both)
+        assert torch.equal(data.originals()[:, :, rows][..., rows], data.images)
+
+
+def test_45_5_needs_both_zips_to_train_and_one_to_test(both, cache):
+    (both / "images_background.zip").unlink()
+    assert omniglot("evaluation", alphabets="45-5", root=both).classes == 5
+    with pytest.raises(FileNotFoundError, match=r"`root` must be a folder that holds images_background.zip"):
+        omniglot("background", alphabets="45-5", root=both)
+
+
+def test_an_unknown_division_is_named():
+    message = r'`alphabets` must be "official" \(30 .* 20 .*\) or "45-5" \(45 and 5\); got \'5-45\''
+    with pytest.raises(ValueError, match=message):
+        omniglot("background", alphabets="5-45")
+
+
 def test_an_unknown_split_or_size_is_named():
     with pytest.raises(ValueError, match=r'`split` must be "background" or "evaluation"; got \'train\''):
         omniglot("train")
@@ -250,6 +306,18 @@ def test_the_real_set_has_twenty_drawings_of_each_letter(split, classes, cache):
 @pytest.mark.parametrize(("size", "fraction"), [(28, 0.084), (26, 0.143)])
 def test_the_real_set_has_the_known_fraction_of_ink(size, fraction, cache):
     assert abs(omniglot("evaluation", size=size).images.float().mean().item() - fraction) < 5e-4
+
+
+@real
+@pytest.mark.parametrize(
+    ("split", "alphabets", "letters", "ink"), [("background", 45, 1479, 0.139), ("evaluation", 5, 144, 0.126)]
+)
+def test_the_real_45_5_has_the_published_letters_and_ink(split, alphabets, letters, ink, cache):
+    data = omniglot(split, size=26, alphabets="45-5")
+    assert len({name.partition("/")[0] for name in data.class_names}) == alphabets
+    assert data.classes == letters
+    assert {len(members) for members in data.members} == {20}
+    assert abs(data.images.float().mean().item() - ink) < 5e-4
 
 
 def test_redrawn_letters_come_from_the_large_drawings(folder, cache, monkeypatch):
