@@ -52,6 +52,7 @@ SOURCES = {
     "images": lambda: [data()[torch.tensor([0, 1], device="cpu")]],
     "redrawn": lambda: [data().varied(torch.tensor([0, 1], device="cpu"), torch.Generator("cpu").manual_seed(0))],
     "few shots": lambda: FewShotTasks(data(), classes=2, shots=2, targets=3, turned=0.5, varied=0.5),
+    "recalled": lambda: FewShotTasks(data(), classes=2, shots=2, targets=3, recalled=0.5),
     "own memories": lambda: FewShotTasks(data(), classes=(1, 2), shots=2, targets=3, per_target=True),
     "gmn": lambda: FewShotTasks(data(), classes=2, shots=2, targets=3, protocol="gmn"),
     "fixed": lambda: FewShotTasks(data(), classes=1, shots=2, targets=3, per_target=True, target_indices=range(9)),

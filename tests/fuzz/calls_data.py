@@ -139,7 +139,14 @@ TASKS = {
     "ClassStream.tasks": lambda: (stream().tasks, called(stage=1, tasks=1, queries=1, shots=1)),
     "FewShotTasks": lambda: (
         FewShotTasks,
-        drawing() | called(classes=2, shots=1, targets=2, protocol="vma", per_target=True, target_indices=None),
+        drawing()
+        | called(
+            classes=2, shots=1, targets=2, protocol="vma", per_target=False, target_indices=None, recalled=0.5
+        ),
+    ),
+    "FewShotTasks of fixed targets": lambda: (
+        FewShotTasks,
+        called(data=letters(), classes=2, shots=1, targets=2, per_target=True, target_indices=longs(0, 3)),
     ),
     "FewShotTasks.__getitem__": lambda: (shots().__getitem__, called(index=1)),
     "FewShotTasks.wrong_classes": lambda: (shots().wrong_classes, called(index=1)),

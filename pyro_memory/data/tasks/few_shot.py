@@ -34,10 +34,10 @@ class FewShotTasks:
         shots: how many slots a class gets; likewise.
         targets: how many images a task asks for. Those that share a memory are drawn, with replacement, from what the
             memory leaves of its classes.
-        protocol: "vma": a target is never in memory, and every class has ``shots`` different images there (Bornschein
-            et al., 2017, https://arxiv.org/abs/1709.07116). "gmn": memory and target are drawn with replacement, a
-            random class a slot, so that the target itself may be in memory (Bartunov & Vetrov, 2018,
-            https://proceedings.mlr.press/v84/bartunov18a.html). Their numbers do not compare. Both have
+        protocol: "vma": a target is never in memory, but for ``recalled``, and every class has ``shots`` different
+            images there (Bornschein et al., 2017, https://arxiv.org/abs/1709.07116). "gmn": memory and target are drawn
+            with replacement, a random class a slot, so that the target itself may be in memory (Bartunov & Vetrov,
+            2018, https://proceedings.mlr.press/v84/bartunov18a.html). Their numbers do not compare. Both have
             ``classes * shots`` slots; published tables may count examples in all, whatever the classes.
         per_target: gives each target a memory of its own, its class and ``classes - 1`` others (evaluation); otherwise
             all targets share one memory (training).
@@ -48,6 +48,11 @@ class FewShotTasks:
             (a quarter turn, a mirror image, ...): more letters to learn from, as in Towards a Neural Statistician
             (Edwards & Storkey, 2017), https://arxiv.org/abs/1606.02185.
         varied: the share of tasks whose images are each redrawn as another hand might: ``LabelledImages.varied``.
+        recalled: the share of targets that are in memory after all: each by itself, with this probability, shows a
+            slot of its class as it is there. For training a model that GMN's protocol will measure, where a target is
+            in memory by chance, with probability ``1 - (1 - 1 / n) ** shots`` at one class of n images (Bartunov &
+            Vetrov, 2016, https://arxiv.org/abs/1612.02192). Memories and all other targets stay what they were. Needs
+            protocol "vma" and a shared memory.
 
     Raises:
         ValueError: if the data have too few classes or images, or an argument is unusable.
@@ -66,6 +71,7 @@ class FewShotTasks:
         target_indices: Numbers | None = None,
         turned: float = 0.0,
         varied: float = 0.0,
+        recalled: float = 0.0,
     ) -> None:
         self._ranges = _range("classes", classes), _range("shots", shots)
         most_classes, most_shots = (most for _, most in self._ranges)
@@ -92,6 +98,13 @@ class FewShotTasks:
                 "`classes` and `shots` must be numbers where `target_indices` fix the targets: their memories depend "
                 f"on the seed alone; got {classes} and {shots}. Build tasks for each size"
             )
+        if not 0 <= recalled <= 1:
+            raise ValueError(f"`recalled` must lie in [0, 1]; got {recalled}")
+        if recalled and (protocol != "vma" or per_target):
+            raise ValueError(
+                f'`recalled` must be 0 unless protocol="vma" and per_target=False, tasks to train on; got {recalled}. '
+                'To measure with targets in memory use protocol="gmn", where they are by chance'
+            )
         self.data = data
         self.classes = classes
         self.shots = shots
@@ -102,6 +115,7 @@ class FewShotTasks:
         self.target_indices = target_indices
         self.turned = turned
         self.varied = varied
+        self.recalled = recalled
 
     __repr__ = call_of
 
@@ -149,7 +163,16 @@ class FewShotTasks:
         if wrong:
             shared = self._slots(self._other_classes(chosen, classes, generator), shots, None, generator)
         x, values = self._show(index, drawn, shared)
-        return x, SlotMemory(values)
+        return self._recall(index, x, values, shots) if self.recalled else x, SlotMemory(values)
+
+    def _recall(
+        self, index: int, x: Float[Tensor, "target 1 height width"], values: Tensor, shots: int
+    ) -> Float[Tensor, "target 1 height width"]:
+        """Puts slots of their classes in the place of some targets; classes take turns, in slots as in targets."""
+        generator = generator_for(self.seed, 12, index)
+        held = uniform(generator, self.targets) < self.recalled
+        first = torch.arange(self.targets, device="cpu") * shots % len(values)
+        return torch.where(held.reshape(-1, 1, 1, 1), values[first + below(shots, generator, self.targets)], x)
 
     def _show(self, index: int, *groups: Tensor) -> list[Float[Tensor, "*image 1 height width"]]:
         """The images of targets and slots: varied each by itself, turned all alike."""

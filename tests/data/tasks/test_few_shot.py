@@ -48,6 +48,70 @@ def test_under_gmn_s_protocol_it_is_as_often_as_arithmetic_says():
     assert abs(share - expected) < 5 * math.sqrt(expected * (1 - expected) / 2000)
 
 
+def recalling(share, **options):
+    return FewShotTasks(DATA, **{"classes": 3, "shots": 4, "targets": 10, "seed": 5, "recalled": share} | options)
+
+
+def test_the_share_of_recalled_targets_comes_out_task_by_task_anew():
+    per_task = []
+    for i in range(300):
+        x, memory = recalling(0.3)[i]
+        per_task.append(torch.isin(indices(x), indices(memory.values)).float())
+    held = torch.stack(per_task)
+    assert abs(held.mean() - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 3000)
+    assert abs(held.sum(1).var() - 10 * 0.3 * 0.7) < 5 * 2.1 * math.sqrt(2 / 300)  # each target for itself
+    assert (held.mean(0) - 0.3).abs().max() < 5 * math.sqrt(0.3 * 0.7 / 300)
+
+
+def test_recalled_0_and_1_put_no_target_and_every_target_in_memory():
+    for classes, shots in ((3, 4), ((1, 4), (1, 19)), (1, 1)):
+        for i in range(40):
+            for share in (0.0, 1.0):
+                x, memory = recalling(share, classes=classes, shots=shots)[i]
+                assert (torch.isin(indices(x), indices(memory.values)) == bool(share)).all()
+
+
+def test_a_recalled_target_is_any_slot_of_the_class_that_was_asked_for():
+    met = Counter()
+    for i in range(200):
+        (x, memory), (plain, _) = recalling(1.0)[i], recalling(0.0)[i]
+        assert torch.equal(DATA.labels[indices(x)], DATA.labels[indices(plain)])
+        met.update((indices(x)[:, None] == indices(memory.values)).nonzero()[:, 1].tolist())
+    expected = torch.tensor([4, 3, 3]).repeat_interleave(4) * 200 / 4  # ten targets take turns among three classes
+    found = torch.tensor([met[slot] for slot in range(12)])
+    assert ((found - expected).square() / expected).sum() < 27.9  # chi-square, 9 degrees of freedom, 0.1%
+
+
+def test_without_recalled_targets_tasks_are_what_they_were():
+    x, memory = FewShotTasks(DATA, classes=2, shots=2, targets=4, seed=5)[3]
+    assert indices(x).tolist() == [20, 183, 38, 192]  # drawn before `recalled` was there
+    assert indices(memory.values).tolist() == [21, 37, 184, 181]
+
+
+def test_recalled_targets_change_nothing_else_and_come_again():
+    which = []
+    for i in reversed(range(40)):
+        (x, memory), (plain, same) = recalling(0.5)[i], recalling(0.0)[i]
+        held = torch.isin(indices(x), indices(memory.values))
+        assert torch.equal(x[~held], plain[~held])
+        assert torch.equal(memory.values, same.values)
+        assert torch.equal(recalling(0.5).wrong_classes(i).values, recalling(0.0).wrong_classes(i).values)
+        assert torch.equal(x, recalling(0.5)[i][0])
+        x, memory = recalling(0.5, seed=6)[i]
+        which.append((held, torch.isin(indices(x), indices(memory.values))))
+    same = sum(torch.equal(*pair) for pair in which)  # of ten targets: one in 1,024, where seeds are unrelated
+    assert same < 3
+
+
+def test_a_recalled_target_looks_as_its_slot_does_turned_and_redrawn():
+    images = torch.randint(2, (80, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    letters = LabelledImages(images, torch.arange(80) // 20)
+    tasks = FewShotTasks(letters, classes=2, shots=2, targets=6, turned=0.5, varied=1.0, recalled=1.0)
+    for i in range(20):
+        x, memory = tasks[i]
+        assert (x[:, None] == memory.values).flatten(2).all(-1).any(-1).all()
+
+
 def test_a_task_depends_on_seed_and_index_only():
     make = lambda seed: FewShotTasks(DATA, classes=3, shots=2, targets=6, seed=seed)  # noqa: E731
     torch.manual_seed(1)
@@ -128,6 +192,10 @@ def test_a_range_draws_each_size_about_equally_often(per_target):
         ),
         ({"protocol": "mine"}, "`protocol` must be"),
         ({"target_indices": torch.tensor([1])}, "`target_indices` need per_target=True"),
+        ({"recalled": 1.5}, r"`recalled` must lie in \[0, 1\]; got 1.5"),
+        ({"recalled": -0.1}, r"`recalled` must lie in \[0, 1\]; got -0.1"),
+        ({"recalled": 0.5, "per_target": True}, "`recalled` must be 0 unless .* got 0.5. To measure .* use protocol="),
+        ({"recalled": 0.5, "protocol": "gmn"}, '`recalled` must be 0 unless protocol="vma" and per_target=False'),
     ],
 )
 @pytest.mark.unchecked

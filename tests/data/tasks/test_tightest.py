@@ -25,6 +25,7 @@ SERIES = Series(torch.arange(20.0), ["ramp"], (6, 13, 20))
 TIGHT = {
     "vma": FewShotTasks(DATA, classes=3, shots=3, targets=32, turned=0.5, varied=0.5),
     "vma of many sizes": FewShotTasks(DATA, classes=(1, 3), shots=(1, 3), targets=1),
+    "vma, recalled": FewShotTasks(DATA, classes=3, shots=3, targets=5, recalled=0.5),
     "vma, own memories": FewShotTasks(DATA, classes=3, shots=3, targets=5, per_target=True),
     "gmn": FewShotTasks(DATA, classes=3, shots=9, targets=4, protocol="gmn"),
     "gmn, one image a class": FewShotTasks(
