@@ -43,7 +43,8 @@ class FewShotTasks:
             all targets share one memory (training).
         seed: of the tasks.
         target_indices: fixed targets in order, ``targets`` of them a task; the tasks then have a length, and a target's
-            memory depends on the seed and the target only. Needs ``per_target``.
+            memory depends on the seed and the target only. Needs ``per_target``. Under "vma" memories are nested:
+            one of fewer classes or shots holds a part, in another order, of the same target's with more.
         turned: the share of tasks whose images, targets and memory alike, are turned by a random symmetry of the square
             (a quarter turn, a mirror image, ...): more letters to learn from, as in Towards a Neural Statistician
             (Edwards & Storkey, 2017), https://arxiv.org/abs/1606.02185.

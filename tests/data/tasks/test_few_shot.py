@@ -153,6 +153,24 @@ def test_fixed_targets_come_in_order_whatever_the_batch_size():
     assert torch.equal(slots, other_slots)
 
 
+def test_a_fixed_target_s_memories_of_fewer_classes_or_shots_are_parts_of_larger_ones():
+    sizes, targets = list(itertools.product((1, 2, 5, 12), (1, 2, 4, 19))), torch.tensor([5, 100, 33, 7, 201])
+
+    def held(classes, shots):
+        tasks = FewShotTasks(
+            DATA, classes=classes, shots=shots, targets=5, per_target=True, target_indices=targets, seed=3
+        )
+        return [set(row) for row in indices(tasks[0][1].values).tolist()]
+
+    memories = {size: held(*size) for size in sizes}
+    for (classes, shots), (most_classes, most_shots) in itertools.product(sizes, repeat=2):
+        if classes <= most_classes and shots <= most_shots:
+            pairs = zip(memories[classes, shots], memories[most_classes, most_shots], strict=True)
+            for small, large in pairs:
+                assert len(small) == classes * shots
+                assert small <= large
+
+
 def test_every_class_is_asked_for_and_remembered():
     seen = torch.cat([DATA.labels[indices(FewShotTasks(DATA, classes=3, shots=2, targets=6)[i][0])] for i in range(60)])
     assert len(seen.unique()) == DATA.classes
