@@ -1,17 +1,17 @@
 """Generative models with a memory, one file a paper's model.
 
 Where is the thing that ... reads a sampled slot (``VMA``), or attends to all of them (``SoftAttentionVAE``); reads
-episodes and concepts (``VSM``, over a base: ``VAEBase``, ``HierarchicalBase``, ``DiffusionBase``); puts an address
-before any base (``Addressed``); is the baseline without memory (``VAE``); converts episodes to concepts
-(``ConsolidationModel``); learns at test time (``NeuralMemory``, in ``TitansMAC``, ``TitansMAG``, ``TitansMAL``,
-``TitansLMM``), or is what those are compared with (``TransformerMixer``, ``LSTMMixer``, ``DLinear``); writes a
-sequence down with any of these (``SequenceModel`` and its readouts); predicts an address from those before
-(``TitansAddressing``)? Imports: ``addressing``, ``distributions``, ``inference``, ``kernels``, ``nets``,
+episodes and concepts (``VSM``, over a base: ``VAEBase``, ``HierarchicalBase``, ``DiffusionBase``,
+``AutoregressiveBase``); puts an address before any base (``Addressed``); is the baseline without memory (``VAE``);
+converts episodes to concepts (``ConsolidationModel``); learns at test time (``NeuralMemory``, in ``TitansMAC``,
+``TitansMAG``, ``TitansMAL``, ``TitansLMM``), or is what those are compared with (``TransformerMixer``, ``LSTMMixer``,
+``DLinear``); writes a sequence down with any of these (``SequenceModel`` and its readouts); predicts an address from
+those before (``TitansAddressing``)? Imports: ``addressing``, ``distributions``, ``inference``, ``kernels``, ``nets``,
 ``recall``, ``stores``.
 """
 
 from pyro_memory.models.addressed import Addressed
-from pyro_memory.models.bases import BaseModel, DiffusionBase, HierarchicalBase, VAEBase
+from pyro_memory.models.bases import AutoregressiveBase, BaseModel, DiffusionBase, HierarchicalBase, VAEBase
 from pyro_memory.models.consolidation import ConsolidationModel
 from pyro_memory.models.soft_attention import SoftAttentionVAE
 from pyro_memory.models.titans import (
@@ -39,6 +39,7 @@ __all__ = [
     "VMA",
     "VSM",
     "Addressed",
+    "AutoregressiveBase",
     "BaseModel",
     "ConsolidationModel",
     "DLinear",

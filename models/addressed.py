@@ -30,13 +30,18 @@ class Addressed(PyroModule):
         a ~ p(a | M)          which slot to read; uniform by default
         x ~ base(x | m_a)     the image, with latents of the base model's own
 
-    It is ``VMA`` with another likelihood: over a ``DiffusionBase`` it needs no z. There, train with ``Trace_ELBO`` and
+    It is ``VMA`` with another likelihood. Over a ``DiffusionBase`` it needs no z. There, train with ``Trace_ELBO`` and
     hold an address that was trained elsewhere, by a ``VMA`` say: ``guide.address.requires_grad_(False)``. One that
     learns takes ``LeaveOneOutELBO``, whose particles share the noise of a step; on Omniglot it sharpened until it read
     one slot, and was 4.5 nats worse after as many steps.
 
+    Over an ``AutoregressiveBase`` the address is all that is latent: train with ``VIMCO``, or, where a pass for every
+    slot is not too much, ``TraceEnum_ELBO``. The evidence is exact where the slots are summed:
+    ``importance_bound(pyro.infer.config_enumerate(model), EmptyGuide(), x, memory, particles=1)``.
+
     Args:
-        base: the base generative model, built with ``reads=True`` and without a code; any ``BaseModel``.
+        base: the base generative model, built with ``reads=True``; any ``BaseModel``. One with ``code_dim=1`` is told
+            ln of the number of filled slots: what is looked up among many is a closer match than among few.
         address_prior: maps a memory to the distribution of a; ``UniformPrior()`` by default.
         templates: learned contents, read where ``memory`` is None; the guide takes the same instance.
         none_slot: appends a slot of zeros that is always filled, so that an empty memory is legal; set it for both.
@@ -45,8 +50,8 @@ class Addressed(PyroModule):
     ``batch``.
 
     Raises:
-        ValueError: for a base that reads nothing or needs a code, an empty memory without a "none" slot, shapes that do
-            not fit, and images that the base model cannot explain.
+        ValueError: for a base that reads nothing or needs a longer code, an empty memory without a "none" slot, shapes
+            that do not fit, and images that the base model cannot explain.
 
     References: Variational Memory Addressing in Generative Models (Bornschein et al., 2017),
     https://arxiv.org/abs/1709.07116
@@ -57,9 +62,10 @@ class Addressed(PyroModule):
         none_slot: bool = False, name: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(name or unique_name(self))
-        if base.content is None or base.code_dim:
+        if base.content is None or base.code_dim > 1:
             raise ValueError(
-                "`base` must read what is looked up and be told nothing else; build it with reads=True and code_dim=0"
+                "`base` must read what is looked up and be told no more than how many slots there are; build it with "
+                "reads=True and code_dim=0 or 1"
             )
         self.base = base
         self.address_prior = UniformPrior() if address_prior is None else address_prior
@@ -72,7 +78,8 @@ class Addressed(PyroModule):
 
     def context(self, a: Int[Tensor, "*batch"], memory: SlotMemory) -> Context:
         """What the base model is told: features of slot a, computed once a slot where slots are fewer than reads."""
-        return Context(content=memory.read(a, self.base.content))
+        filled = -memory.prior().logits.max(-1, keepdim=True).values if self.base.code_dim else None
+        return Context(filled, memory.read(a, self.base.content))
 
     def forward(self, x: Float[Tensor, "batch channel height width"], memory: SlotMemory | None = None) -> None:
         check_images(x, self.base.likelihood)

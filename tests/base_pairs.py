@@ -4,8 +4,8 @@ import pyro.distributions as dist
 import torch
 
 from pyro_memory.distributions import CosineSchedule, spread
-from pyro_memory.guides import DiffusionBaseGuide, HierarchicalBaseGuide, VAEBaseGuide
-from pyro_memory.models import DiffusionBase, HierarchicalBase, VAEBase
+from pyro_memory.guides import AutoregressiveBaseGuide, DiffusionBaseGuide, HierarchicalBaseGuide, VAEBaseGuide
+from pyro_memory.models import AutoregressiveBase, DiffusionBase, HierarchicalBase, VAEBase
 
 SHAPE = (1, 9, 7)  # odd sizes, so that up- and down-sampling must agree
 CODE = 3
@@ -25,6 +25,11 @@ def hierarchical(shape=SHAPE, **options):
 
 def diffusion(shape=SHAPE, steps=5, **options):
     return DiffusionBase(shape, steps=steps, channels=(4, 5), **options), DiffusionBaseGuide(steps)
+
+
+def autoregressive(shape=SHAPE, **options):
+    options = {"maps": 4, "layers": (1, 2), "looks": 1} | options
+    return AutoregressiveBase(shape, **options), AutoregressiveBaseGuide()
 
 
 def exact(schedule):

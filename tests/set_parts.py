@@ -4,8 +4,14 @@ import torch
 from conftest import ink, sharpen
 
 from pyro_memory import ConceptMemory, EpisodicMemory, Recall, SlotMemory, StructuredMemory
-from pyro_memory.guides import DiffusionBaseGuide, HierarchicalBaseGuide, VAEBaseGuide, VSMGuide
-from pyro_memory.models import VSM, DiffusionBase, HierarchicalBase, VAEBase
+from pyro_memory.guides import (
+    AutoregressiveBaseGuide,
+    DiffusionBaseGuide,
+    HierarchicalBaseGuide,
+    VAEBaseGuide,
+    VSMGuide,
+)
+from pyro_memory.models import VSM, AutoregressiveBase, DiffusionBase, HierarchicalBase, VAEBase
 
 SHAPE, DIM, CODE, K, SLOTS = (1, 9, 7), 3, 4, 3, 4
 SIZES = {"channels": (8, 8), "code_dim": CODE}
@@ -17,6 +23,8 @@ def bases(kind):
         return HierarchicalBase(SHAPE, **dims, **SIZES), HierarchicalBaseGuide(SHAPE, **dims, **SIZES)
     if kind == "diffusion":
         return DiffusionBase(SHAPE, steps=4, **SIZES), DiffusionBaseGuide(4)
+    if kind == "autoregressive":
+        return AutoregressiveBase(SHAPE, maps=4, layers=(1, 2), looks=1, code_dim=CODE), AutoregressiveBaseGuide()
     return VAEBase(SHAPE, latent_dim=2, **SIZES), VAEBaseGuide(SHAPE, latent_dim=2, **SIZES)
 
 

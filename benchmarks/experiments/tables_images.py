@@ -4,9 +4,11 @@ import math
 
 from cells import estimate, paired, table
 
+ALONE = {"diffusion": "diffusion model, no memory", "autoregressive": "autoregressive model, told nothing"}
+
 
 def without_memory(record):
-    return "diffusion model, no memory" if record["arguments"].get("base") == "diffusion" else "VAE, no memory"
+    return ALONE.get(record["arguments"].get("base"), "VAE, no memory")
 
 
 def few_shot(record, recipe):

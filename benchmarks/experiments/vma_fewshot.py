@@ -1,14 +1,16 @@
 """Few-shot density estimation: what is a memory of a few examples worth, in nats?
 
 Trains a VAE without memory and a VMA that reads one (8 random classes of 4 examples, new at every step) for equal
-steps, then measures both on letters that neither has seen. With --base diffusion both draw images by a diffusion model
-in place of z and a decoder. Writes results.json, checkpoints and figures to --out; run it again to go on from there.
+steps, then measures both on letters that neither has seen. With --base diffusion or autoregressive both draw images by
+such a model in place of z and a decoder; the second has an exact likelihood, and log p(x | memory) is no bound then.
+Writes results.json, checkpoints and figures to --out; run it again to go on from there.
 
     python benchmarks/experiments/vma_fewshot.py
     torchrun --nproc-per-node 2 benchmarks/experiments/vma_fewshot.py
     python benchmarks/experiments/vma_fewshot.py --data omniglot --data-dir FOLDER --steps 20000 --latent-dim 64
     python benchmarks/experiments/vma_fewshot.py --data omniglot --data-dir FOLDER --pretrained omniglot28
     python benchmarks/experiments/vma_fewshot.py --base diffusion --lookup vma-omniglot28 --steps 3000
+    python benchmarks/experiments/vma_fewshot.py --base autoregressive --shots 1 19 --unread 0.1 --address enumerated
 """
 
 import os
@@ -19,12 +21,14 @@ import matplotlib.pyplot as plt
 import study
 import torch
 from fewshot_pairs import ALONE, PARTICLES, PROTOCOLS, begin, checkpoint, leave_weights
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from tables_images import few_shot, many_classes
 from tqdm import tqdm
 
 import pyro_memory as pm
 from pyro_memory.data import FewShotTasks, load_images
+from pyro_memory.guides import EmptyGuide
+from pyro_memory.models import Addressed, AutoregressiveBase
 
 
 def arguments():
@@ -34,6 +38,9 @@ def arguments():
         base=(tuple(ALONE), "what draws an image"), steps=(800, "training steps of each model"),
         batch=(32, "targets a step"), classes=([8], "classes in memory while training, or the range of them"),
         shots=([4], "examples a class while training, likewise"),
+        sizes=(("uniform", "log-uniform"), "how numbers of these ranges are drawn"),
+        own_memory=(False, "in training each target has a memory of its own, as in the test"),
+        recalled=(0.0, "share of training targets that are in memory themselves"),
         turned=(0.0, "share of training tasks turned or mirrored"),
         varied=(0.0, "share of training tasks whose images are each redrawn, as another hand might"),
         test_classes=([1, 2, 4], "classes in memory in the table's rows"),
@@ -45,7 +52,13 @@ def arguments():
         particles=(100, "K of the test bounds; diffusion: 8 is plenty of work"), latent_dim=(32, "of z"),
         channels=([16, 32, 48], "maps at a half, a quarter, an eighth of the resolution"),
         learning_rate=(2e-3, "at its highest"),
-        lookup=(None, "hold the address of these weights; --base diffusion"), folder=(None, "where weights lie"),
+        lookup=(None, "hold the address of these weights; not --base vae"), folder=(None, "where weights lie"),
+        address=(("sampled", "enumerated"), "how one that learns is taught: by VIMCO, or by a pass for every slot"),
+        reads=(PARTICLES, "slots that VIMCO reads an image; --base autoregressive"),
+        maps=(32, "features of a place; --base autoregressive"),
+        layers=([2, 4], "layers that see the image alone, and that are told the slot too; --base autoregressive"),
+        looks=(2, "times that a place looks at the slot by attention; --base autoregressive"),
+        unread=(0.0, "share of training images that are told nothing, in place of a model without memory; likewise"),
         start=(None, f"train on from the weights {both}"),
         pretrained=(None, f"measure the weights {both}; train nothing"),
         name=(None, "of the weights that are left in --out/weights (default: the data's)"),
@@ -59,9 +72,28 @@ def arguments():
         parser.error("--lookup is for a new model of --base diffusion; others have an address")
     if args.lookup and args.lookup not in (known := [n for n in pm.pretrained() if n.startswith("vma")]):
         parser.error(f"--lookup must be one of {', '.join(known)}; got {args.lookup}")
-    if args.base == "diffusion":  # nothing depends on it
+    if args.base != "vae":  # nothing depends on it
         args.latent_dim = None
     return args
+
+
+def objective_of(name, args):
+    if args.base == "vae":
+        return pm.VIMCO(PARTICLES, max_plate_nesting=1)
+    if args.base == "autoregressive" and name == "VMA" and not args.lookup:
+        if args.address == "enumerated":
+            return TraceEnum_ELBO(max_plate_nesting=1)
+        return pm.VIMCO(args.reads, max_plate_nesting=1)
+    if name == "VMA" and not args.lookup:  # an address that learns is judged by particles that share the noise
+        return pm.LeaveOneOutELBO(2, max_plate_nesting=1)
+    return Trace_ELBO(max_plate_nesting=1)  # one noisy step an image is enough, or one slot read
+
+
+def lower_bound(model, guide, x, memory, **how):
+    """The bound by importance weights; log p(x | memory) itself where all that is latent is which slot to read."""
+    if isinstance(model, Addressed) and isinstance(model.base, AutoregressiveBase):
+        model, guide, how = config_enumerate(model), EmptyGuide(), {"particles": 1}
+    return pm.importance_bound(model, guide, x, memory, **how, max_plate_nesting=1)
 
 
 def train(name, model, guide, tasks, evaluation, args):
@@ -73,18 +105,11 @@ def train(name, model, guide, tasks, evaluation, args):
         parts = []
         for i in range(len(unseen)):
             x, memory = (t.to(args.device) for t in unseen[i])
-            parts.append(pm.importance_bound(model, guide, x, memory, particles=particles, max_plate_nesting=1))
+            parts.append(lower_bound(model, guide, x, memory, particles=particles))
         return {"unseen": pm.BoundEstimate.cat(parts).mean}
 
-    if args.base == "vae":
-        objective = pm.VIMCO(PARTICLES, max_plate_nesting=1)
-    elif name == "VMA" and not args.lookup:  # an address that learns is judged by particles that share the noise
-        objective = pm.LeaveOneOutELBO(2, max_plate_nesting=1)
-    else:  # one noisy step an image is enough
-        objective = Trace_ELBO(max_plate_nesting=1)
-
     return study.train(
-        checkpoint(name, args), model, guide, tasks, objective, args,
+        checkpoint(name, args), model, guide, tasks, objective_of(name, args), args,
         information_every=100 if args.base == "vae" else None,  # a path's KL costs as much as many steps
         evaluate=on_the_way, evaluate_every=max(1, args.steps // max(1, args.curve)),
     )  # fmt: skip
@@ -110,7 +135,7 @@ def test_tasks(data, classes, shots, args):
 
 def bound(name, model, guide, tasks, args, wrong=False):
     """The bound of each target; kept in --out, so that a long table goes on where it was cut off."""
-    what = "base lookup pretrained folder start steps data test_on evaluate particles seed protocol"
+    what = "base lookup address reads pretrained folder start steps data test_on evaluate particles seed protocol"
     key = zlib.crc32(repr([str(getattr(args, k)) for k in what.split()]).encode())
     path = args.out / "cells" / f"{name.lower().replace(' ', '-')}-{key:08x}.pt"
     if path.exists() and not args.fresh:
@@ -121,8 +146,7 @@ def bound(name, model, guide, tasks, args, wrong=False):
         x, memory = tasks[i]
         memory = tasks.wrong_classes(i) if wrong else memory
         given = x.to(args.device), memory.to(args.device)
-        few = {"particles": args.particles, "chunk_size": 125}
-        parts.append(pm.importance_bound(model, guide, *given, **few, max_plate_nesting=1))
+        parts.append(lower_bound(model, guide, *given, particles=args.particles, chunk_size=125))
     estimate = pm.BoundEstimate.cat(parts)
     path.parent.mkdir(exist_ok=True)
     torch.save({"bound": estimate.bound, "effective_particles": estimate.effective_particles}, path)
@@ -137,14 +161,16 @@ def main():
     print(f"  train on {background}\n  test on  {evaluation}")
     tasks = FewShotTasks(
         background, classes=(args.classes[0], args.classes[-1]), shots=(args.shots[0], args.shots[-1]),
-        targets=args.batch, seed=args.seed, turned=args.turned, varied=args.varied,
+        targets=args.batch, seed=args.seed, turned=args.turned, varied=args.varied, recalled=args.recalled,
+        sizes=args.sizes, per_target=args.own_memory,
     )  # fmt: skip
     for classes in args.test_classes:  # what cannot be measured is refused before training
         for shots in args.test_shots:
             test_tasks(evaluation, classes, shots, args)
     pairs, build = begin(background, args)
     pairs = {name: tuple(part.to(args.device) for part in pair) for name, pair in pairs.items()}
-    results = {name: train(name, *pair, tasks, evaluation, args) for name, pair in pairs.items() if not args.pretrained}
+    trained = {} if args.pretrained else {name: pair for name, pair in pairs.items() if name in build}
+    results = {name: train(name, *pair, tasks, evaluation, args) for name, pair in trained.items()}
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun the first process measures
         return
 

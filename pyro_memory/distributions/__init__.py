@@ -4,7 +4,8 @@ Where is the thing that ... is a categorical over a million slots without a scor
 puts its mass on a few (``NearestCategorical``); lies over slots of several processes (``ShardedCategorical``); is a
 likelihood that depends on an address alone, of pixels (``AddressedBernoulli``), counts (``AddressedPoisson``,
 ``AddressedMultinomial``) or classes (``AddressedCategorical``); noises an image and takes the noise away
-(``CosineSchedule``, ``NoisingPath``, ``DenoisingPath``)? They know no memory and no network. Imports: ``kernels``.
+(``CosineSchedule``, ``NoisingPath``, ``DenoisingPath``); is an image given pixel by pixel (``AutoregressiveImage``)?
+They know no memory and no network. Imports: ``kernels``.
 """
 
 from pyro_memory.distributions.addressed import (
@@ -13,6 +14,7 @@ from pyro_memory.distributions.addressed import (
     AddressedMultinomial,
     AddressedPoisson,
 )
+from pyro_memory.distributions.autoregressive import AutoregressiveImage
 from pyro_memory.distributions.denoising import CosineSchedule, DenoisingPath, NoisingPath, spread
 from pyro_memory.distributions.nearest import NearestCategorical
 from pyro_memory.distributions.sharded import Copied, Division, Group, ShardedCategorical, Summed, all_of
@@ -25,6 +27,7 @@ __all__ = [
     "AddressedCategorical",
     "AddressedMultinomial",
     "AddressedPoisson",
+    "AutoregressiveImage",
     "Copied",
     "CosineSchedule",
     "DenoisingPath",

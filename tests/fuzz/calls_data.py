@@ -141,7 +141,8 @@ TASKS = {
         FewShotTasks,
         drawing()
         | called(
-            classes=2, shots=1, targets=2, protocol="vma", per_target=False, target_indices=None, recalled=0.5
+            classes=2, shots=1, targets=2, protocol="vma", per_target=False, target_indices=None, recalled=0.5,
+            sizes="uniform",
         ),
     ),
     "FewShotTasks of fixed targets": lambda: (

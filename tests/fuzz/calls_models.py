@@ -27,6 +27,7 @@ from fuzz.parts import (
 from pyro_memory import TemplateMemory, UniformPrior
 from pyro_memory.guides import (
     AddressedGuide,
+    AutoregressiveBaseGuide,
     BaseGuide,
     ConsolidationGuide,
     DiffusionBaseGuide,
@@ -43,6 +44,7 @@ from pyro_memory.models import (
     VMA,
     VSM,
     Addressed,
+    AutoregressiveBase,
     BaseModel,
     ConsolidationModel,
     DiffusionBase,
@@ -177,12 +179,16 @@ def noised(**more):
     return {"xt": torch.randn(3, *SHAPE), "t": longs(1, 2, 3), **more}
 
 
+KINDS = {
+    "vae": VAEBase, "hierarchical": HierarchicalBase, "diffusion": DiffusionBase, "autoregressive": AutoregressiveBase,
+}  # fmt: skip
+
+
 def bases(name, kind, **options):
     """The calls that base models and their guides share."""
-    sizes = {"shape": SHAPE, "code_dim": 3, **CONV, **options}
+    sizes = {"shape": SHAPE, "code_dim": 3, **options}
     return {
-        name: lambda: ({"vae": VAEBase, "hierarchical": HierarchicalBase, "diffusion": DiffusionBase}[kind],
-                       {**sizes, "reads": True, "name": "base"}),
+        name: lambda: (KINDS[kind], {**sizes, "reads": True, "name": "base"}),
         f"{name}.explain": lambda: (base(kind, 3).explain, codes(kind)),
         f"{name}.generate": lambda: (base(kind, 3).generate, called(context=told(kind), shape=(3,))),
         f"{name}Guide.infer": lambda: (base_guide(kind, 3).infer, codes(kind)),
@@ -195,6 +201,10 @@ def levels():
 
 def denoiser():
     return base("diffusion", 3)
+
+
+def written():
+    return base("autoregressive", 3)
 
 
 BASES = {
@@ -223,7 +233,7 @@ BASES = {
     "BaseGuide": lambda: (BaseGuide, called(name="base")),
     "BaseGuide.infer": lambda: (base_guide("vae", 3).infer, codes("vae")),
     "BaseGuide.forward": lambda: (base_guide("vae"), called(x=images(), memory=None)),
-    **bases("VAEBase", "vae", latent_dim=2, likelihood=BernoulliImage),
+    **bases("VAEBase", "vae", latent_dim=2, likelihood=BernoulliImage, **CONV),
     "VAEBase.z_dist": lambda: (base("vae", 3).z_dist, called(context=code())),
     "VAEBase.x_dist": lambda: (base("vae", 3).x_dist, called(z=z(), context=told("vae"))),
     "VAEBaseGuide": lambda: (
@@ -231,7 +241,7 @@ BASES = {
         called(shape=SHAPE, latent_dim=2, code_dim=3, **CONV, name="guide"),
     ),
     "VAEBaseGuide.z_dist": lambda: (base_guide("vae", 3).z_dist, codes("vae")),
-    **bases("HierarchicalBase", "hierarchical", latent_dims=(3, 2), hidden=8, likelihood=BernoulliImage),
+    **bases("HierarchicalBase", "hierarchical", latent_dims=(3, 2), hidden=8, likelihood=BernoulliImage, **CONV),
     "HierarchicalBase.z_dist": lambda: (
         levels().z_dist,
         called(layer=1, above=torch.randn(3, 2), context=told("hierarchical")),
@@ -248,7 +258,7 @@ BASES = {
         base_guide("hierarchical", 3).z_dist,
         called(layer=1, features=torch.randn(3, 20), above=torch.randn(3, 2), context=code()),
     ),
-    **bases("DiffusionBase", "diffusion", steps=3, predicts="v", first=0.3),
+    **bases("DiffusionBase", "diffusion", steps=3, predicts="v", first=0.3, **CONV),
     "DiffusionBase.ink_logits": lambda: (denoiser().ink_logits, noised(context=told("diffusion"))),
     "DiffusionBase.as_ink": lambda: (denoiser().as_ink, noised(out=torch.randn(3, *SHAPE))),
     "DiffusionBase.step_dist": lambda: (denoiser().step_dist, noised(context=told("diffusion"))),
@@ -267,6 +277,16 @@ BASES = {
         called(xt=torch.randn(3, *SHAPE), t=3, after=1, eta=0.5, context=told("diffusion")),
     ),
     "DiffusionBaseGuide": lambda: (DiffusionBaseGuide, called(steps=3, first=0.4, name="guide")),
+    **bases(
+        "AutoregressiveBase", "autoregressive", levels=2, block=2, maps=4, layers=(1, 2), looks=1, heads=2, unread=0.1
+    ),
+    "AutoregressiveBase.x_dist": lambda: (written().x_dist, called(context=told("autoregressive"), shape=(3,))),
+    "AutoregressiveBase.log_prob": lambda: (written().log_prob, codes("autoregressive")),
+    "AutoregressiveBase.generate": lambda: (
+        written().generate,
+        called(context=told("autoregressive"), shape=(3,), progress=False),
+    ),
+    "AutoregressiveBaseGuide": lambda: (AutoregressiveBaseGuide, called(name="guide")),
 }  # fmt: skip
 
 

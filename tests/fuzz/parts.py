@@ -17,8 +17,25 @@ from pyro_memory import (
 )
 from pyro_memory.addressing import ContentAddress
 from pyro_memory.data import CHARACTERS, CharacterText, LabelledImages, Series
-from pyro_memory.guides import AddressedGuide, DiffusionBaseGuide, HierarchicalBaseGuide, VAEBaseGuide, VMAGuide
-from pyro_memory.models import VMA, VSM, Addressed, DiffusionBase, HierarchicalBase, LSTMMixer, SequenceModel, VAEBase
+from pyro_memory.guides import (
+    AddressedGuide,
+    AutoregressiveBaseGuide,
+    DiffusionBaseGuide,
+    HierarchicalBaseGuide,
+    VAEBaseGuide,
+    VMAGuide,
+)
+from pyro_memory.models import (
+    VMA,
+    VSM,
+    Addressed,
+    AutoregressiveBase,
+    DiffusionBase,
+    HierarchicalBase,
+    LSTMMixer,
+    SequenceModel,
+    VAEBase,
+)
 from pyro_memory.nets import Context, Embedding, ImageMLP
 
 SHAPE = (1, 6, 6)
@@ -96,21 +113,28 @@ def embedding():
     return Embedding(ImageMLP(SHAPE, (8,)), 4)
 
 
-BASES = {"vae": VAEBase, "hierarchical": HierarchicalBase, "diffusion": DiffusionBase}
-GUIDES = {"vae": VAEBaseGuide, "hierarchical": HierarchicalBaseGuide, "diffusion": DiffusionBaseGuide}
-SIZES = {"vae": {"latent_dim": 2}, "hierarchical": {"latent_dims": (3, 2), "hidden": 8}, "diffusion": {"steps": 3}}
+BASES = {
+    "vae": VAEBase, "hierarchical": HierarchicalBase, "diffusion": DiffusionBase, "autoregressive": AutoregressiveBase,
+}  # fmt: skip
+GUIDES = {"vae": VAEBaseGuide, "hierarchical": HierarchicalBaseGuide}
+SIZES = {
+    "vae": {"latent_dim": 2, **CONV}, "hierarchical": {"latent_dims": (3, 2), "hidden": 8, **CONV},
+    "diffusion": {"steps": 3, **CONV}, "autoregressive": {"maps": 4, "layers": (1, 2), "looks": 1},
+}  # fmt: skip
 
 
 @kept
 def base(kind, code_dim=0, reads=True):
-    return BASES[kind](SHAPE, code_dim=code_dim, reads=reads, **SIZES[kind], **CONV)
+    return BASES[kind](SHAPE, code_dim=code_dim, reads=reads, **SIZES[kind])
 
 
 @kept
 def base_guide(kind, code_dim=0):
     if kind == "diffusion":
         return DiffusionBaseGuide(3)
-    return GUIDES[kind](SHAPE, code_dim=code_dim, **SIZES[kind], **CONV)
+    if kind == "autoregressive":
+        return AutoregressiveBaseGuide()
+    return GUIDES[kind](SHAPE, code_dim=code_dim, **SIZES[kind])
 
 
 def told(kind):

@@ -20,6 +20,7 @@ from pyro_memory import (
 )
 from pyro_memory.guides import (
     AddressedGuide,
+    AutoregressiveBaseGuide,
     DiffusionBaseGuide,
     EmptyGuide,
     HierarchicalBaseGuide,
@@ -35,6 +36,8 @@ from pyro_memory.models import (
     VMA,
     VSM,
     Addressed,
+    AutoregressiveBase,
+    BaseModel,
     DiffusionBase,
     DLinear,
     HierarchicalBase,
@@ -68,6 +71,10 @@ BASES = {
         HierarchicalBaseGuide(shape, latent_dims=(3, 2), hidden=8, channels=(4, 5), code_dim=o.get("code_dim", 0)),
     ),
     "diffusion": lambda shape=SHAPE, **o: (DiffusionBase(shape, steps=4, channels=(4, 5), **o), DiffusionBaseGuide(4)),
+    "autoregressive": lambda shape=SHAPE, **o: (
+        AutoregressiveBase(shape, maps=4, layers=(1, 2), looks=1, **o),
+        AutoregressiveBaseGuide(),
+    ),
 }
 
 
@@ -109,9 +116,11 @@ PAIRS = {
     "an addressed VAE": lambda: addressed("vae"),
     "an addressed hierarchy": lambda: addressed("hierarchical"),
     "an addressed diffusion": lambda: addressed("diffusion"),
+    "an addressed autoregressive model": lambda: addressed("autoregressive"),
     "a base VAE": lambda: BASES["vae"](),
     "a base hierarchy": lambda: BASES["hierarchical"](),
     "a base diffusion": lambda: BASES["diffusion"](),
+    "a base autoregressive model": lambda: BASES["autoregressive"](),
 }
 
 
@@ -119,7 +128,7 @@ def wrong_images(make, shape):
     objective = Trace_ELBO() if "diffusion" in str(make) else None
     model, guide = make()
     objective = Trace_ELBO() if any(isinstance(m, DiffusionBase) for m in model.modules()) else objective
-    args = (ink(2, *shape),) if isinstance(model, (VAE, VAEBase, HierarchicalBase, DiffusionBase)) else (
+    args = (ink(2, *shape),) if isinstance(model, (VAE, BaseModel)) else (
         ink(2, *shape), SlotMemory(ink(3, *shape)),
     )  # fmt: skip
     train(model, guide, *args, objective=objective)
@@ -194,7 +203,7 @@ LATENTS = {
 
 def other_latents(make):
     model, guide = make()
-    memory = () if isinstance(model, (VAE, VAEBase, HierarchicalBase)) else (SlotMemory(ink(3, *SHAPE)),)
+    memory = () if isinstance(model, (VAE, BaseModel)) else (SlotMemory(ink(3, *SHAPE)),)
     train(model, guide, ink(2, *SHAPE), *memory)
 
 

@@ -24,6 +24,7 @@ from pyro_memory import (
 )
 from pyro_memory.guides import (
     AddressedGuide,
+    AutoregressiveBaseGuide,
     ConsolidationGuide,
     DiffusionBaseGuide,
     EmptyGuide,
@@ -40,6 +41,7 @@ from pyro_memory.models import (
     VMA,
     VSM,
     Addressed,
+    AutoregressiveBase,
     ConsolidationModel,
     DiffusionBase,
     DLinear,
@@ -109,6 +111,10 @@ BASES = {
         HierarchicalBaseGuide(SHAPE, latent_dims=(3, 2), hidden=8, code_dim=o.get("code_dim", 0), **SIZES),
     ),
     "diffusion": lambda **o: (DiffusionBase(SHAPE, steps=4, **SIZES, **o), DiffusionBaseGuide(4)),
+    "autoregressive": lambda **o: (
+        AutoregressiveBase(SHAPE, maps=4, layers=(1, 2), looks=1, **o),
+        AutoregressiveBaseGuide(),
+    ),
 }
 
 

@@ -32,6 +32,8 @@ class FewShotTasks:
         classes: how many classes are in memory; a pair (fewest, most) draws a number anew for each index, so that a
             model meets memories of many sizes.
         shots: how many slots a class gets; likewise.
+        sizes: how a number of such a pair is drawn: "uniform", or "log-uniform", where one to two are as likely as two
+            to four. Of few examples and of many a model then sees as much.
         targets: how many images a task asks for. Those that share a memory are drawn, with replacement, from what the
             memory leaves of its classes.
         protocol: "vma": a target is never in memory, but for ``recalled``, and every class has ``shots`` different
@@ -49,11 +51,11 @@ class FewShotTasks:
             (a quarter turn, a mirror image, ...): more letters to learn from, as in Towards a Neural Statistician
             (Edwards & Storkey, 2017), https://arxiv.org/abs/1606.02185.
         varied: the share of tasks whose images are each redrawn as another hand might: ``LabelledImages.varied``.
-        recalled: the share of targets that are in memory after all: each by itself, with this probability, shows a
-            slot of its class as it is there. For training a model that GMN's protocol will measure, where a target is
+        recalled: the share of targets that are in memory after all: each by itself, with this probability, is the
+            image of a slot of its class. For training a model that GMN's protocol will measure, where a target is
             in memory by chance, with probability ``1 - (1 - 1 / n) ** shots`` at one class of n images (Bartunov &
-            Vetrov, 2016, https://arxiv.org/abs/1612.02192). Memories and all other targets stay what they were. Needs
-            protocol "vma" and a shared memory.
+            Vetrov, 2016, https://arxiv.org/abs/1612.02192). All else stays as it was. Needs protocol "vma" and targets
+            that are not fixed.
 
     Raises:
         ValueError: if the data have too few classes or images, or an argument is unusable.
@@ -73,6 +75,7 @@ class FewShotTasks:
         turned: float = 0.0,
         varied: float = 0.0,
         recalled: float = 0.0,
+        sizes: str = "uniform",
     ) -> None:
         self._ranges = _range("classes", classes), _range("shots", shots)
         most_classes, most_shots = (most for _, most in self._ranges)
@@ -101,11 +104,13 @@ class FewShotTasks:
             )
         if not 0 <= recalled <= 1:
             raise ValueError(f"`recalled` must lie in [0, 1]; got {recalled}")
-        if recalled and (protocol != "vma" or per_target):
+        if recalled and (protocol != "vma" or target_indices is not None):
             raise ValueError(
-                f'`recalled` must be 0 unless protocol="vma" and per_target=False, tasks to train on; got {recalled}. '
+                f'`recalled` must be 0 unless protocol="vma" and targets are drawn, tasks to train on; got {recalled}. '
                 'To measure with targets in memory use protocol="gmn", where they are by chance'
             )
+        if sizes not in ("uniform", "log-uniform"):
+            raise ValueError(f'`sizes` must be "uniform" or "log-uniform"; got {sizes!r}')
         self.data = data
         self.classes = classes
         self.shots = shots
@@ -117,6 +122,7 @@ class FewShotTasks:
         self.turned = turned
         self.varied = varied
         self.recalled = recalled
+        self.sizes = sizes
 
     __repr__ = call_of
 
@@ -145,8 +151,8 @@ class FewShotTasks:
         return self._task(index, wrong=True)[1]
 
     def _task(self, index: int, wrong: bool) -> Task:
-        sizes = generator_for(self.seed, 11, index)
-        classes, shots = (fewest + int(below(most + 1 - fewest, sizes)) for fewest, most in self._ranges)
+        generator = generator_for(self.seed, 11, index)
+        classes, shots = (self._size(*ends, generator) for ends in self._ranges)
         if self.per_target:
             targets = self._targets(index)
             slots = [
@@ -154,7 +160,7 @@ class FewShotTasks:
                 for i, t in enumerate(targets)
             ]
             x, values = self._show(index, targets, torch.stack(slots))
-            return x, SlotMemory(values, batch_dim=-1)
+            return x, SlotMemory(self._remember(index, targets, slots, x, values), batch_dim=-1)
         generator = generator_for(self.seed, 0, index)
         chosen = order(self.data.classes, generator)[:classes]
         shared = self._slots(chosen, shots, None, generator)
@@ -174,6 +180,21 @@ class FewShotTasks:
         held = uniform(generator, self.targets) < self.recalled
         first = torch.arange(self.targets, device="cpu") * shots % len(values)
         return torch.where(held.reshape(-1, 1, 1, 1), values[first + below(shots, generator, self.targets)], x)
+
+    def _remember(
+        self, index: int, targets: Tensor, slots: list[Tensor], x: Tensor, values: Float[Tensor, "target slot *image"]
+    ) -> Float[Tensor, "target slot *image"]:
+        """Puts some targets in the place of a slot of their class, each in its own memory."""
+        generator = generator_for(self.seed, 12, index)
+        for i in torch.where(uniform(generator, len(targets)) < self.recalled)[0].tolist():
+            (own,) = torch.where(self.data.labels[slots[i]] == self.data.labels[targets[i]])
+            values[i, own[below(len(own), generator)]] = x[i]
+        return values
+
+    def _size(self, fewest: int, most: int, generator: torch.Generator) -> int:
+        if self.sizes == "uniform":
+            return fewest + int(below(most + 1 - fewest, generator))
+        return min(most, int(fewest * ((most + 1) / fewest) ** float(uniform(generator))))
 
     def _show(self, index: int, *groups: Tensor) -> list[Float[Tensor, "*image 1 height width"]]:
         """The images of targets and slots: varied each by itself, turned all alike."""

@@ -71,6 +71,28 @@ def test_recalled_0_and_1_put_no_target_and_every_target_in_memory():
                 assert (torch.isin(indices(x), indices(memory.values)) == bool(share)).all()
 
 
+def test_of_memories_one_a_target_a_share_holds_the_target_and_the_rest_stays():
+    held = []
+    for i in range(100):
+        (x, memory), (plain, before) = recalling(0.3, per_target=True)[i], recalling(0.0, per_target=True)[i]
+        assert torch.equal(x, plain)
+        changed = indices(memory.values) != indices(before.values)
+        found = indices(memory.values) == indices(x)[:, None]
+        assert torch.equal(changed, found)
+        assert (DATA.labels[indices(memory.values)] == DATA.labels[indices(before.values)]).all()
+        held.append(found.sum(-1))
+    share = torch.stack(held).float()
+    assert share.max() == 1
+    assert abs(share.mean() - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 1000)
+
+
+def test_log_uniform_sizes_give_few_and_many_the_same_share():
+    tasks = FewShotTasks(DATA, classes=3, shots=(1, 15), targets=1, sizes="log-uniform")
+    octaves = Counter(int(math.log2(tasks[i][1].slots / 3)) for i in range(800))
+    assert set(octaves) == {0, 1, 2, 3}
+    assert sum((n - 200) ** 2 / 200 for n in octaves.values()) < 16.3  # chi-square, 3 degrees of freedom, 0.1%
+
+
 def test_a_recalled_target_is_any_slot_of_the_class_that_was_asked_for():
     met = Counter()
     for i in range(200):
@@ -212,8 +234,12 @@ def test_a_range_draws_each_size_about_equally_often(per_target):
         ({"target_indices": torch.tensor([1])}, "`target_indices` need per_target=True"),
         ({"recalled": 1.5}, r"`recalled` must lie in \[0, 1\]; got 1.5"),
         ({"recalled": -0.1}, r"`recalled` must lie in \[0, 1\]; got -0.1"),
-        ({"recalled": 0.5, "per_target": True}, "`recalled` must be 0 unless .* got 0.5. To measure .* use protocol="),
-        ({"recalled": 0.5, "protocol": "gmn"}, '`recalled` must be 0 unless protocol="vma" and per_target=False'),
+        (
+            {"recalled": 0.5, "per_target": True, "target_indices": torch.tensor([1])},
+            "`recalled` must be 0 unless .* got 0.5. To measure .* use protocol=",
+        ),
+        ({"recalled": 0.5, "protocol": "gmn"}, '`recalled` must be 0 unless protocol="vma" and targets are drawn'),
+        ({"sizes": "even"}, '`sizes` must be "uniform" or "log-uniform"; got \'even\''),
     ],
 )
 @pytest.mark.unchecked

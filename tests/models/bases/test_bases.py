@@ -5,7 +5,7 @@ import math
 import pyro
 import pytest
 import torch
-from base_pairs import CODE, SHAPE, diffusion, hierarchical, vae
+from base_pairs import CODE, SHAPE, autoregressive, diffusion, hierarchical, vae
 from conftest import ink
 from pyro.infer import Trace_ELBO
 
@@ -18,6 +18,7 @@ BASES = {
     "vae": vae,
     "hierarchical": hierarchical,
     "diffusion": diffusion,
+    "autoregressive": autoregressive,
     "diffusion v": lambda **options: diffusion(predicts="v", **options),
     "diffusion epsilon": lambda **options: diffusion(predicts="epsilon", **options),
 }

@@ -1,0 +1,224 @@
+"""An autoregressive model as a base model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from pyro_memory.distributions import AutoregressiveImage
+from pyro_memory.gate import check_image_shape, check_least, checked
+from pyro_memory.models.bases.base import BaseModel, content_network
+from pyro_memory.nets import Context, Linear, out_of_autocast, scale_for_relu
+from pyro_memory.nets.causal import REACH, GatedLayer, Look, OrderedHead, over, pad_above, pad_left
+
+
+class Heard(NamedTuple):
+    """What a layer is told of the context at each place, and what it looks at before."""
+
+    vertical: Tensor | None = None
+    horizontal: Tensor | None = None
+    look: Look | None = None
+    keys: tuple[Tensor, Tensor] | None = None
+
+
+@checked
+class AutoregressiveBase(BaseModel):
+    r"""Draws an image block after block, each beside those before it and the context: its likelihood is exact.
+
+    .. code-block:: text
+
+        x ~ prod_i p(x_i | x_1 ... x_(i-1), c, m)      blocks row by row; in a block its pixels, in order
+
+    There is no latent, so log p(x | c, m) is a number and no bound: one pass of the network for all pixels of all
+    images. A slot m that was read is told to every layer at its own place, without a mask, and looked at by attention,
+    since the same stroke may lie elsewhere in it. The first layers see the image only: however many slots are read for
+    one image, by particles or by enumeration, these run once.
+
+    Args:
+        shape: channels, height, width; any size.
+        levels: values of a pixel: 2 for binary images, 256 for grey ones of a byte, spread evenly over [0, 1].
+        block: height and width of a block; the network runs on blocks, and an odd size is padded.
+        code_dim: dimensions of c; 0 for the model without memory.
+        maps: features of a block.
+        layers: how many see the image alone, and how many are told the context too; without one all see the same.
+        looks: how many times a place looks at what was read, before the first layers that are told.
+        heads: of that attention.
+        reads: whether it sees the image read from memory; by default where there is a c.
+        unread: the share of images that are told nothing of what was read while training, so that the model knows
+            ``p(x | c)`` as well: ``Context()`` then costs nothing but the memory's worth.
+
+    Cost: O(layers * maps^2 * blocks) an image; to draw, a pass of one place for each block.
+
+    Raises:
+        ValueError: for images of other levels, heads that do not divide the maps, and sizes below 1.
+
+    References: Conditional Image Generation with PixelCNN Decoders (van den Oord et al., 2016),
+    https://arxiv.org/abs/1606.05328; Few-shot Autoregressive Density Estimation (attention to a support; Reed et al.,
+    2018), https://arxiv.org/abs/1710.10304
+    """
+
+    support = (0.0, 1.0)
+
+    def __init__(
+        self, shape: Sequence[int], *, levels: int = 2, block: int = 2, code_dim: int = 0, maps: int = 32,
+        layers: Sequence[int] = (2, 4), looks: int = 2, heads: int = 2, reads: bool | None = None,
+        unread: float = 0.0, name: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(name)
+        check_image_shape(shape)
+        check_least(2, levels=levels)
+        check_least(0, layers=layers, looks=looks)
+        if block not in (1, 2):
+            raise ValueError(f"`block` must be 1 or 2, pixels on a side; got {block}")
+        if len(layers) != 2 or layers[1] < 1:
+            raise ValueError(f"`layers` must be two numbers, the second at least 1; got {list(layers)}")
+        if looks > layers[1]:
+            raise ValueError(f"`looks` must be at most the {layers[1]} layers that are told; got {looks}")
+        if not 0 <= unread < 1:
+            raise ValueError(f"`unread` must lie in [0, 1), a share of the images; got {unread}")
+        self.shape, self.levels, self.block, self.unread = tuple(shape), levels, block, unread
+        self.code_dim, self.maps = code_dim, maps
+        self.places = tuple(-(-n // block) for n in shape[1:])
+        self.content = content_network(shape, (maps,) * (2 if looks else 1), reads, code_dim)
+        numbers = shape[0] * block**2
+        self.above, self.left = nn.Conv2d(numbers, maps, (2, 2 * REACH + 1)), nn.Conv2d(numbers, maps, (1, REACH))
+        self.place = nn.Parameter(torch.zeros(maps, *self.places))
+        self.layers = nn.ModuleList(GatedLayer(maps) for _ in range(sum(layers)))
+        self.code = Linear(code_dim, maps, takes="c") if code_dim else None
+        tells = self.content is not None or code_dim > 0
+        self.tell = nn.ModuleList(nn.Conv2d(maps, 4 * maps, 1) for _ in range(layers[1] if tells else 0))
+        seen = self.content.shapes[-1][1:] if self.content else ()
+        self.looks = nn.ModuleList(Look(maps, heads, self.places, seen) for _ in range(looks if self.content else 0))
+        self.head = OrderedHead(maps, numbers, levels)
+        scale_for_relu(self)
+        self.head.logits.weight.data.mul_(0.1)  # all levels begin about as probable
+        self.register_buffer("real", self._blocks(torch.ones(1, *shape))[0], persistent=False)
+
+    @property
+    def likelihood(self) -> AutoregressiveBase:
+        """What says which pixels can be explained: this model."""
+        return self
+
+    def x_dist(self, context: Context, shape: Sequence[int] = ()) -> AutoregressiveImage:
+        """p(x | c, m)."""
+        code = () if context.code is None else context.code.shape[:-1]
+        lead = torch.broadcast_shapes(tuple(shape), code, *(f.shape[:-3] for f in context.content))
+        return AutoregressiveImage(
+            lambda x: self.log_prob(x, context), lambda shape: self._draw(context, shape), lead, self.shape
+        )
+
+    def explain(self, x: Float[Tensor, "*batch channel height width"] | None, context: Context) -> None:
+        if x is not None and self.training and self.unread and context.content:
+            told = torch.rand(x.shape[:-3], device=x.device) >= self.unread  # the same for all particles of an image
+            content = tuple(f * told[..., None, None, None] for f in context.content)
+            context = Context(context.code, content)
+        images = self.x_dist(context, () if x is None else x.shape[:-3])
+        if x is not None:
+            self._check_levels(x)
+            images = images.weighed(x)  # now, while Pyro sees which parameters take part
+        pyro.sample("x", images, obs=x)
+
+    def log_prob(self, x: Float[Tensor, "*batch channel height width"], context: Context) -> Float[Tensor, "*lead"]:
+        """log p(x | c, m) of each image, in nats."""
+        self._check_levels(x)
+        pixels = self._blocks(x)
+        values = 2 * pixels - 1
+        v = over(self.above, pad_above(values, 2)[..., :-1, :]) + self.place
+        h = over(self.left, pad_left(values)[..., :-1]) + v
+        for layer, heard in zip(self.layers, self._heard(context), strict=True):
+            h = heard.look(h, heard.keys) if heard.look else h
+            v = layer.vertical(pad_above(v), heard.vertical)
+            h = layer.horizontal(pad_left(h), v, heard.horizontal)
+        logits = out_of_autocast(self.head(h, values))
+        level = (pixels * (self.levels - 1)).round().long().unsqueeze(-3)
+        level = level.expand(logits.shape[:-4] + level.shape[-4:])
+        return (logits.log_softmax(-3).gather(-3, level).squeeze(-3) * self.real).sum((-3, -2, -1))
+
+    @torch.no_grad()
+    def generate(
+        self, context: Context, shape: Sequence[int] = (), *, progress: bool = False
+    ) -> Float[Tensor, "*batch channel height width"]:
+        """Draws images: draws of pixels, since there is no last distribution that has all their means.
+
+        Args:
+            context, shape: as of any base.
+            progress: shows a bar of the rows.
+
+        Cost: a pass of one place for each block, as layers keep what they have seen.
+        """
+        return self._draw(context, self.x_dist(context, shape).batch_shape, progress)
+
+    def _draw(self, context: Context, lead: torch.Size, progress: bool = False) -> Tensor:
+        (rows, columns), maps = self.places, self.maps
+        heard = self._heard(context)
+        canvas = self.place.new_zeros(*lead, len(self.real), rows + 2, columns + 2 * REACH)
+        above = [self.place.new_zeros(*lead, maps, 1, columns) for _ in self.layers]
+        for r in tqdm(range(rows), desc="rows", disable=not progress):
+            v = over(self.above, canvas[..., r : r + 2, :]) + self.place[:, r : r + 1]
+            start, vertical = v, []
+            for i, layer in enumerate(self.layers):
+                window, above[i] = torch.cat([above[i], v], -2), v
+                v = layer.vertical(pad_above(window, 0), _at(heard[i].vertical, r))
+                vertical.append(v)
+            left = [self.place.new_zeros(*lead, maps, 1, REACH) for _ in self.layers]
+            for c in range(columns):
+                h = over(self.left, canvas[..., r + 2 : r + 3, c : c + REACH]) + start[..., c : c + 1]
+                for i, (layer, told) in enumerate(zip(self.layers, heard, strict=True)):
+                    h = told.look(h, told.keys, _at(told.look.place, r, c)) if told.look else h
+                    window = torch.cat([left[i], h], -1)
+                    left[i] = window[..., 1:]
+                    h = layer.horizontal(window, vertical[i][..., c : c + 1], _at(told.horizontal, r, c))
+                place = canvas[..., r + 2 : r + 3, c + REACH : c + REACH + 1]
+                for n, real in enumerate(self.real[:, r, c]):
+                    logits = self.head(h, place)[..., n, :, 0, 0]
+                    drawn = dist.Categorical(logits=logits, validate_args=False).sample()
+                    place[..., n, 0, 0] = real * 2 * drawn / (self.levels - 1) - 1
+        values = canvas[..., 2:, REACH:-REACH]
+        x = functional.pixel_shuffle((values + 1) / 2, self.block)
+        return x[..., : self.shape[1], : self.shape[2]]
+
+    def _check_levels(self, x: Tensor) -> None:
+        steps = x * (self.levels - 1)
+        if x.numel() and bool((steps - steps.round()).abs().max() > 1e-3):
+            raise ValueError(
+                f"`x` must hold the {self.levels} levels that the model was built for, from 0 to 1 in equal steps; got "
+                "others. Round it to these, or give the model the `levels` of the data, such as 256 for bytes"
+            )
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        """The pixels of blocks as channels."""
+        missing = [-n % self.block for n in x.shape[-2:]]
+        return functional.pixel_unshuffle(functional.pad(x, (0, missing[1], 0, missing[0])), self.block)
+
+    def _heard(self, context: Context) -> list[Heard]:
+        """What the context says to each layer, computed once a slot or code, however many images hear it."""
+        if not self.tell:
+            return [Heard()] * len(self.layers)
+        told, looks = self.place.new_zeros(self.maps, 1, 1), []
+        if self.content is not None:
+            nothing = [self.place.new_zeros(shape) for shape in self.content.shapes]
+            content = context.content or nothing
+            told = over(lambda f: functional.interpolate(f, self.places), content[0])
+            looks = [(look, look.keys(content[-1])) for look in self.looks]
+        if self.code is not None and context.code is not None:
+            told = told + self.code(context.code)[..., None, None]
+        says = [over(tell, told).expand(*told.shape[:-3], -1, *self.places).chunk(2, -3) for tell in self.tell]
+        pairs = zip_longest(says, looks, fillvalue=(None, None))
+        return [Heard()] * (len(self.layers) - len(says)) + [Heard(*said, *look) for said, look in pairs]
+
+
+def _at(t: Tensor | None, row: int, column: int | None = None) -> Tensor | None:
+    """What is told of a row, or of a place in it."""
+    if t is None:
+        return None
+    t = t[..., row : row + 1, :]
+    return t if column is None else t[..., column : column + 1]
