@@ -17,8 +17,8 @@ from tqdm import tqdm
 from pyro_memory.distributions import AutoregressiveImage
 from pyro_memory.gate import check_image_shape, check_least, checked
 from pyro_memory.models.bases.base import BaseModel, content_network
+from pyro_memory.models.bases.causal import REACH, GatedLayer, Look, OrderedHead, over, pad_above, pad_left
 from pyro_memory.nets import Context, Linear, out_of_autocast, scale_for_relu
-from pyro_memory.nets.causal import REACH, GatedLayer, Look, OrderedHead, over, pad_above, pad_left
 
 
 class Heard(NamedTuple):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_memory.gate import check_least, checked
-from pyro_memory.nets.layers import channels_last
 
 REACH = 2  # columns that a layer sees to the left, and above on both sides; rows above: one
 
@@ -129,7 +128,8 @@ def _gated(a: Tensor, told: Tensor | None) -> Tensor:
 
 def over(f: Callable[[Tensor], Tensor], maps: Float[Tensor, "*lead c h w"]) -> Tensor:
     """Runs a convolution whatever number of dimensions stands to the left."""
-    out = f(channels_last(maps.reshape((-1, *maps.shape[-3:]))))
+    flat = maps.reshape((-1, *maps.shape[-3:])).contiguous(memory_format=torch.channels_last)  # faster on a CPU
+    out = f(flat)
     return out.reshape(maps.shape[:-3] + out.shape[1:])
 
 
@@ -141,6 +141,3 @@ def pad_above(v: Tensor, rows: int = 1) -> Tensor:
 def pad_left(h: Tensor) -> Tensor:
     """Pads for ``GatedLayer.horizontal``."""
     return functional.pad(h, (REACH, 0))
-
-
-__all__ = ["GatedLayer", "Look", "OrderedHead"]
