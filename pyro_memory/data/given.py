@@ -31,6 +31,8 @@ def tensor_of(name: str, given: Numbers) -> Tensor:
             array = np.asarray(given)
         except (ValueError, TypeError) as error:
             raise ValueError(ragged) from error
+        except AttributeError as error:  # of an object's own items: images, where their indices were wanted
+            raise ValueError(f"`{name}` must be numbers, as a tensor, an array or a list; got {told(given)}") from error
         if array.dtype.kind not in "biuf":
             remedy = ". np.unique(..., return_inverse=True) numbers names" if array.dtype.kind == "U" else ""
             raise ValueError(f"`{name}` must be numbers; got {_told(array)}{remedy}")

@@ -232,6 +232,10 @@ def test_a_range_draws_each_size_about_equally_often(per_target):
         ),
         ({"protocol": "mine"}, "`protocol` must be"),
         ({"target_indices": torch.tensor([1])}, "`target_indices` need per_target=True"),
+        (
+            {"target_indices": DATA, "per_target": True},
+            "`target_indices` must be numbers, as a tensor, .*; got a Labelled",
+        ),
         ({"recalled": 1.5}, r"`recalled` must lie in \[0, 1\]; got 1.5"),
         ({"recalled": -0.1}, r"`recalled` must lie in \[0, 1\]; got -0.1"),
         (
