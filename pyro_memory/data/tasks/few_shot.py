@@ -92,6 +92,7 @@ class FewShotTasks:
             )
         if target_indices is not None:
             target_indices = integers("target_indices", target_indices, low=0, high=len(data) - 1, item="target")
+            target_indices = target_indices.flatten()
         check_shares(data.shape, turned=turned, varied=varied, fixed=target_indices is not None)
         if target_indices is not None and not len(target_indices):
             raise ValueError("`target_indices` must name at least one target; got none")

@@ -175,6 +175,14 @@ def test_fixed_targets_come_in_order_whatever_the_batch_size():
     assert torch.equal(slots, other_slots)
 
 
+@pytest.mark.parametrize("given", [7, torch.tensor(7), [[7]]])
+def test_a_single_target_may_be_a_number(given):
+    make = lambda t: FewShotTasks(DATA, classes=2, shots=3, targets=4, per_target=True, target_indices=t)  # noqa: E731
+    (x, memory), (usual, same) = make(given)[0], make([7])[0]
+    assert torch.equal(x, usual)
+    assert torch.equal(memory.values, same.values)
+
+
 def test_a_fixed_target_s_memories_of_fewer_classes_or_shots_are_parts_of_larger_ones():
     sizes, targets = list(itertools.product((1, 2, 5, 12), (1, 2, 4, 19))), torch.tensor([5, 100, 33, 7, 201])
 
