@@ -36,8 +36,8 @@ class Addressed(PyroModule):
     one slot, and was 4.5 nats worse after as many steps.
 
     Over an ``AutoregressiveBase`` the address is all that is latent: train with ``VIMCO``, or, where a pass for every
-    slot is not too much, ``TraceEnum_ELBO``. The evidence is exact where the slots are summed:
-    ``importance_bound(pyro.infer.config_enumerate(model), EmptyGuide(), x, memory, particles=1)``.
+    slot is not too much, ``TraceEnum_ELBO``. With ``particles=1, exact=("a",)`` ``importance_bound`` sums the slots and
+    gives log p(x | memory) itself, ``posterior_address`` the exact posterior over them.
 
     Args:
         base: the base generative model, built with ``reads=True``; any ``BaseModel``. One with ``code_dim=1`` is told

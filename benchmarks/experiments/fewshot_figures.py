@@ -74,15 +74,17 @@ def draw_lookups(model, guide, data, args, path):
 @torch.no_grad()
 def draw_samples(model, data, args, path):
     """Few-shot generation: new images given a memory of one unseen class."""
+    torch.manual_seed(args.seed)
     rows = []
     for i in range(6):
         _, memory = FewShotTasks(data, classes=1, shots=4, targets=1, seed=args.seed + 2)[i]
         memory = memory.to(args.device)
-        x = model.generate(memory, (10,))
-        rows.append(torch.cat([memory.values, torch.zeros_like(x[:1]), x]))
-    fig, ax = plt.subplots(figsize=(9, 4), layout="constrained")
+        a = model.a_dist(memory).sample((10,))
+        x, gap = model.generate(memory, a=a), torch.zeros_like(memory.values[:1])
+        rows += [torch.cat([memory.values, gap, memory[a]]), torch.cat([gap.expand(5, *gap.shape[1:]), x])]
+    fig, ax = plt.subplots(figsize=(9, 7), layout="constrained")
     plot_images(rows, ax=ax)
-    ax.set_title(f"Four examples of one {kind(args)} class in memory, and ten samples given them")
+    ax.set_title(f"Four examples of one {kind(args)} class; ten slots that were read, and a sample below each")
     fig.savefig(path, dpi=120)
 
 

@@ -46,6 +46,7 @@ def begin(background, args):
         pairs = {name: load_pretrained(file, *folder) for name, file in names.items()}
         if args.start:
             pairs = {name: tuple(part.train() for part in pair) for name, pair in pairs.items()}
+            pairs["VMA"][1].address.requires_grad_(args.address != "held")
         build = {name: pretrained(*folder)[file].build for name, file in names.items()}
         size = build["VMA"]["model"][1]  # of the record: what was built, not what was asked for
         size = size if args.base == "vae" else size["base"]["build"][1]
@@ -107,8 +108,8 @@ def leave_weights(pairs, build, results, numbers, args):
         trained = f"{results[name].steps} steps of {args.batch} images, seed {args.seed}"
         if args.base == "vae":
             trained += f", K = {PARTICLES}"
-        elif args.base == "autoregressive" and name == "VMA" and not args.lookup:
-            trained += ", its address enumerated" if args.address == "enumerated" else f", K = {args.reads}"
+        elif args.base == "autoregressive" and not args.lookup:
+            trained += f", its address {args.address}" + f" (K = {args.reads})" * (args.address == "sampled")
         elif args.lookup and name == "VMA":
             trained += f", the address that of {args.lookup}, held"
         if args.start:

@@ -86,25 +86,29 @@ def contribution(model, guide, life, evaluation, bounds, args):
     return pm.MemoryContribution(given, others)
 
 
-@torch.no_grad()
 def sample_quality(model, life, background, evaluation, args):
     """Images generated from five of each of 100 unseen classes, judged in a classifier's features."""
-    with torch.enable_grad():
-        judge = train_classifier(background, steps=args.classifier_steps, seed=args.seed)
+
+    def draw(part):
+        if life is None:
+            return model.generate(pm.Context(), (len(part), 7))
+        given = pm.SlotMemory(evaluation[part], batch_dim=-2).to(args.device)
+        stores = view(pm.remember(model.recall, life.memory, given), args.memory)
+        return model.generate(given, stores, 7, remembered=args.memory not in ("semantic", "support"))
+
+    return judged(draw, background, evaluation, args)
+
+
+def judged(draw, background, evaluation, args):
+    """How well ``draw(support)``, seven images of each class, passes for the classes of the support."""
+    judge = train_classifier(background, steps=args.classifier_steps, seed=args.seed)
     print(judge)
     chosen = torch.randperm(evaluation.classes, generator=torch.Generator().manual_seed(3))[:100]
     support, real, examples = prototype_sets(evaluation, chosen, support=5)
-    images = []
-    for part in tqdm(support.split(20), desc="generating", leave=False):
-        if life is None:
-            images.append(model.generate(pm.Context(), (len(part), 7)))
-            continue
-        given = pm.SlotMemory(evaluation[part], batch_dim=-2).to(args.device)
-        stores = view(pm.remember(model.recall, life.memory, given), args.memory)
-        images.append(model.generate(given, stores, 7, remembered=args.memory not in ("semantic", "support")))
-    new, real, examples = (
-        judge.features(i) for i in (torch.bernoulli(torch.cat(images).cpu()), evaluation[real], evaluation[examples])
-    )
+    with torch.no_grad():
+        images = torch.cat([draw(part) for part in tqdm(support.split(20), desc="generating", leave=False)])
+        images = torch.bernoulli(images.cpu()), evaluation[real], evaluation[examples]
+        new, real, examples = map(judge.features, images)
     distance, floor = (frechet_distance(t.flatten(0, 1), examples.flatten(0, 1)) for t in (new, real))
     agreement = class_agreement(new, real, examples)
     print(agreement, distance, f"of real images: {floor}", sep="\n")

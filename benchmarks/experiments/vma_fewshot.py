@@ -14,21 +14,24 @@ Writes results.json, checkpoints and figures to --out; run it again to go on fro
 """
 
 import os
-import zlib
 
 import fewshot_figures as figures
+import fewshot_measure as measured
 import matplotlib.pyplot as plt
 import study
 import torch
 from fewshot_pairs import ALONE, PARTICLES, PROTOCOLS, begin, checkpoint, leave_weights
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from tables_images import few_shot, many_classes
-from tqdm import tqdm
 
 import pyro_memory as pm
 from pyro_memory.data import FewShotTasks, load_images
-from pyro_memory.guides import EmptyGuide
-from pyro_memory.models import Addressed, AutoregressiveBase
+
+# What nothing depends on where nothing is trained.
+TRAINING = {
+    "steps", "batch", "classes", "shots", "sizes", "own_memory", "recalled", "turned", "varied", "curve",
+    "learning_rate", "address", "reads", "maps", "layers", "looks", "unread",
+}  # fmt: skip
 
 
 def arguments():
@@ -53,7 +56,7 @@ def arguments():
         channels=([16, 32, 48], "maps at a half, a quarter, an eighth of the resolution"),
         learning_rate=(2e-3, "at its highest"),
         lookup=(None, "hold the address of these weights; not --base vae"), folder=(None, "where weights lie"),
-        address=(("sampled", "enumerated"), "how one that learns is taught: by VIMCO, or by a pass for every slot"),
+        address=(("sampled", "enumerated", "held"), "taught by VIMCO, by a pass for every slot, or not at all"),
         reads=(PARTICLES, "slots that VIMCO reads an image; --base autoregressive"),
         maps=(32, "features of a place; --base autoregressive"),
         layers=([2, 4], "layers that see the image alone, and that are told the slot too; --base autoregressive"),
@@ -61,6 +64,8 @@ def arguments():
         unread=(0.0, "share of training images that are told nothing, in place of a model without memory; likewise"),
         start=(None, f"train on from the weights {both}"),
         pretrained=(None, f"measure the weights {both}; train nothing"),
+        sets=(0, "measure sets of so many drawings as a whole too, each given those before it; 0 does not"),
+        classifier_steps=(0, "train a classifier so long, to judge drawn images in its features; 0 does not"),
         name=(None, "of the weights that are left in --out/weights (default: the data's)"),
     )  # fmt: skip
     args = parser.parse_args()
@@ -72,6 +77,10 @@ def arguments():
         parser.error("--lookup is for a new model of --base diffusion; others have an address")
     if args.lookup and args.lookup not in (known := [n for n in pm.pretrained() if n.startswith("vma")]):
         parser.error(f"--lookup must be one of {', '.join(known)}; got {args.lookup}")
+    if args.address == "held" and not (args.lookup or args.start):
+        parser.error("--address held needs one that was taught: --lookup or --start")
+    if args.lookup:
+        args.address = "held"
     if args.base != "vae":  # nothing depends on it
         args.latent_dim = None
     return args
@@ -80,32 +89,25 @@ def arguments():
 def objective_of(name, args):
     if args.base == "vae":
         return pm.VIMCO(PARTICLES, max_plate_nesting=1)
-    if args.base == "autoregressive" and name == "VMA" and not args.lookup:
-        if args.address == "enumerated":
-            return TraceEnum_ELBO(max_plate_nesting=1)
-        return pm.VIMCO(args.reads, max_plate_nesting=1)
-    if name == "VMA" and not args.lookup:  # an address that learns is judged by particles that share the noise
+    if name != "VMA" or args.address == "held":  # one noisy step an image is enough, or one slot that is read
+        return Trace_ELBO(max_plate_nesting=1)
+    if args.address == "enumerated":
+        return TraceEnum_ELBO(max_plate_nesting=1)
+    if args.base == "diffusion":  # an address that learns is judged by particles that share the noise
         return pm.LeaveOneOutELBO(2, max_plate_nesting=1)
-    return Trace_ELBO(max_plate_nesting=1)  # one noisy step an image is enough, or one slot read
-
-
-def lower_bound(model, guide, x, memory, **how):
-    """The bound by importance weights; log p(x | memory) itself where all that is latent is which slot to read."""
-    if isinstance(model, Addressed) and isinstance(model.base, AutoregressiveBase):
-        model, guide, how = config_enumerate(model), EmptyGuide(), {"particles": 1}
-    return pm.importance_bound(model, guide, x, memory, **how, max_plate_nesting=1)
+    return pm.VIMCO(args.reads, max_plate_nesting=1)
 
 
 def train(name, model, guide, tasks, evaluation, args):
     print(f"\ntraining the {name}: {args.steps} steps of {args.batch} images")
-    unseen = test_tasks(evaluation, 1, 4, args)
+    unseen = measured.test_tasks(evaluation, 1, 4, args)
     particles = 20 if args.base == "vae" else 8
 
     def on_the_way(step):
         parts = []
         for i in range(len(unseen)):
             x, memory = (t.to(args.device) for t in unseen[i])
-            parts.append(lower_bound(model, guide, x, memory, particles=particles))
+            parts.append(measured.lower_bound(model, guide, x, memory, particles=particles))
         return {"unseen": pm.BoundEstimate.cat(parts).mean}
 
     return study.train(
@@ -113,44 +115,6 @@ def train(name, model, guide, tasks, evaluation, args):
         information_every=100 if args.base == "vae" else None,  # a path's KL costs as much as many steps
         evaluate=on_the_way, evaluate_every=max(1, args.steps // max(1, args.curve)),
     )  # fmt: skip
-
-
-def slope_by_classes(table, shots, args):
-    """Mean and standard error, over images, of the least-squares slope of the bound against ln C."""
-    bounds = torch.stack([table[c, shots].bound for c in args.test_classes]).double()
-    along = torch.tensor(args.test_classes).double().log()
-    along = along - along.mean()
-    return study.mean_se(along @ (bounds - bounds.mean(0)) / along.square().sum())
-
-
-def test_tasks(data, classes, shots, args):
-    """The same targets in every row; each with a memory of its own: its class and others."""
-    generator = torch.Generator().manual_seed(args.seed)
-    targets = torch.randperm(len(data), generator=generator)[: args.evaluate]
-    return FewShotTasks(
-        data, classes=classes, shots=shots, targets=8, per_target=True, seed=args.seed, target_indices=targets,
-        protocol=args.protocol,
-    )  # fmt: skip
-
-
-def bound(name, model, guide, tasks, args, wrong=False):
-    """The bound of each target; kept in --out, so that a long table goes on where it was cut off."""
-    what = "base lookup address reads pretrained folder start steps data test_on evaluate particles seed protocol"
-    key = zlib.crc32(repr([str(getattr(args, k)) for k in what.split()]).encode())
-    path = args.out / "cells" / f"{name.lower().replace(' ', '-')}-{key:08x}.pt"
-    if path.exists() and not args.fresh:
-        return pm.BoundEstimate(**torch.load(path), particles=args.particles)
-    torch.manual_seed(args.seed)
-    parts = []
-    for i in tqdm(range(len(tasks)), desc=name, leave=False):
-        x, memory = tasks[i]
-        memory = tasks.wrong_classes(i) if wrong else memory
-        given = x.to(args.device), memory.to(args.device)
-        parts.append(lower_bound(model, guide, *given, particles=args.particles, chunk_size=125))
-    estimate = pm.BoundEstimate.cat(parts)
-    path.parent.mkdir(exist_ok=True)
-    torch.save({"bound": estimate.bound, "effective_particles": estimate.effective_particles}, path)
-    return estimate
 
 
 def main():
@@ -166,7 +130,7 @@ def main():
     )  # fmt: skip
     for classes in args.test_classes:  # what cannot be measured is refused before training
         for shots in args.test_shots:
-            test_tasks(evaluation, classes, shots, args)
+            measured.test_tasks(evaluation, classes, shots, args)
     pairs, build = begin(background, args)
     pairs = {name: tuple(part.to(args.device) for part in pair) for name, pair in pairs.items()}
     trained = {} if args.pretrained else {name: pair for name, pair in pairs.items() if name in build}
@@ -177,21 +141,31 @@ def main():
     print("\nmeasuring")
     torch.manual_seed(args.seed)
     name = ALONE[args.base]
-    alone = bound(name, *pairs[name], test_tasks(evaluation, 1, 1, args), args)
+    alone = measured.bound(name, *pairs[name], measured.test_tasks(evaluation, 1, 1, args), args)
     table = {
-        (c, s): bound(f"VMA {c}x{s}", *pairs["VMA"], test_tasks(evaluation, c, s, args), args)
+        (c, s): measured.bound(f"VMA {c}x{s}", *pairs["VMA"], measured.test_tasks(evaluation, c, s, args), args)
         for c in args.test_classes
         for s in args.test_shots
     }
-    slopes = {s: slope_by_classes(table, s, args) for s in args.test_shots} if len(args.test_classes) > 2 else {}
-    given = bound("VMA 1x4", *pairs["VMA"], test_tasks(evaluation, 1, 4, args), args)
-    wrong = bound("VMA 1x4 wrong", *pairs["VMA"], test_tasks(evaluation, 1, 4, args), args, wrong=True)
+    several = len(args.test_classes) > 2
+    slopes = {s: measured.slope_by_classes(table, s, args) for s in args.test_shots} if several else {}
+    four = measured.test_tasks(evaluation, 1, 4, args)
+    given = measured.bound("VMA 1x4", *pairs["VMA"], four, args)
+    wrong = measured.bound("VMA 1x4 wrong", *pairs["VMA"], four, args, wrong=True)
     contribution = pm.MemoryContribution(given, {f"{name}, no memory": alone, "wrong classes": wrong})
     print(f"\nVMA with 4 examples of the target's class\n{contribution}")
     shared = FewShotTasks(evaluation, classes=8, shots=4, targets=128 if args.evaluate >= 128 else 32, seed=args.seed)
     x, memory = (t.to(args.device) for t in shared[0])
     gain = pm.information_gain(*pairs["VMA"], x, memory, draws=10 if args.base == "vae" else 2)
     print(f"\none memory of 8 {figures.kind(args)} classes, 4 examples each\n{gain}")
+
+    more = {}
+    if measured.exact(pairs["VMA"][0]):
+        more["address"] = measured.addresses(*pairs["VMA"], evaluation, args)
+    if args.sets:
+        more["sets"] = measured.sets_as_a_whole(pairs[name], pairs["VMA"], evaluation, args)
+    if args.classifier_steps:
+        more["samples"] = measured.sample_quality(pairs["VMA"][0], background, evaluation, args)
 
     if not args.pretrained:
         cells = {
@@ -214,15 +188,13 @@ def main():
     figures.draw_samples(pairs["VMA"][0], evaluation, args, args.out / "samples.png")
     if args.base == "vae":
         figures.draw_completion(*pairs["VMA"], evaluation, args, args.out / "completion.png")
-    unused = {"name", "folder"}
-    if args.pretrained:
-        unused |= {"steps", "batch", "classes", "shots", "turned", "varied", "curve", "learning_rate"}
+    unused = {"name", "folder"} | (TRAINING if args.pretrained else set())
     record = {
         "training_seconds": {name: r.seconds for name, r in results.items()},
         "curves": {name: r.history["evaluation"] for name, r in results.items()},
         "alone": alone.to_dict(),
         "vma": [{"classes": c, "shots": s, **e.to_dict()} for (c, s), e in table.items()],
-        "slopes": slopes, "contribution": contribution.to_dict(), "information": gain.to_dict(),
+        "slopes": slopes, "contribution": contribution.to_dict(), "information": gain.to_dict(), **more,
     }  # fmt: skip
     study.leave(record, args, many_classes if slopes else few_shot, unused=unused)
 

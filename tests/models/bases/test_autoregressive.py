@@ -12,7 +12,8 @@ from pyro import poutine
 from torch.testing import assert_close
 
 from pyro_memory import VIMCO, Context, SlotMemory, importance_bound
-from pyro_memory.guides import AddressedGuide, AutoregressiveBaseGuide, EmptyGuide
+from pyro_memory.diagnostics import posterior_address
+from pyro_memory.guides import AddressedGuide, AutoregressiveBaseGuide
 from pyro_memory.models import Addressed, AutoregressiveBase
 from pyro_memory.testing import check_base
 
@@ -105,9 +106,12 @@ def test_the_evidence_of_a_memory_is_exact_where_its_slots_are_enumerated():
     base, _ = autoregressive(reads=True)
     model = Addressed(sharpen(base, 2.0)).double()
     x, memory = ink(4, *SHAPE).double(), SlotMemory(ink(3, *SHAPE).double())
-    estimate = importance_bound(pyro.infer.config_enumerate(model), EmptyGuide(), x, memory, particles=1)
+    guide = AddressedGuide.convolutional(SHAPE, AutoregressiveBaseGuide(), (4, 5), matching_dim=4).double()
+    estimate = importance_bound(model, guide, x, memory, particles=1, exact=("a",))
     each = base.log_prob(x, Context(content=tuple(f.unsqueeze(1) for f in base.content(memory.values))))
     assert_close(estimate.bound, each.logsumexp(0) - math.log(3))
+    posterior = posterior_address(model, guide, x, memory, particles=1, exact=True)
+    assert_close(posterior.probs, each.softmax(0).mT)
 
 
 def test_images_that_are_told_nothing_in_training_are_a_share_and_the_same_for_all_particles():
