@@ -22,11 +22,8 @@ DATA = LabelledImages(ink(36, *SHAPE), torch.arange(36) // 12)  # three classes 
 
 def arguments(tmp_path, **options):
     words = "base lookup address reads pretrained folder start steps data test_on evaluate particles protocol"
-    return SimpleNamespace(
-        **{word: None for word in words.split()}
-        | {"seed": 0, "out": tmp_path, "fresh": False, "device": "cpu"}
-        | options
-    )
+    given = {"seed": 0, "out": tmp_path, "fresh": False, "device": "cpu", "particles": 1, **options}
+    return SimpleNamespace(**dict.fromkeys(words.split()) | given)
 
 
 def test_sets_are_disjoint_drawings_of_one_class_each_given_those_before_it(tmp_path):
