@@ -106,6 +106,7 @@ examples: install ## run every example and every experiment at a few steps
 	$(RUN) examples/diagnose.py --targets 16 --particles 10 --many 16 --out out/examples/diagnose
 	$(RUN) $(EXPERIMENTS)/vma_fewshot.py --steps 20 --evaluate 16 --particles 20 --out out/examples/fewshot
 	$(RUN) $(EXPERIMENTS)/vma_fewshot.py --base autoregressive --address enumerated --shots 1 2 --unread 0.1 --maps 8 --layers 1 1 --looks 1 --steps 10 --evaluate 8 --sets 2 --out out/examples/fewshot_autoregressive
+	$(RUN) $(EXPERIMENTS)/vma_attention.py --maps 8 --layers 1 1 --looks 1 --steps 5 --attended-steps 5 --evaluate 8 --test-classes 1 2 --test-shots 1 4 --cost 1 10 --out out/examples/attention
 	$(RUN) $(EXPERIMENTS)/vma_fewshot.py --base diffusion --lookup vma-omniglot28 --steps 10 --evaluate 8 --particles 2 --out out/examples/fewshot_diffusion
 	$(RUN) $(EXPERIMENTS)/vma_recall.py --steps 20 --soft-attention --out out/examples/recall
 	$(RUN) $(EXPERIMENTS)/vma_templates.py --steps 20 --evaluate 20 --particles 10 --slots 8 64 --out out/examples/templates

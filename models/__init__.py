@@ -1,7 +1,7 @@
 """Generative models with a memory, one file a paper's model.
 
-Where is the thing that ... reads a sampled slot (``VMA``), or attends to all of them (``SoftAttentionVAE``); reads
-episodes and concepts (``VSM``, over a base: ``VAEBase``, ``HierarchicalBase``, ``DiffusionBase``,
+Where is the thing that ... reads a sampled slot (``VMA``), or attends to all of them (``SoftAttentionVAE``,
+``Attended``); reads episodes and concepts (``VSM``, over a base: ``VAEBase``, ``HierarchicalBase``, ``DiffusionBase``,
 ``AutoregressiveBase``); puts an address before any base (``Addressed``); is the baseline without memory (``VAE``);
 converts episodes to concepts (``ConsolidationModel``); learns at test time (``NeuralMemory``, in ``TitansMAC``,
 ``TitansMAG``, ``TitansMAL``, ``TitansLMM``), or is what those are compared with (``TransformerMixer``, ``LSTMMixer``,
@@ -11,6 +11,7 @@ those before (``TitansAddressing``)? Imports: ``addressing``, ``distributions``,
 """
 
 from pyro_memory.models.addressed import Addressed
+from pyro_memory.models.attended import Attended
 from pyro_memory.models.bases import AutoregressiveBase, BaseModel, DiffusionBase, HierarchicalBase, VAEBase
 from pyro_memory.models.consolidation import ConsolidationModel
 from pyro_memory.models.soft_attention import SoftAttentionVAE
@@ -39,6 +40,7 @@ __all__ = [
     "VMA",
     "VSM",
     "Addressed",
+    "Attended",
     "AutoregressiveBase",
     "BaseModel",
     "ConsolidationModel",

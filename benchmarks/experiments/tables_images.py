@@ -47,6 +47,30 @@ def many_classes(record, recipe):
     return table(rows)
 
 
+def attention(record, recipe):
+    """A sampled slot against attention to all slots: nats by memory, and what lies on the target's own class."""
+    cells = [(r["classes"], r["shots"]) for r in record["table"]["addressed"]]
+    heads = [f"{c} class{'es' * (c > 1)}, {n} example{'s' * (n > 1)}" for c, n in cells]
+    lines = [["", "minutes of processor", *heads, "on the own class, of 8 classes of 4"]]
+    for name, rows in record["table"].items():
+        minutes = f"{record['cpu_seconds'][name] / 60:.0f}"
+        lines.append([name, minutes, *map(estimate, rows), estimate(record["own_class"][name], 3)])
+    return table(lines)
+
+
+def attention_cost(record, recipe):
+    """Seconds an image against the number of slots."""
+    rows = record["cost"]
+    lines = [["slots", *(f"{r['slots']:,}" for r in rows["addressed"])]]
+    named = {
+        "addressed, the slot that is looked up": ("addressed", "one slot"),
+        "addressed, every slot, exact": ("addressed", "all slots"), "attended": ("attended", "all slots"),
+    }  # fmt: skip
+    for label, (name, what) in named.items():
+        lines.append([label, *(f"{r[what]:.3f} s" if what in r else "" for r in rows[name])])
+    return table(lines)
+
+
 def few_shot_curve(record, recipe):
     """The bound of unseen classes with 20 particles on the way, by minutes of training."""
     minutes = {name: seconds / 60 for name, seconds in record["training_seconds"].items()}

@@ -127,15 +127,20 @@ class AutoregressiveBase(BaseModel):
             images = images.weighed(x)  # now, while Pyro sees which parameters take part
         pyro.sample("x", images, obs=x)
 
-    def log_prob(self, x: Float[Tensor, "*batch channel height width"], context: Context) -> Float[Tensor, "*lead"]:
-        """log p(x | c, m) of each image, in nats."""
+    def log_prob(
+        self, x: Float[Tensor, "*batch channel height width"], context: Context, *, seen: list[Tensor] | None = None
+    ) -> Tensor:
+        """log p(x | c, m) of each image, in nats; a list ``seen`` gets the weights of attention of every look."""
         self._check_levels(x)
         pixels = self._blocks(x)
         values = 2 * pixels - 1
         v = over(self.above, pad_above(values, 2)[..., :-1, :]) + self.place
         h = over(self.left, pad_left(values)[..., :-1]) + v
         for layer, heard in zip(self.layers, self._heard(context), strict=True):
-            h = heard.look(h, heard.keys) if heard.look else h
+            if heard.look:
+                if seen is not None:
+                    seen.append(heard.look.weights(h, heard.keys[0]))
+                h = heard.look(h, heard.keys)
             v = layer.vertical(pad_above(v), heard.vertical)
             h = layer.horizontal(pad_left(h), v, heard.horizontal)
         logits = out_of_autocast(self.head(h, values))

@@ -80,11 +80,14 @@ class Look(nn.Module):
     def forward(
         self, h: Float[Tensor, "*lead c h w"], keys: tuple[Tensor, Tensor], place: Tensor | None = None
     ) -> Tensor:
-        """What is seen, added to h; ``place`` are the rows of ``self.place`` that h shows, all by default."""
-        query = self._heads(over(self.query, h) + (self.place if place is None else place))
-        key, value = keys
-        seen = ((query.mT @ key) / math.sqrt(query.shape[-2])).softmax(-1) @ value
+        """What is seen, added to h; ``place`` is the part of ``self.place`` that h shows, all of it by default."""
+        seen = self.weights(h, keys[0], place) @ keys[1]
         return h + over(self.out, seen.mT.reshape(seen.shape[:-3] + h.shape[-3:]))
+
+    def weights(self, h: Float[Tensor, "*lead c h w"], key: Tensor, place: Tensor | None = None) -> Tensor:
+        """How much each place looks at each place that was read, ``[*lead, head, place, read place]``."""
+        query = self._heads(over(self.query, h) + (self.place if place is None else place))
+        return ((query.mT @ key) / math.sqrt(query.shape[-2])).softmax(-1)
 
     def _heads(self, t: Tensor) -> Tensor:
         return t.flatten(-2).unflatten(-2, (self.heads, -1))
