@@ -72,6 +72,7 @@ docs: install ## build the site, tutorials and reference, in out/site
 bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figures in out
 	$(RUN) benchmarks/step_cost.py
 	$(RUN) benchmarks/training_speed.py
+	$(RUN) benchmarks/bases.py
 	$(RUN) benchmarks/addressed.py
 	$(RUN) benchmarks/estimators.py
 	$(RUN) benchmarks/neural_memory_cpu.py --out out/neural_memory_cpu
@@ -121,6 +122,7 @@ examples: install ## run every example and every experiment at a few steps
 	$(RUN) $(EXPERIMENTS)/titans_language.py --steps 4 --batch 4 --evaluate 2048 --out out/examples/titans_language
 	$(RUN) $(EXPERIMENTS)/titans_forecast.py --steps 4 --batch 8 --draws 5 --out out/examples/titans_forecast
 	$(RUN) benchmarks/training_speed.py --repeats 2 --out out/examples/training_speed
+	$(RUN) benchmarks/bases.py --repeats 2 --images 1 --out out/examples/bases
 	$(RUN) benchmarks/conversion.py --simulations 2 --steps 20 --out out/examples/conversion
 	$(RUN) benchmarks/calibration.py --simulations 10 --out out/examples/calibration
 	$(RUN) benchmarks/addressing.py --slots 1000 --mapped 2000 --repeats 1 --out out/examples/lookup_cost

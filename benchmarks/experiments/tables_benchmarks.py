@@ -14,6 +14,18 @@ def step_cost(record, recipe):
     return table(rows)
 
 
+def bases(record, recipe):
+    """Milliseconds an image of training, of a likelihood and of a draw, over each base model."""
+    heads = ["base", "weights", "training", "its address held", "likelihood", "a draw"]
+    what = {"VAE": "K = 1,000", "several layers": "K = 1,000", "diffusion": "8 paths", "autoregressive": "exact"}
+    lines = [heads]
+    for r in record["rows"]:
+        times = [f"{1000 * r[key]['median']:.3g} ms" for key in ("training", "training_held", "likelihood", "draw")]
+        times[2] += f" ({what[r['base']]})"
+        lines.append([r["base"], f"{r['parameters']:,}", *times])
+    return table(lines)
+
+
 def training_speed(record, recipe):
     heads = ["model", "images a step", "processor ms a step (20% to 80%)", "images a second", "in convolutions"]
     rows = [[*heads, "under bfloat16, ms"]]

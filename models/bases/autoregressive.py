@@ -54,7 +54,7 @@ class AutoregressiveBase(BaseModel):
         heads: of that attention.
         reads: whether it sees the image read from memory; by default where there is a c.
         unread: the share of images that are told nothing of what was read while training, so that the model knows
-            ``p(x | c)`` as well: ``Context()`` then costs nothing but the memory's worth.
+            ``p(x | c)`` as well, where nothing is read (``Context()``).
 
     Cost: O(layers * maps^2 * blocks) an image; to draw, a pass of one place for each block.
 

@@ -44,6 +44,7 @@ from pyro_memory.models import (
     VMA,
     VSM,
     Addressed,
+    Attended,
     AutoregressiveBase,
     BaseModel,
     ConsolidationModel,
@@ -203,6 +204,10 @@ def denoiser():
     return base("diffusion", 3)
 
 
+def attended():
+    return Attended(base("autoregressive"))
+
+
 def written():
     return base("autoregressive", 3)
 
@@ -286,6 +291,11 @@ BASES = {
         written().generate,
         called(context=told("autoregressive"), shape=(3,), progress=False),
     ),
+    "Attended": lambda: (Attended, called(base=base("autoregressive"), name="attended")),
+    "Attended.context": lambda: (attended().context, called(memory=slots())),
+    "Attended.forward": lambda: (attended(), looked_up()),
+    "Attended.generate": lambda: (attended().generate, called(memory=slots(), shape=(2,), progress=False)),
+    "Attended.attention": lambda: (attended().attention, looked_up()),
     "AutoregressiveBaseGuide": lambda: (AutoregressiveBaseGuide, called(name="guide")),
 }  # fmt: skip
 

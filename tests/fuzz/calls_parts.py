@@ -23,6 +23,7 @@ from pyro_memory.distributions import (
     AddressedCategorical,
     AddressedMultinomial,
     AddressedPoisson,
+    AutoregressiveImage,
     CosineSchedule,
     DenoisingPath,
     Division,
@@ -161,6 +162,11 @@ def noising():
     return NoisingPath(images(), CosineSchedule(3))
 
 
+def even():
+    pixels = dist.Bernoulli(torch.full(SHAPE, 0.5)).to_event(3)
+    return AutoregressiveImage(pixels.log_prob, pixels.sample, (3,), SHAPE)
+
+
 def normal():
     return dist.Normal(torch.zeros(5, 3), torch.ones(5, 3)).to_event(1)
 
@@ -190,6 +196,12 @@ DISTRIBUTIONS = {
     **addressed(AddressedPoisson, 4),
     **addressed(AddressedMultinomial, 4, total_count=4),
     **addressed(AddressedCategorical, 4, 2),
+    "AutoregressiveImage": lambda: (
+        AutoregressiveImage,
+        called(log_prob=even().log_prob, draw=even().sample, batch_shape=(3,), image_shape=SHAPE),
+    ),
+    "AutoregressiveImage.weighed": lambda: (even().weighed, called(value=images())),
+    **methods("AutoregressiveImage", even, lambda: called(value=images())),
     "CosineSchedule": lambda: (CosineSchedule, called(steps=4, first=0.4)),
     "CosineSchedule.marginal": lambda: (CosineSchedule(4).marginal, called(x0=images(), t=longs(1, 2, 4))),
     "CosineSchedule.posterior_mean": lambda: (CosineSchedule(4).posterior_mean, noised()),

@@ -242,7 +242,7 @@ def test_an_address_stays_among_the_images_that_are_there():
         assert_close(p[..., : counts[j]], torch.full((1, 1, counts[j]), 1 / (counts[j] + 0.05)))
 
 
-@pytest.mark.parametrize("kind", ["vae", "hierarchical", "diffusion"])
+@pytest.mark.parametrize("kind", ["vae", "hierarchical", "diffusion", "autoregressive"])
 def test_it_generates_images_of_a_task_and_of_a_concept(kind):
     model, _ = pair(kind)
     model.eval()

@@ -1,0 +1,87 @@
+"""Attention to all slots, over an autoregressive base."""
+
+import pytest
+import torch
+from base_pairs import SHAPE, autoregressive, vae
+from conftest import ink, sharpen
+from torch.testing import assert_close
+
+from pyro_memory import Context, SlotMemory, importance_bound
+from pyro_memory.guides import EmptyGuide
+from pyro_memory.models import Attended
+from pyro_memory.testing import check_pair
+
+
+def attended(**options):
+    return sharpen(Attended(autoregressive(reads=True, **options)[0]), 1.5).double()
+
+
+def test_one_slot_is_what_a_base_says_that_reads_it():
+    model, x, slot = attended(), ink(3, *SHAPE).double(), ink(1, *SHAPE).double()
+    alone = model.base.log_prob(x, Context(content=model.base.content(slot)))
+    assert_close(importance_bound(model, EmptyGuide(), x, SlotMemory(slot), particles=1).bound, alone)
+
+
+def test_the_order_of_slots_says_nothing_and_each_is_heeded():
+    model, x, slots = attended(), ink(3, *SHAPE).double(), ink(4, *SHAPE).double()
+
+    def log_prob(values):
+        return model.base.log_prob(x, model.context(SlotMemory(values)))
+
+    assert_close(log_prob(slots.flip(0)), log_prob(slots))
+    for i in range(4):
+        other = slots.clone()
+        other[i] = 1 - other[i]
+        assert (log_prob(other) != log_prob(slots)).all()
+
+
+def test_a_memory_a_datum_says_what_each_says_by_itself():
+    model, x, slots = attended(code_dim=1), ink(3, *SHAPE).double(), ink(3, 4, *SHAPE).double()
+    each = [model.base.log_prob(x[i : i + 1], model.context(SlotMemory(slots[i]))) for i in range(3)]
+    assert_close(model.base.log_prob(x, model.context(SlotMemory(slots, batch_dim=-1))), torch.cat(each))
+
+
+@pytest.mark.parametrize("per_datum", [False, True])
+def test_attention_is_shared_out_over_the_slots(per_datum):
+    model, x = attended(), ink(3, *SHAPE).double()
+    slots = ink(3, 5, *SHAPE).double() if per_datum else ink(5, *SHAPE).double()
+    share = model.attention(x, SlotMemory(slots, batch_dim=-1 if per_datum else None))
+    assert share.shape == (3, 5)
+    assert_close(share.sum(-1), torch.ones(3).double())
+    for look in model.base.looks:
+        look.read.weight.data.zero_(), look.read.bias.data.zero_()  # all keys alike
+    even = model.attention(x, SlotMemory(slots, batch_dim=-1 if per_datum else None))
+    assert_close(even, torch.full((3, 5), 0.2).double())
+    assert (share - even).abs().max() > 1e-3
+
+
+def test_it_keeps_the_contract_of_a_pair_and_draws_images():
+    def make():
+        return Attended(autoregressive(reads=True)[0]), EmptyGuide()
+
+    check_pair(*make(), ink(4, *SHAPE), SlotMemory(ink(3, *SHAPE)), make=make)
+    model, _ = make()
+    assert model.generate(SlotMemory(ink(3, *SHAPE)), (2,)).shape == (2, *SHAPE)
+    assert model.generate(SlotMemory(ink(4, 3, *SHAPE), batch_dim=-1), (2,)).shape == (2, 4, *SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: Attended(autoregressive(reads=True, looks=0)[0]), "`base` must look at what is read"),
+        (lambda: Attended(autoregressive(reads=True, code_dim=2)[0]), "`base` must look at what is read"),
+        (
+            lambda: attended().float().context(SlotMemory(ink(2, *SHAPE), mask=torch.tensor([True, False]))),
+            "`memory` must have all slots filled",
+        ),
+    ],
+)
+def test_misuse_is_said(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+@pytest.mark.unchecked
+def test_another_base_is_refused():
+    with pytest.raises(TypeError, match="`base` must be"):
+        Attended(vae(reads=True)[0])
