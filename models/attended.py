@@ -58,6 +58,7 @@ class Attended(PyroModule):
 
     def context(self, memory: SlotMemory) -> Context:
         """What the base model is told: the slots' features side by side, and their mean."""
+        memory.check_filled()
         if not bool(memory.filled.all()):
             raise ValueError("`memory` must have all slots filled, since all are looked at; give one of those that are")
         features = self.base.content(memory.values)

@@ -98,8 +98,12 @@ def begin_base(shape, args):
 
 def with_alone(pairs, args):
     """With the model without memory, where it is a part of the other: its base, which was told nothing at times."""
+    if len(pairs) == 2:
+        return pairs
     model, guide = pairs["VMA"]
-    return {ALONE[args.base]: (model.base, guide.base)} | pairs if len(pairs) < 2 else pairs
+    if not getattr(getattr(model, "base", None), "unread", 0):
+        raise SystemExit(f"the weights {FILES[args.base][0]}-NAME of the model without memory are missing")
+    return {ALONE[args.base]: (model.base, guide.base)} | pairs
 
 
 def leave_weights(pairs, build, results, numbers, args):

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from pyro_memory.distributions import AutoregressiveImage
@@ -53,10 +54,11 @@ class AutoregressiveBase(BaseModel):
         looks: how many times a place looks at what was read, before the first layers that are told.
         heads: of that attention.
         reads: whether it sees the image read from memory; by default where there is a c.
-        unread: the share of images that are told nothing of what was read while training, so that the model knows
-            ``p(x | c)`` as well, where nothing is read (``Context()``).
+        unread: the share of images that are told nothing while training, neither slot nor code, so that the model
+            knows p(x) as well: ``Context()``. Which, is drawn anew in each pass, alike for its particles.
 
-    Cost: O(layers * maps^2 * blocks) an image; to draw, a pass of one place for each block.
+    Cost: O(layers * maps^2 * blocks) an image, and O(looks * maps * blocks * places of the slot); to draw, a pass of
+    one place for each block.
 
     Raises:
         ValueError: for images of other levels, heads that do not divide the maps, and sizes below 1.
@@ -81,20 +83,22 @@ class AutoregressiveBase(BaseModel):
             raise ValueError(f"`block` must be 1 or 2, pixels on a side; got {block}")
         if len(layers) != 2 or layers[1] < 1:
             raise ValueError(f"`layers` must be two numbers, the second at least 1; got {list(layers)}")
-        if looks > layers[1]:
-            raise ValueError(f"`looks` must be at most the {layers[1]} layers that are told; got {looks}")
         if not 0 <= unread < 1:
             raise ValueError(f"`unread` must lie in [0, 1), a share of the images; got {unread}")
         self.shape, self.levels, self.block, self.unread = tuple(shape), levels, block, unread
         self.code_dim, self.maps = code_dim, maps
         self.places = tuple(-(-n // block) for n in shape[1:])
         self.content = content_network(shape, (maps,) * (2 if looks else 1), reads, code_dim)
+        tells = self.content is not None or code_dim > 0
+        if self.content is not None and looks > layers[1]:
+            raise ValueError(f"`looks` must be at most the {layers[1]} layers that are told; got {looks}")
+        if unread and not tells:
+            raise ValueError(f"`unread` must be 0 for a model that is told nothing anyway; got {unread}")
         numbers = shape[0] * block**2
         self.above, self.left = nn.Conv2d(numbers, maps, (2, 2 * REACH + 1)), nn.Conv2d(numbers, maps, (1, REACH))
         self.place = nn.Parameter(torch.zeros(maps, *self.places))
         self.layers = nn.ModuleList(GatedLayer(maps) for _ in range(sum(layers)))
         self.code = Linear(code_dim, maps, takes="c") if code_dim else None
-        tells = self.content is not None or code_dim > 0
         self.tell = nn.ModuleList(nn.Conv2d(maps, 4 * maps, 1) for _ in range(layers[1] if tells else 0))
         seen = self.content.shapes[-1][1:] if self.content else ()
         self.looks = nn.ModuleList(Look(maps, heads, self.places, seen) for _ in range(looks if self.content else 0))
@@ -117,26 +121,31 @@ class AutoregressiveBase(BaseModel):
         )
 
     def explain(self, x: Float[Tensor, "*batch channel height width"] | None, context: Context) -> None:
-        if x is not None and self.training and self.unread and context.content:
-            told = torch.rand(x.shape[:-3], device=x.device) >= self.unread  # the same for all particles of an image
-            content = tuple(f * told[..., None, None, None] for f in context.content)
-            context = Context(context.code, content)
+        told = None
+        if x is not None and self.training and self.unread:
+            told = torch.rand(x.shape[:-3], device=x.device) >= self.unread
         images = self.x_dist(context, () if x is None else x.shape[:-3])
-        if x is not None:
-            self._check_levels(x)
-            images = images.weighed(x)  # now, while Pyro sees which parameters take part
+        if x is not None:  # weighed now, while Pyro sees which parameters take part
+            images = images.weighed(x, self.log_prob(x, context, told=told))
         pyro.sample("x", images, obs=x)
 
     def log_prob(
-        self, x: Float[Tensor, "*batch channel height width"], context: Context, *, seen: list[Tensor] | None = None
-    ) -> Tensor:
-        """log p(x | c, m) of each image, in nats; a list ``seen`` gets the weights of attention of every look."""
-        self._check_levels(x)
+        self, x: Float[Tensor, "*batch channel height width"], context: Context, *,
+        told: Bool[Tensor, "*batch"] | None = None, seen: list[Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """log p(x | c, m) of each image, in nats.
+
+        Args:
+            x, context: whose leading dimensions broadcast.
+            told: which images hear of the context; all by default.
+            seen: gets the weights of attention of every look.
+        """
+        self._check(x)
         pixels = self._blocks(x)
         values = 2 * pixels - 1
         v = over(self.above, pad_above(values, 2)[..., :-1, :]) + self.place
         h = over(self.left, pad_left(values)[..., :-1]) + v
-        for layer, heard in zip(self.layers, self._heard(context), strict=True):
+        for layer, heard in zip(self.layers, self._heard(context, told), strict=True):
             if heard.look:
                 if seen is not None:
                     seen.append(heard.look.weights(h, heard.keys[0]))
@@ -191,9 +200,13 @@ class AutoregressiveBase(BaseModel):
         x = functional.pixel_shuffle((values + 1) / 2, self.block)
         return x[..., : self.shape[1], : self.shape[2]]
 
-    def _check_levels(self, x: Tensor) -> None:
+    def _check(self, x: Tensor) -> None:
+        if tuple(x.shape[-3:]) != self.shape:
+            raise ValueError(
+                f"`x` must hold images of {list(self.shape)}, as the model was built for; got {list(x.shape[-3:])}"
+            )
         steps = x * (self.levels - 1)
-        if x.numel() and bool((steps - steps.round()).abs().max() > 1e-3):
+        if x.numel() and bool(((steps - steps.round()).abs() > 1e-3).any() | (x < 0).any() | (x > 1).any()):
             raise ValueError(
                 f"`x` must hold the {self.levels} levels that the model was built for, from 0 to 1 in equal steps; got "
                 "others. Round it to these, or give the model the `levels` of the data, such as 256 for bytes"
@@ -204,21 +217,28 @@ class AutoregressiveBase(BaseModel):
         missing = [-n % self.block for n in x.shape[-2:]]
         return functional.pixel_unshuffle(functional.pad(x, (0, missing[1], 0, missing[0])), self.block)
 
-    def _heard(self, context: Context) -> list[Heard]:
+    def _heard(self, context: Context, told: Tensor | None = None) -> list[Heard]:
         """What the context says to each layer, computed once a slot or code, however many images hear it."""
         if not self.tell:
             return [Heard()] * len(self.layers)
-        told, looks = self.place.new_zeros(self.maps, 1, 1), []
+        if told is not None:
+            mask, both = told[..., None, None, None], (self._heard(context), self._heard(Context()))
+            return tree_map(lambda a, b: torch.where(mask, a, b) if isinstance(a, Tensor) else a, *both)
+        says, looks = self.place.new_zeros(self.maps, 1, 1), []
         if self.content is not None:
-            nothing = [self.place.new_zeros(shape) for shape in self.content.shapes]
-            content = context.content or nothing
-            told = over(lambda f: functional.interpolate(f, self.places), content[0])
+            content = context.content or [self.place.new_zeros(shape) for shape in self.content.shapes]
+            says = over(lambda f: functional.interpolate(f, self.places), content[0])
             looks = [(look, look.keys(content[-1])) for look in self.looks]
-        if self.code is not None and context.code is not None:
-            told = told + self.code(context.code)[..., None, None]
-        says = [over(tell, told).expand(*told.shape[:-3], -1, *self.places).chunk(2, -3) for tell in self.tell]
-        pairs = zip_longest(says, looks, fillvalue=(None, None))
-        return [Heard()] * (len(self.layers) - len(says)) + [Heard(*said, *look) for said, look in pairs]
+        if context.code is not None:
+            says = says + self.code(context.code)[..., None, None]
+        elif self.code_dim and (context.content or not self.unread):
+            raise ValueError(
+                f"`context` must have a code of {self.code_dim} dimensions, as the model was built for; got none. A "
+                "model that is told nothing at times, and so knows p(x) as well, is built with `unread` above 0"
+            )
+        each = [over(tell, says).expand(*says.shape[:-3], -1, *self.places).chunk(2, -3) for tell in self.tell]
+        pairs = zip_longest(each, looks, fillvalue=(None, None))
+        return [Heard()] * (len(self.layers) - len(each)) + [Heard(*said, *look) for said, look in pairs]
 
 
 def _at(t: Tensor | None, row: int, column: int | None = None) -> Tensor | None:

@@ -31,7 +31,7 @@ class AutoregressiveImage(dist.TorchDistribution):
     ) -> None:  # fmt: skip
         check_least(1, image_shape=image_shape)
         self._log_prob, self._draw = log_prob, draw
-        self._weighed: tuple[Tensor | None, Tensor | None] = None, None
+        self._weighed: tuple[Tensor, int, Tensor] | None = None
         super().__init__(torch.Size(batch_shape), torch.Size(image_shape), validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> AutoregressiveImage:
@@ -39,10 +39,12 @@ class AutoregressiveImage(dist.TorchDistribution):
         wider._weighed = self._weighed
         return wider
 
-    def weighed(self, value: Float[Tensor, "*lead channel height width"]) -> AutoregressiveImage:
-        """The same, with the log-probability of these images at hand: computed now, not where it is asked for."""
+    def weighed(
+        self, value: Float[Tensor, "*lead channel height width"], log_prob: Float[Tensor, "*more"]
+    ) -> AutoregressiveImage:
+        """The same, with the log-probability of these images at hand: ``log_prob`` gives it while they stay as is."""
         known = self.expand(self.batch_shape)
-        known._weighed = value, self._log_prob(value)
+        known._weighed = value, value._version, log_prob
         return known
 
     @torch.no_grad()
@@ -52,7 +54,7 @@ class AutoregressiveImage(dist.TorchDistribution):
     def log_prob(self, value: Float[Tensor, "*lead channel height width"]) -> Tensor:
         if value.shape[-3:] != self.event_shape:
             raise ValueError(f"`value` must end with {list(self.event_shape)}, an image; got {list(value.shape)}")
-        known, log_prob = self._weighed
-        if value is not known or log_prob is None:
-            log_prob = self._log_prob(value)
+        known = self._weighed
+        same = known is not None and value is known[0] and value._version == known[1]
+        log_prob = known[2] if same else self._log_prob(value)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))

@@ -286,7 +286,10 @@ BASES = {
         "AutoregressiveBase", "autoregressive", levels=2, block=2, maps=4, layers=(1, 2), looks=1, heads=2, unread=0.1
     ),
     "AutoregressiveBase.x_dist": lambda: (written().x_dist, called(context=told("autoregressive"), shape=(3,))),
-    "AutoregressiveBase.log_prob": lambda: (written().log_prob, codes("autoregressive")),
+    "AutoregressiveBase.log_prob": lambda: (
+        written().log_prob,
+        codes("autoregressive") | {"told": torch.ones(3).bool(), "seen": None},
+    ),
     "AutoregressiveBase.generate": lambda: (
         written().generate,
         called(context=told("autoregressive"), shape=(3,), progress=False),

@@ -200,7 +200,7 @@ DISTRIBUTIONS = {
         AutoregressiveImage,
         called(log_prob=even().log_prob, draw=even().sample, batch_shape=(3,), image_shape=SHAPE),
     ),
-    "AutoregressiveImage.weighed": lambda: (even().weighed, called(value=images())),
+    "AutoregressiveImage.weighed": lambda: (even().weighed, called(value=images(), log_prob=torch.zeros(3))),
     **methods("AutoregressiveImage", even, lambda: called(value=images())),
     "CosineSchedule": lambda: (CosineSchedule, called(steps=4, first=0.4)),
     "CosineSchedule.marginal": lambda: (CosineSchedule(4).marginal, called(x0=images(), t=longs(1, 2, 4))),

@@ -91,7 +91,8 @@ def test_a_weight_is_that_of_the_address_times_the_base_s_own(name, per_datum):
             own = sum(p.nodes[n]["log_prob"] - (q.nodes[n]["log_prob"] if n in q.nodes else 0) for n in names)
             looked_up = guide.a_dist(x, memory).log_prob(a)
             assert_close(log_weight[k], own - math.log(6) - looked_up)
-    assert log_weight.std(0).max() > 0.01
+    spread = log_weight.std(0)
+    assert (spread.max() if name == "autoregressive" else spread.min()) > 0.01  # the same slot weighs the same
 
 
 def test_particles_at_one_address_share_the_noise_of_a_step():

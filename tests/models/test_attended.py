@@ -13,7 +13,11 @@ from pyro_memory.testing import check_pair
 
 
 def attended(**options):
-    return sharpen(Attended(autoregressive(reads=True, **options)[0]), 1.5).double()
+    return sharpen(Attended(autoregressive(reads=True, looks=2, **options)[0]), 1.5).double()
+
+
+def share_width(model):
+    return model.base.looks[0].read_place.shape[-1]
 
 
 def test_one_slot_is_what_a_base_says_that_reads_it():
@@ -41,6 +45,14 @@ def test_a_memory_a_datum_says_what_each_says_by_itself():
     assert_close(model.base.log_prob(x, model.context(SlotMemory(slots, batch_dim=-1))), torch.cat(each))
 
 
+def test_slots_all_alike_say_what_one_says_and_how_many_there_are():
+    model, x, slot = attended(code_dim=1), ink(3, *SHAPE).double(), ink(1, *SHAPE).double()
+    context = model.context(SlotMemory(slot.expand(5, *SHAPE)))
+    assert_close(context.code.exp(), torch.tensor([5.0]).double())
+    one = Context(context.code, model.base.content(slot[0]))
+    assert_close(model.base.log_prob(x, context), model.base.log_prob(x, one))
+
+
 @pytest.mark.parametrize("per_datum", [False, True])
 def test_attention_is_shared_out_over_the_slots(per_datum):
     model, x = attended(), ink(3, *SHAPE).double()
@@ -48,6 +60,10 @@ def test_attention_is_shared_out_over_the_slots(per_datum):
     share = model.attention(x, SlotMemory(slots, batch_dim=-1 if per_datum else None))
     assert share.shape == (3, 5)
     assert_close(share.sum(-1), torch.ones(3).double())
+    seen = []
+    model.base.log_prob(x, model.context(SlotMemory(slots, batch_dim=-1 if per_datum else None)), seen=seen)
+    by_look = [w.mean((-3, -2)).unflatten(-1, (-1, 5, share_width(model))).sum((1, 3)) for w in seen]
+    assert_close(share, sum(by_look) / 2)
     for look in model.base.looks:
         look.read.weight.data.zero_(), look.read.bias.data.zero_()  # all keys alike
     even = model.attention(x, SlotMemory(slots, batch_dim=-1 if per_datum else None))
@@ -70,6 +86,7 @@ def test_it_keeps_the_contract_of_a_pair_and_draws_images():
     [
         (lambda: Attended(autoregressive(reads=True, looks=0)[0]), "`base` must look at what is read"),
         (lambda: Attended(autoregressive(reads=True, code_dim=2)[0]), "`base` must look at what is read"),
+        (lambda: attended().float().context(SlotMemory.empty(SHAPE)), "`memory` must hold at least one item"),
         (
             lambda: attended().float().context(SlotMemory(ink(2, *SHAPE), mask=torch.tensor([True, False]))),
             "`memory` must have all slots filled",

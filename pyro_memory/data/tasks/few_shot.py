@@ -161,7 +161,7 @@ class FewShotTasks:
                 for i, t in enumerate(targets)
             ]
             x, values = self._show(index, targets, torch.stack(slots))
-            return x, SlotMemory(self._remember(index, targets, slots, x, values), batch_dim=-1)
+            return x, SlotMemory(values if wrong else self._remember(index, targets, slots, x, values), batch_dim=-1)
         generator = generator_for(self.seed, 0, index)
         chosen = order(self.data.classes, generator)[:classes]
         shared = self._slots(chosen, shots, None, generator)

@@ -86,6 +86,11 @@ def test_of_memories_one_a_target_a_share_holds_the_target_and_the_rest_stays():
     assert abs(share.mean() - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 1000)
 
 
+def test_memories_of_wrong_classes_hold_no_recalled_target():
+    tasks = recalling(1.0, per_target=True)
+    assert torch.equal(tasks.wrong_classes(0).values, recalling(0.0, per_target=True).wrong_classes(0).values)
+
+
 def test_log_uniform_sizes_give_few_and_many_the_same_share():
     tasks = FewShotTasks(DATA, classes=3, shots=(1, 15), targets=1, sizes="log-uniform")
     octaves = Counter(int(math.log2(tasks[i][1].slots / 3)) for i in range(800))

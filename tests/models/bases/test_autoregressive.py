@@ -114,21 +114,34 @@ def test_the_evidence_of_a_memory_is_exact_where_its_slots_are_enumerated():
     assert_close(posterior.probs, each.softmax(0).mT)
 
 
-def test_images_that_are_told_nothing_in_training_are_a_share_and_the_same_for_all_particles():
-    base, _ = autoregressive(reads=True, unread=0.5)
+@pytest.mark.parametrize(
+    "options", [{"reads": True}, {"reads": True, "code_dim": CODE}, {"code_dim": CODE, "reads": False}]
+)
+def test_images_that_are_told_nothing_in_training_are_a_share_and_the_same_for_all_particles(options):
+    base, _ = autoregressive(unread=0.5, **options)
     x = ink(1, *SHAPE).expand(200, *SHAPE).contiguous()
-    content = tuple(f.expand(3, 200, *f.shape[1:]) for f in base.content(ink(1, *SHAPE)))
+    code = torch.randn(3, 200, CODE) if base.code_dim else None
+    content = () if base.content is None else base.content(ink(1, *SHAPE).expand(3, 200, *SHAPE))
 
     def weights():
         with pyro.plate("batch", 200):
-            return poutine.trace(base.explain).get_trace(x, Context(content=content)).nodes["x"]["fn"].log_prob(x)
+            return poutine.trace(base.explain).get_trace(x, Context(code, content)).nodes["x"]["fn"].log_prob(x)
 
     log_prob = weights()
     nothing = (log_prob - base.log_prob(x, Context())).abs() < 1e-5
     assert (nothing == nothing[0]).all()
     assert 60 < nothing[0].sum() < 140
     base.eval()
-    assert_close(weights(), base.log_prob(x, Context(content=content)))
+    assert_close(weights(), base.log_prob(x, Context(code, content)))
+
+
+def test_of_slots_that_all_images_share_each_is_told_once_also_where_some_hear_nothing():
+    base, rows = autoregressive(reads=True, unread=0.5)[0], []
+    base.tell[0].register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    content = tuple(f.unsqueeze(1) for f in base.content(ink(5, *SHAPE)))
+    with pyro.plate("batch", 4):
+        base.explain(ink(4, *SHAPE), Context(content=content))
+    assert sum(rows) == 5 + 1  # and the nothing
 
 
 def test_an_address_over_it_gets_a_gradient_from_vimco():
@@ -154,7 +167,11 @@ def test_it_keeps_the_contract_of_a_base_in_all_its_forms(options):
         (lambda: AutoregressiveBase(SHAPE, levels=1), "`levels` must be at least 2; got 1"),
         (lambda: AutoregressiveBase(SHAPE, block=3), "`block` must be 1 or 2"),
         (lambda: AutoregressiveBase(SHAPE, layers=(3, 0)), "`layers` must be two numbers, the second at least 1"),
-        (lambda: AutoregressiveBase(SHAPE, layers=(3, 1), looks=2), "`looks` must be at most the 1 layers"),
+        (lambda: AutoregressiveBase(SHAPE, layers=(3, 1), looks=2, reads=True), "`looks` must be at most the 1 layers"),
+        (lambda: AutoregressiveBase(SHAPE, unread=0.5), "`unread` must be 0 for a model that is told nothing anyway"),
+        (lambda: autoregressive(code_dim=2)[0](ink(2, *SHAPE)), "`context` must have a code of 2 dimensions"),
+        (lambda: autoregressive()[0].log_prob(ink(2, 1, 10, 8), Context()), r"`x` must hold images of \[1, 9, 7\]"),
+        (lambda: autoregressive()[0].log_prob(2 * ink(2, *SHAPE), Context()), "`x` must hold the 2 levels"),
         (lambda: AutoregressiveBase(SHAPE, maps=5, heads=2, reads=True), "`heads` must divide the 5 maps; got 2"),
         (lambda: AutoregressiveBase(SHAPE, unread=1.0), r"`unread` must lie in \[0, 1\)"),
         (lambda: autoregressive()[0](torch.rand(2, *SHAPE)), "`x` must hold the 2 levels"),
