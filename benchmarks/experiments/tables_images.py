@@ -47,6 +47,54 @@ def many_classes(record, recipe):
     return table(rows)
 
 
+def few_shot_sets(record, recipe):
+    """Sets of drawings explained as a whole, and each drawing given those before it; nats an image."""
+    told = record["sets"]
+    places = [f"given {n}" if n else "given none" for n in range(told["size"])]
+    lines = [["", f"a set of {told['size']}, for each drawing", *places]]
+    lines.append([f"VMA, {told['sets']:,} sets", estimate(told), *map(estimate, told["by_place"])])
+    for name, value in recipe.get("published_sets", {}).items():
+        lines.append([f"*{name}*", value, *[""] * len(places)])
+    return table(lines)
+
+
+def exact_address(record, recipe):
+    """What the exact posterior over slots says, and the guide's address."""
+    told = record["address"]
+    lines = [[f"{told['slots']} slots of 8 classes", "exact posterior", "guide"]]
+    kl = estimate(told["exact_kl"], 3), estimate(told["guide_kl"], 3)
+    lines.append([f"KL of the address, at most {told['ceiling']:.3f} nats", *kl])
+    lines.append(["on the target's own class", estimate(told["exact_own"], 3), estimate(told["guide_own"], 3)])
+    lines.append(["effective slots", estimate(told["exact_effective"]), ""])
+    lines.append(["KL from guide to posterior, nats", "", estimate(told["apart"], 3)])
+    return table(lines)
+
+
+def addresses_taught(record, recipe):
+    """The same weights trained on with their address taught in several ways."""
+    runs = {variant: seeds["0"] for variant, seeds in record["runs"].items()}
+    first = next(iter(runs.values()))
+    cells = [f"{r['classes']} class{'es' * (r['classes'] > 1)} of {r['shots']}" for r in first["vma"]]
+    lines = [["address", "minutes", *cells, "another class costs", "KL, exact", "KL, guide", "guide to exact"]]
+    for variant, run in runs.items():
+        (seconds,), lost, told = run["training_seconds"].values(), run["contribution"]["wrong classes"], run["address"]
+        kl = (estimate(told[key]) for key in ("exact_kl", "guide_kl", "apart"))
+        bounds = map(estimate, run["vma"])
+        lines.append([variant, f"{seconds / 60:.0f}", *bounds, paired(lost["lost"], lost["lost_se"]), *kl])
+    return table(lines)
+
+
+def judged_samples(record, recipe):
+    """Images drawn given five of each of 100 unseen classes, judged in a classifier's features."""
+    told = record["samples"]
+    agreement, ours, real = told["agreement"], told["frechet"], told["frechet_of_real"]
+    lines = [["", "its own class", "Frechet distance"]]
+    own = paired(100 * agreement["agreement"], 100 * agreement["se"], 1)
+    lines.append(["drawn", f"{own}%", paired(ours["distance"], ours["se"])])
+    own = paired(100 * agreement["real"], 100 * agreement["real_se"], 1)
+    return table([*lines, ["real images", f"{own}%", paired(real["distance"], real["se"])]])
+
+
 def attention(record, recipe):
     """A sampled slot against attention to all slots: nats by memory, and what lies on the target's own class."""
     cells = [(r["classes"], r["shots"]) for r in record["table"]["addressed"]]
