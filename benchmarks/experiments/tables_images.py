@@ -103,7 +103,8 @@ def attention(record, recipe):
     for name, rows in record["table"].items():
         minutes = f"{record['cpu_seconds'][name] / 60:.0f}"
         lines.append([name, minutes, *map(estimate, rows), estimate(record["own_class"][name], 3)])
-    return table(lines)
+    ahead = (paired(mean, se) for mean, se in record["ahead"])
+    return table([*lines, ["the address ahead, paired by image", "", *ahead, ""]])
 
 
 def attention_cost(record, recipe):

@@ -17,6 +17,7 @@ import study
 import torch
 from pyro.infer import Trace_ELBO
 from tables_images import attention, attention_cost
+from tqdm import tqdm
 
 import pyro_memory as pm
 from pyro_memory.data import FewShotTasks, load_images
@@ -118,16 +119,19 @@ def main():
     results = {name: train(name, pair, tasks, unseen, args) for name, pair in both.items()}
 
     print("\nmeasuring")
-    table, own, costs = {}, {}, {}
+    cells = [(classes, shots) for classes in args.test_classes for shots in args.test_shots]
+    table, own, costs, each = {}, {}, {}, {}
     for name, pair in both.items():
-        rows = []
-        for classes in args.test_classes:
-            for shots in args.test_shots:
-                cell = measured.test_tasks(evaluation, classes, shots, args)
-                parts = [measured.lower_bound(*pair, *cell[i], particles=1) for i in range(len(cell))]
-                rows.append({"classes": classes, "shots": shots, **pm.BoundEstimate.cat(parts).to_dict()})
-        table[name], own[name] = rows, on_own_class(pair, evaluation, args)
+        bounds = []
+        for classes, shots in tqdm(cells, desc=name):
+            cell = measured.test_tasks(evaluation, classes, shots, args)
+            parts = [measured.lower_bound(*pair, *cell[i], particles=1) for i in range(len(cell))]
+            bounds.append(pm.BoundEstimate.cat(parts))
+        each[name] = [b.bound for b in bounds]
+        table[name] = [{"classes": c, "shots": n, **b.to_dict()} for (c, n), b in zip(cells, bounds, strict=True)]
+        own[name] = on_own_class(pair, evaluation, args)
         costs[name] = [{"slots": n, **cost(pair, evaluation, n, args)} for n in args.cost]
+    ahead = [study.mean_se(one - other) for one, other in zip(*(each[n] for n in NAMES), strict=True)]
     del args.protocol
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
@@ -152,7 +156,7 @@ def main():
         "base_parameters": sum(p.numel() for p in both["attended"][0].parameters()),
         "cpu_seconds": {name: result.cpu_seconds for name, result in results.items()},
         "curves": {name: result.history["evaluation"] for name, result in results.items()},
-        "table": table, "own_class": own, "cost": costs,
+        "table": table, "ahead": ahead, "own_class": own, "cost": costs,
     }  # fmt: skip
     study.leave(record, args, attention, attention_cost)
 
