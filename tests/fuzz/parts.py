@@ -119,7 +119,7 @@ BASES = {
 GUIDES = {"vae": VAEBaseGuide, "hierarchical": HierarchicalBaseGuide}
 SIZES = {
     "vae": {"latent_dim": 2, **CONV}, "hierarchical": {"latent_dims": (3, 2), "hidden": 8, **CONV},
-    "diffusion": {"steps": 3, **CONV}, "autoregressive": {"maps": 4, "layers": (1, 2), "looks": 1},
+    "diffusion": {"steps": 3, **CONV}, "autoregressive": {"maps": 4, "layers": (1, 2), "looks": 1, "unread": 0.1},
 }  # fmt: skip
 
 
