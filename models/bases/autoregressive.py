@@ -221,21 +221,27 @@ class AutoregressiveBase(BaseModel):
         """What the context says to each layer, computed once a slot or code, however many images hear it."""
         if not self.tell:
             return [Heard()] * len(self.layers)
-        if told is not None:
-            mask, both = told[..., None, None, None], (self._heard(context), self._heard(Context()))
-            return tree_map(lambda a, b: torch.where(mask, a, b) if isinstance(a, Tensor) else a, *both)
-        says, looks = self.place.new_zeros(self.maps, 1, 1), []
-        if self.content is not None:
-            content = context.content or [self.place.new_zeros(shape) for shape in self.content.shapes]
-            says = over(lambda f: functional.interpolate(f, self.places), content[0])
-            looks = [(look, look.keys(content[-1])) for look in self.looks]
-        if context.code is not None:
-            says = says + self.code(context.code)[..., None, None]
-        elif self.code_dim and (context.content or not self.unread):
+        if self.code_dim and context.code is None and (context.content or not self.unread):
             raise ValueError(
                 f"`context` must have a code of {self.code_dim} dimensions, as the model was built for; got none. A "
                 "model that is told nothing at times, and so knows p(x) as well, is built with `unread` above 0"
             )
+        shapes = self.content.shapes if self.content is not None else ()
+        content = context.content or tuple(self.place.new_zeros(shape) for shape in shapes)
+        given = self._said(content, context.code)
+        if told is None:
+            return given
+        nothing = self._said(tuple(f.new_zeros(f.shape[-3:]) for f in content), None)
+        mask = told[..., None, None, None]
+        return tree_map(lambda a, b: torch.where(mask, a, b) if isinstance(a, Tensor) else a, given, nothing)
+
+    def _said(self, content: Sequence[Tensor], code: Tensor | None) -> list[Heard]:
+        says, looks = self.place.new_zeros(self.maps, 1, 1), []
+        if self.content is not None:
+            says = over(lambda f: functional.interpolate(f, self.places), content[0])
+            looks = [(look, look.keys(content[-1])) for look in self.looks]
+        if code is not None:
+            says = says + self.code(code)[..., None, None]
         each = [over(tell, says).expand(*says.shape[:-3], -1, *self.places).chunk(2, -3) for tell in self.tell]
         pairs = zip_longest(each, looks, fillvalue=(None, None))
         return [Heard()] * (len(self.layers) - len(each)) + [Heard(*said, *look) for said, look in pairs]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from base_pairs import SHAPE, autoregressive, vae
 from conftest import ink, sharpen
+from pyro import poutine
 from torch.testing import assert_close
 
 from pyro_memory import Context, SlotMemory, importance_bound
@@ -102,3 +103,11 @@ def test_misuse_is_said(call, text):
 def test_another_base_is_refused():
     with pytest.raises(TypeError, match="`base` must be"):
         Attended(vae(reads=True)[0])
+
+
+def test_images_that_are_told_nothing_in_training_look_at_nothing_however_many_slots_there_are():
+    model = attended(unread=0.9).train()
+    x, memory = ink(1, *SHAPE).double().expand(40, *SHAPE).contiguous(), SlotMemory(ink(5, *SHAPE).double())
+    log_prob = poutine.trace(model).get_trace(x, memory).nodes["x"]["fn"].log_prob(x)
+    nothing = (log_prob - model.base.log_prob(x, Context())).abs() < 1e-9
+    assert 20 < nothing.sum() < 40
