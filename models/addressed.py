@@ -15,7 +15,7 @@ from pyro_memory.addressing import UniformPrior
 from pyro_memory.checks import check_images, choose_slots, resolve_memory
 from pyro_memory.gate import checked
 from pyro_memory.inference import KeepFrozen
-from pyro_memory.models.bases.base import BaseModel
+from pyro_memory.models.bases.base import BaseModel, number_of_slots
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Context
 from pyro_memory.stores import SlotMemory, TemplateMemory
@@ -78,8 +78,7 @@ class Addressed(PyroModule):
 
     def context(self, a: Int[Tensor, "*batch"], memory: SlotMemory) -> Context:
         """What the base model is told: features of slot a, computed once a slot where slots are fewer than reads."""
-        filled = -memory.prior().logits.max(-1, keepdim=True).values if self.base.code_dim else None
-        return Context(filled, memory.read(a, self.base.content))
+        return Context(number_of_slots(self.base, memory), memory.read(a, self.base.content))
 
     def forward(self, x: Float[Tensor, "batch channel height width"], memory: SlotMemory | None = None) -> None:
         check_images(x, self.base.likelihood)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_memory.checks import check_images, resolve_memory
 from pyro_memory.gate import checked
 from pyro_memory.models.bases.autoregressive import AutoregressiveBase
+from pyro_memory.models.bases.base import number_of_slots
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Context
 from pyro_memory.stores import SlotMemory
@@ -63,8 +64,7 @@ class Attended(PyroModule):
             raise ValueError("`memory` must have all slots filled, since all are looked at; give one of those that are")
         features = self.base.content(memory.values)
         local, coarse = features[0].mean(-4), torch.cat(features[-1].unbind(-4), -1)
-        filled = -memory.prior().logits.max(-1, keepdim=True).values if self.base.code_dim else None
-        return Context(filled, (local, coarse))
+        return Context(number_of_slots(self.base, memory), (local, coarse))
 
     def forward(self, x: Float[Tensor, "batch channel height width"], memory: SlotMemory | None = None) -> None:
         check_images(x, self.base.likelihood)

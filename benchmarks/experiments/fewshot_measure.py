@@ -21,9 +21,9 @@ def exact(model):
 
 
 def lower_bound(model, guide, x, memory, **how):
-    """The bound by importance weights; log p(x | memory) itself where the slots can be summed."""
-    if exact(model):
-        how = {"particles": 1, "exact": ("a",)}
+    """The bound by importance weights; log p(x | memory) itself where the slots can be summed or nothing is latent."""
+    if isinstance(getattr(model, "base", model), AutoregressiveBase):
+        how = {"particles": 1, "exact": ("a",) if exact(model) else ()}
     return pm.importance_bound(model, guide, x, memory, **how, max_plate_nesting=1)
 
 
@@ -43,7 +43,7 @@ def bound(name, model, guide, tasks, args, wrong=False):
     key = zlib.crc32(repr(sorted((k, str(v)) for k, v in vars(args).items() if k not in unlike)).encode())
     path = args.out / "cells" / f"{name.lower().replace(' ', '-')}-{key:08x}.pt"
     if path.exists() and not args.fresh:
-        return pm.BoundEstimate(**torch.load(path), particles=args.particles)
+        return pm.BoundEstimate(**torch.load(path))
     torch.manual_seed(args.seed)
     parts = []
     for i in tqdm(range(len(tasks)), desc=name, leave=False):
@@ -53,7 +53,8 @@ def bound(name, model, guide, tasks, args, wrong=False):
         parts.append(lower_bound(model, guide, *given, particles=args.particles, chunk_size=125))
     estimate = pm.BoundEstimate.cat(parts)
     path.parent.mkdir(exist_ok=True)
-    torch.save({"bound": estimate.bound, "effective_particles": estimate.effective_particles}, path)
+    kept = ("bound", "effective_particles", "particles")
+    torch.save({name: getattr(estimate, name) for name in kept}, path)
     return estimate
 
 

@@ -120,13 +120,21 @@ def leave_weights(pairs, build, results, numbers, args):
             trained += f", from the weights of the {name} of {args.start} on"
         if args.turned:
             trained += f", {args.turned:.0%} of the tasks turned or mirrored"
+        if name == "VMA":
+            most = (
+                f"{' to '.join(map(str, n))} {what}" for n, what in ((args.classes, "classes"), (args.shots, "each"))
+            )
+            trained += f", memories of {' of '.join(most)}"
+        if args.recalled:
+            trained += f", {args.recalled:.0%} of the targets in memory"
         if args.varied:
             trained += f", {args.varied:.0%} redrawn as another hand might"
         facts = {
             "about": f"{name}{OVER[args.base] if name == 'VMA' else ''} trained on {args.data}",
             "data": f"{args.data}, background classes; measured on {args.test_on} classes",
             "licence": LICENCES[args.data],
-            "protocol": f"{PROTOCOLS[args.protocol]}; {args.evaluate} targets, K = {args.particles}",
+            "protocol": f"{PROTOCOLS[args.protocol]}; {args.evaluate} targets, "
+            + ("exact" if args.base == "autoregressive" else f"K = {args.particles}"),
             "numbers": numbers[name],
             "training": trained,
         }

@@ -57,7 +57,7 @@ def pairs(shape, args):
 
 def train(name, pair, tasks, unseen, args):
     def on_the_way(step):
-        parts = [measured.lower_bound(*pair, *unseen[i], particles=1) for i in range(len(unseen))]
+        parts = [measured.lower_bound(*pair, *unseen[i]) for i in range(len(unseen))]
         return {"unseen": pm.BoundEstimate.cat(parts).mean}
 
     steps = args.attended_steps if name == "attended" else args.steps
@@ -125,7 +125,7 @@ def main():
         bounds = []
         for classes, shots in tqdm(cells, desc=name):
             cell = measured.test_tasks(evaluation, classes, shots, args)
-            parts = [measured.lower_bound(*pair, *cell[i], particles=1) for i in range(len(cell))]
+            parts = [measured.lower_bound(*pair, *cell[i]) for i in range(len(cell))]
             bounds.append(pm.BoundEstimate.cat(parts))
         each[name] = [b.bound for b in bounds]
         table[name] = [{"classes": c, "shots": n, **b.to_dict()} for (c, n), b in zip(cells, bounds, strict=True)]

@@ -53,6 +53,11 @@ class BaseModel(PyroModule):
             self.explain(x, Context())
 
 
+def number_of_slots(base: BaseModel, memory: SlotMemory) -> Tensor | None:
+    """ln of how many slots are filled, ``[*plates, 1]``: the code of a base that is told one number; else None."""
+    return -memory.prior().logits.max(-1, keepdim=True).values if base.code_dim else None
+
+
 def content_network(
     shape: Sequence[int], channels: Sequence[int], reads: bool | None, code_dim: int
 ) -> SkipPyramid | None:

@@ -161,7 +161,9 @@ class FewShotTasks:
                 for i, t in enumerate(targets)
             ]
             x, values = self._show(index, targets, torch.stack(slots))
-            return x, SlotMemory(values if wrong else self._remember(index, targets, slots, x, values), batch_dim=-1)
+            if self.recalled and not wrong:
+                x = self._recall(index, targets, torch.stack(slots), x, values)
+            return x, SlotMemory(values, batch_dim=-1)
         generator = generator_for(self.seed, 0, index)
         chosen = order(self.data.classes, generator)[:classes]
         shared = self._slots(chosen, shots, None, generator)
@@ -171,26 +173,21 @@ class FewShotTasks:
         if wrong:
             shared = self._slots(self._other_classes(chosen, classes, generator), shots, None, generator)
         x, values = self._show(index, drawn, shared)
-        return self._recall(index, x, values, shots) if self.recalled else x, SlotMemory(values)
+        if self.recalled and not wrong:
+            each = len(drawn), *shared.shape
+            x = self._recall(index, drawn, shared.expand(each), x, values.expand(*each, *values.shape[1:]))
+        return x, SlotMemory(values)
 
     def _recall(
-        self, index: int, x: Float[Tensor, "target 1 height width"], values: Tensor, shots: int
+        self, index: int, targets: Tensor, slots: Int[Tensor, "target slot"], x: Tensor, values: Tensor
     ) -> Float[Tensor, "target 1 height width"]:
-        """Puts slots of their classes in the place of some targets; classes take turns, in slots as in targets."""
+        """Shows, in the place of some targets, a slot of their class."""
         generator = generator_for(self.seed, 12, index)
-        held = uniform(generator, self.targets) < self.recalled
-        first = torch.arange(self.targets, device="cpu") * shots % len(values)
-        return torch.where(held.reshape(-1, 1, 1, 1), values[first + below(shots, generator, self.targets)], x)
-
-    def _remember(
-        self, index: int, targets: Tensor, slots: list[Tensor], x: Tensor, values: Float[Tensor, "target slot *image"]
-    ) -> Float[Tensor, "target slot *image"]:
-        """Puts some targets in the place of a slot of their class, each in its own memory."""
-        generator = generator_for(self.seed, 12, index)
-        for i in torch.where(uniform(generator, len(targets)) < self.recalled)[0].tolist():
-            (own,) = torch.where(self.data.labels[slots[i]] == self.data.labels[targets[i]])
-            values[i, own[below(len(own), generator)]] = x[i]
-        return values
+        own = self.data.labels[slots] == self.data.labels[targets].unsqueeze(1)
+        held = uniform(generator, len(targets)) < self.recalled
+        chosen = torch.multinomial(own.float(), 1, generator=generator).squeeze(1)
+        shown = values[torch.arange(len(targets), device="cpu"), chosen]
+        return torch.where(held.reshape(-1, 1, 1, 1), shown, x)
 
     def _size(self, fewest: int, most: int, generator: torch.Generator) -> int:
         if self.sizes == "uniform":
