@@ -22,6 +22,9 @@ from pyro_memory.models.bases.causal import REACH, GatedLayer, Look, OrderedHead
 from pyro_memory.nets import Context, Linear, out_of_autocast, scale_for_relu
 
 
+AT_ONCE = 256  # pairs of image and slot in one pass without gradients; of more, features leave the cache
+
+
 class Heard(NamedTuple):
     """What a layer is told of the context at each place, and what it looks at before."""
 
@@ -114,8 +117,7 @@ class AutoregressiveBase(BaseModel):
 
     def x_dist(self, context: Context, shape: Sequence[int] = ()) -> AutoregressiveImage:
         """p(x | c, m)."""
-        code = () if context.code is None else context.code.shape[:-1]
-        lead = torch.broadcast_shapes(tuple(shape), code, *(f.shape[:-3] for f in context.content))
+        lead = torch.broadcast_shapes(tuple(shape), *self._leads(context))
         return AutoregressiveImage(
             lambda x: self.log_prob(x, context), lambda shape: self._draw(context, shape), lead, self.shape
         )
@@ -141,6 +143,9 @@ class AutoregressiveBase(BaseModel):
             seen: gets the weights of attention of every look.
         """
         self._check(x)
+        lead = torch.broadcast_shapes(x.shape[:-3], *(self._leads(context) if self.tell else ()))
+        if lead.numel() > AT_ONCE and not torch.is_grad_enabled() and seen is None:
+            return self._in_parts(x, context, told, lead)
         pixels = self._blocks(x)
         values = 2 * pixels - 1
         v = over(self.above, pad_above(values, 2)[..., :-1, :]) + self.place
@@ -156,6 +161,34 @@ class AutoregressiveBase(BaseModel):
         level = (pixels * (self.levels - 1)).round().long().unsqueeze(-3)
         level = level.expand(logits.shape[:-4] + level.shape[-4:])
         return (logits.log_softmax(-3).gather(-3, level).squeeze(-3) * self.real).sum((-3, -2, -1))
+
+    def _leads(self, context: Context) -> list[torch.Size]:
+        code = [] if context.code is None else [context.code.shape[:-1]]
+        return code + [f.shape[:-3] for f in context.content]
+
+    def _in_parts(self, x: Tensor, context: Context, told: Tensor | None, lead: torch.Size) -> Tensor:
+        """``log_prob`` along the first dimension that is more than one, ``AT_ONCE`` pairs or one entry at a time."""
+        dim = next(i for i, n in enumerate(lead) if n > 1) - len(lead)
+        step = max(1, AT_ONCE * lead[dim] // lead.numel())
+
+        def part(t: Tensor, own: int, i: int) -> Tensor:
+            along = dim - own
+            return t.narrow(along, i, min(step, lead[dim] - i)) if -along <= t.dim() and t.shape[along] > 1 else t
+
+        return torch.cat(
+            [
+                self.log_prob(
+                    part(x, 3, i),
+                    Context(
+                        code=None if context.code is None else part(context.code, 1, i),
+                        content=tuple(part(f, 3, i) for f in context.content),
+                    ),
+                    told=None if told is None else part(told, 0, i),
+                )
+                for i in range(0, lead[dim], step)
+            ],
+            dim,
+        )
 
     @torch.no_grad()
     def generate(

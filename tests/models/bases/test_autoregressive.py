@@ -115,6 +115,27 @@ def test_the_evidence_of_a_memory_is_exact_where_its_slots_are_enumerated():
 
 
 @pytest.mark.parametrize(
+    ("lead", "slots"), [((), (7,)), ((3,), (5, 1)), ((2, 3), (4, 1, 1)), ((9,), ()), ((2,), (1, 2))]
+)
+def test_more_pairs_than_one_pass_takes_are_weighed_part_by_part(lead, slots, monkeypatch):
+    model, rows = small((1, 4, 4), code_dim=CODE, unread=0.1), []
+    x, context, told = ink(*lead, 1, 4, 4).double(), context_of(model, slots), torch.rand(lead) < 0.5
+
+    @torch.no_grad()
+    def weigh():
+        return model.log_prob(x, context), model.log_prob(x, Context()), model.log_prob(x, context, told=told)
+
+    at_once = weigh()
+    model.layers[-1].left.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    monkeypatch.setattr("pyro_memory.models.bases.autoregressive.AT_ONCE", 2)
+    assert_close(weigh(), at_once)
+    assert max(rows) <= 2
+    rows.clear()
+    model.log_prob(x, context)
+    assert max(rows) == at_once[0].numel()
+
+
+@pytest.mark.parametrize(
     "options", [{"reads": True}, {"reads": True, "code_dim": CODE}, {"code_dim": CODE, "reads": False}]
 )
 def test_images_that_are_told_nothing_in_training_are_a_share_and_the_same_for_all_particles(options):
