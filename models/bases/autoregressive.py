@@ -21,7 +21,6 @@ from pyro_memory.models.bases.base import BaseModel, content_network
 from pyro_memory.models.bases.causal import REACH, GatedLayer, Look, OrderedHead, over, pad_above, pad_left
 from pyro_memory.nets import Context, Linear, out_of_autocast, scale_for_relu
 
-
 AT_ONCE = 256  # pairs of image and slot in one pass without gradients; of more, features leave the cache
 
 
