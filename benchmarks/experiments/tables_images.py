@@ -100,6 +100,8 @@ def attention(record, recipe):
     cells = [(r["classes"], r["shots"]) for r in record["table"]["addressed"]]
     heads = [f"{c} class{'es' * (c > 1)}, {n} example{'s' * (n > 1)}" for c, n in cells]
     lines = [["", "minutes of processor", *heads, "on the own class, of 8 classes of 4"]]
+    blank = [""] * len(cells)
+    lines.append(["no memory", f"{record['cpu_seconds']['no memory'] / 60:.0f}", estimate(record["alone"]), *blank])
     for name, rows in record["table"].items():
         minutes = f"{record['cpu_seconds'][name] / 60:.0f}"
         lines.append([name, minutes, *map(estimate, rows), estimate(record["own_class"][name], 3)])

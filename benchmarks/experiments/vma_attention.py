@@ -1,9 +1,10 @@
 """A sampled slot against attention to all slots, over one autoregressive base: nats, cost, which example was used.
 
-Trains both from the same start on the same tasks, each for its own number of steps, so that their minutes can be made
-equal; measures log p(x | memory), which is exact for both, on classes that neither has seen; how much of the address's
-posterior, and of the attention, lies on the target's class; and the seconds of an image against the number of slots.
-Writes results.json, checkpoints and a figure to --out; run it again to go on from there.
+Trains both from the same start on the same tasks, and a model without memory, each for its own number of steps, so that
+their minutes can be made equal; measures log p(x | memory), which is exact for all, on classes that none has seen; how
+much of the address's posterior, and of the attention, lies on the target's class; and the seconds of an image against
+the number of slots. Writes results.json, checkpoints and a figure to --out; run it
+again to go on from there.
 
     python benchmarks/experiments/vma_attention.py
     python benchmarks/experiments/vma_attention.py --data omniglot --data-dir FOLDER --steps 1500 --attended-steps 1800
@@ -24,13 +25,14 @@ from pyro_memory.data import FewShotTasks, load_images
 from pyro_memory.guides import AddressedGuide, AutoregressiveBaseGuide, EmptyGuide
 from pyro_memory.models import Addressed, Attended, AutoregressiveBase
 
-NAMES = ("addressed", "attended")
+NAMES, ALONE = ("addressed", "attended"), "no memory"
 
 
 def arguments():
     return study.options(
         __doc__, "out/attention",
         steps=(300, "training steps of the addressed model"), attended_steps=(300, "of the attended one"),
+        alone_steps=(300, "of the one without memory"),
         batch=(32, "targets a step"), classes=([1, 8], "range of classes in memory while training"),
         shots=([1, 19], "range of examples a class, likewise"), turned=(0.5, "share of tasks turned or mirrored"),
         reads=(2, "slots that VIMCO reads an image"), maps=(32, "features of a place"),
@@ -43,11 +45,12 @@ def arguments():
 
 
 def pairs(shape, args):
-    size = {"maps": args.maps, "layers": args.layers, "looks": args.looks, "reads": True, "code_dim": 1}
-    built = {}
+    size = {"maps": args.maps, "layers": args.layers, "looks": args.looks}
+    torch.manual_seed(args.seed)
+    built = {ALONE: (AutoregressiveBase(shape, **size), EmptyGuide())}
     for name in NAMES:
         torch.manual_seed(args.seed)
-        base = AutoregressiveBase(shape, **size)
+        base = AutoregressiveBase(shape, **size, reads=True, code_dim=1)
         if name == "attended":
             built[name] = Attended(base), EmptyGuide()
         else:
@@ -60,12 +63,13 @@ def train(name, pair, tasks, unseen, args):
         parts = [measured.lower_bound(*pair, *unseen[i]) for i in range(len(unseen))]
         return {"unseen": pm.BoundEstimate.cat(parts).mean}
 
-    steps = args.attended_steps if name == "attended" else args.steps
-    objective = Trace_ELBO(max_plate_nesting=1) if name == "attended" else pm.VIMCO(args.reads, max_plate_nesting=1)
+    steps = {"addressed": args.steps, "attended": args.attended_steps, ALONE: args.alone_steps}[name]
+    several = name == "addressed"
+    objective = pm.VIMCO(args.reads, max_plate_nesting=1) if several else Trace_ELBO(max_plate_nesting=1)
     print(f"\ntraining, {name}: {steps} steps of {args.batch} images")
     return study.train(
-        name, *pair, tasks, objective, args, steps=steps, schedule=pm.warm_cosine(steps), evaluate=on_the_way,
-        evaluate_every=max(1, steps // 5),
+        name.replace(" ", "_"), *pair, tasks, objective, args, steps=steps, schedule=pm.warm_cosine(steps),
+        evaluate=on_the_way, evaluate_every=max(1, steps // 5),
     )  # fmt: skip
 
 
@@ -115,18 +119,20 @@ def main():
     )  # fmt: skip
     args.protocol = "vma"
     unseen = measured.test_tasks(evaluation, 1, 4, args)
-    both = pairs(background.shape, args)
-    results = {name: train(name, pair, tasks, unseen, args) for name, pair in both.items()}
+    built = pairs(background.shape, args)
+    results = {name: train(name, pair, tasks, unseen, args) for name, pair in built.items()}
 
     print("\nmeasuring")
+
+    def exact(pair, classes, shots):
+        cell = measured.test_tasks(evaluation, classes, shots, args)
+        return pm.BoundEstimate.cat([measured.lower_bound(*pair, *cell[i]) for i in range(len(cell))])
+
     cells = [(classes, shots) for classes in args.test_classes for shots in args.test_shots]
+    alone = exact(built.pop(ALONE), 1, 1)
     table, own, costs, each = {}, {}, {}, {}
-    for name, pair in both.items():
-        bounds = []
-        for classes, shots in tqdm(cells, desc=name):
-            cell = measured.test_tasks(evaluation, classes, shots, args)
-            parts = [measured.lower_bound(*pair, *cell[i]) for i in range(len(cell))]
-            bounds.append(pm.BoundEstimate.cat(parts))
+    for name, pair in built.items():
+        bounds = [exact(pair, *cell) for cell in tqdm(cells, desc=name)]
         each[name] = [b.bound for b in bounds]
         table[name] = [{"classes": c, "shots": n, **b.to_dict()} for (c, n), b in zip(cells, bounds, strict=True)]
         own[name] = on_own_class(pair, evaluation, args)
@@ -144,6 +150,7 @@ def main():
         for what in ("one slot", "all slots"):
             if rows := [r for r in costs[name] if what in r]:
                 right.plot([r["slots"] for r in rows], [r[what] for r in rows], marker="o", label=f"{name}, {what}")
+    left.axhline(alone.mean, color="grey", linestyle="--", label=ALONE)
     left.set(xscale="log", xlabel="examples a class", ylabel="log p(x | memory), nats per image")
     left.set_xticks(args.test_shots, map(str, args.test_shots))
     left.minorticks_off()
@@ -152,11 +159,11 @@ def main():
     left.legend(frameon=False), right.legend(frameon=False)
     fig.savefig(args.out / "attention.png", dpi=120)
     record = {
-        "parameters": {n: sum(p.numel() for m in pair for p in m.parameters()) for n, pair in both.items()},
-        "base_parameters": sum(p.numel() for p in both["attended"][0].parameters()),
+        "parameters": {n: sum(p.numel() for m in pair for p in m.parameters()) for n, pair in built.items()},
+        "base_parameters": sum(p.numel() for p in built["attended"][0].parameters()),
         "cpu_seconds": {name: result.cpu_seconds for name, result in results.items()},
         "curves": {name: result.history["evaluation"] for name, result in results.items()},
-        "table": table, "ahead": ahead, "own_class": own, "cost": costs,
+        "alone": alone.to_dict(), "table": table, "ahead": ahead, "own_class": own, "cost": costs,
     }  # fmt: skip
     study.leave(record, args, attention, attention_cost)
 
