@@ -89,9 +89,14 @@ class Addressed(PyroModule):
 
     @torch.no_grad()
     def generate(
-        self, memory: SlotMemory | None = None, shape: Sequence[int] = (), a: Int[Tensor, "*batch"] | None = None
-    ) -> Float[Tensor, "*batch channel height width"]:
-        """Draws images, each after a lookup of its own; arguments and errors are those of ``VMA.generate``."""
+        self, memory: SlotMemory | None = None, shape: Sequence[int] = (), a: Int[Tensor, "*batch"] | None = None,
+        **how: object,
+    ) -> Float[Tensor, "*batch channel height width"]:  # fmt: skip
+        """Draws images, each after a lookup of its own; arguments and errors are those of ``VMA.generate``.
+
+        Args:
+            how: goes to the base model's ``generate``, such as its ``guidance`` or ``ddim_steps``.
+        """
         with KeepFrozen():
             memory, a = choose_slots(self, memory, shape, a)
-        return self.base.generate(self.context(a, memory), a.shape)
+        return self.base.generate(self.context(a, memory), a.shape, **how)

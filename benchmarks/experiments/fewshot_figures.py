@@ -72,15 +72,15 @@ def draw_lookups(model, guide, data, args, path):
 
 
 @torch.no_grad()
-def draw_samples(model, data, args, path):
-    """Few-shot generation: new images given a memory of one unseen class."""
+def draw_samples(model, data, args, path, **how):
+    """Few-shot generation: new images given a memory of one unseen class, drawn as ``generate`` is told."""
     torch.manual_seed(args.seed)
     rows = []
     for i in range(6):
         _, memory = FewShotTasks(data, classes=1, shots=4, targets=1, seed=args.seed + 2)[i]
         memory = memory.to(args.device)
         a = model.a_dist(memory).sample((10,))
-        x, gap = model.generate(memory, a=a), torch.zeros_like(memory.values[:1])
+        x, gap = model.generate(memory, a=a, **how), torch.zeros_like(memory.values[:1])
         rows += [torch.cat([memory.values, gap, memory[a]]), torch.cat([gap.expand(5, *gap.shape[1:]), x])]
     fig, ax = plt.subplots(figsize=(9, 7), layout="constrained")
     plot_images(rows, ax=ax)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 import pyro_memory as pm
 from pyro_memory.data import FewShotTasks
-from pyro_memory.diagnostics import posterior_address
+from pyro_memory.diagnostics import posterior_address, train_classifier
 from pyro_memory.models import Addressed, AutoregressiveBase
 
 CELLS = {"test_classes", "test_shots"}  # which cells there are changes none of them
@@ -39,7 +39,7 @@ def test_tasks(data, classes, shots, args):
 
 def bound(name, model, guide, tasks, args, wrong=False):
     """The bound of each target; kept in --out, so that a long table goes on where it was cut off."""
-    unlike = {"out", "fresh", "device", "data_dir", "name", "sets", "classifier_steps", "curve", *CELLS}
+    unlike = {"out", "fresh", "device", "data_dir", "name", "sets", "classifier_steps", "guidance", "curve", *CELLS}
     key = zlib.crc32(repr(sorted((k, str(v)) for k, v in vars(args).items() if k not in unlike)).encode())
     path = args.out / "cells" / f"{name.lower().replace(' ', '-')}-{key:08x}.pt"
     if path.exists() and not args.fresh:
@@ -119,9 +119,14 @@ def addresses(model, guide, data, args, classes=8, shots=4):
 
 def sample_quality(model, background, evaluation, args):
     """Images drawn given five of each of 100 unseen classes, judged in a classifier's features."""
+    judge = train_classifier(background, steps=args.classifier_steps, seed=args.seed)
 
-    def draw(part):
-        memory = pm.SlotMemory(evaluation[part], batch_dim=-1).to(args.device)
-        return model.generate(memory, (7,)).transpose(0, 1)
+    def drawn(**how):
+        def draw(part):
+            memory = pm.SlotMemory(evaluation[part], batch_dim=-1).to(args.device)
+            return model.generate(memory, (7,), **how).transpose(0, 1)
 
-    return judged(draw, background, evaluation, args)
+        torch.manual_seed(args.seed)
+        return how | judged(draw, judge, evaluation)
+
+    return [drawn(guidance=w) for w in args.guidance] if args.guidance else [drawn()]

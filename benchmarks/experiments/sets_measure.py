@@ -96,12 +96,12 @@ def sample_quality(model, life, background, evaluation, args):
         stores = view(pm.remember(model.recall, life.memory, given), args.memory)
         return model.generate(given, stores, 7, remembered=args.memory not in ("semantic", "support"))
 
-    return judged(draw, background, evaluation, args)
-
-
-def judged(draw, background, evaluation, args):
-    """How well ``draw(support)``, seven images of each class, passes for the classes of the support."""
     judge = train_classifier(background, steps=args.classifier_steps, seed=args.seed)
+    return judged(draw, judge, evaluation)
+
+
+def judged(draw, judge, evaluation):
+    """How well ``draw(support)``, seven images of each class, passes for the classes of the support."""
     print(judge)
     chosen = torch.randperm(evaluation.classes, generator=torch.Generator().manual_seed(3))[:100]
     support, real, examples = prototype_sets(evaluation, chosen, support=5)

@@ -86,11 +86,12 @@ def addresses_taught(record, recipe):
 
 def judged_samples(record, recipe):
     """Images drawn given five of each of 100 unseen classes, judged in a classifier's features."""
-    told = record["samples"]
-    agreement, ours, real = told["agreement"], told["frechet"], told["frechet_of_real"]
     lines = [["", "its own class", "Frechet distance"]]
-    own = paired(100 * agreement["agreement"], 100 * agreement["se"], 1)
-    lines.append(["drawn", f"{own}%", paired(ours["distance"], ours["se"])])
+    for told in sorted(record["samples"], key=lambda told: told.get("guidance", 0)):
+        agreement, ours, real = told["agreement"], told["frechet"], told["frechet_of_real"]
+        own = paired(100 * agreement["agreement"], 100 * agreement["se"], 1)
+        drawn = f"drawn, guidance {told['guidance']:g}" if told.get("guidance") else "drawn"
+        lines.append([drawn, f"{own}%", paired(ours["distance"], ours["se"])])
     own = paired(100 * agreement["real"], 100 * agreement["real_se"], 1)
     return table([*lines, ["real images", f"{own}%", paired(real["distance"], real["se"])]])
 

@@ -66,6 +66,7 @@ def arguments():
         pretrained=(None, f"measure the weights {both}; train nothing"),
         sets=(0, "measure sets of so many drawings as a whole too, each given those before it; 0 does not"),
         classifier_steps=(0, "train a classifier so long, to judge drawn images in its features; 0 does not"),
+        guidance=([0.0], "how far to guide drawn images; each is judged, the last shown; --base autoregressive"),
         name=(None, "of the weights that are left in --out/weights (default: the data's)"),
     )  # fmt: skip
     args = parser.parse_args()
@@ -83,6 +84,8 @@ def arguments():
         args.address = "held"
     if args.base != "vae":  # nothing depends on it
         args.latent_dim = None
+    if args.base != "autoregressive":
+        args.guidance = None
     return args
 
 
@@ -185,7 +188,8 @@ def main():
     gain.plot(axes[1, 1]).set_title("Information gain per site")
     fig.savefig(args.out / "summary.png", dpi=120)
     figures.draw_lookups(*pairs["VMA"], evaluation, args, args.out / "lookups.png")
-    figures.draw_samples(pairs["VMA"][0], evaluation, args, args.out / "samples.png")
+    how = {"guidance": args.guidance[-1]} if args.base == "autoregressive" else {}
+    figures.draw_samples(pairs["VMA"][0], evaluation, args, args.out / "samples.png", **how)
     if args.base == "vae":
         figures.draw_completion(*pairs["VMA"], evaluation, args, args.out / "completion.png")
     unused = {"name", "folder"} | (TRAINING if args.pretrained else set())

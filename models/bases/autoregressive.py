@@ -170,42 +170,43 @@ class AutoregressiveBase(BaseModel):
         dim = next(i for i, n in enumerate(lead) if n > 1) - len(lead)
         step = max(1, AT_ONCE * lead[dim] // lead.numel())
 
-        def part(t: Tensor, own: int, i: int) -> Tensor:
+        def part(t: Tensor | None, own: int, i: int) -> Tensor | None:
             along = dim - own
-            return t.narrow(along, i, min(step, lead[dim] - i)) if -along <= t.dim() and t.shape[along] > 1 else t
+            whole = t is None or t.dim() < -along or t.shape[along] == 1
+            return t if whole else t.narrow(along, i, min(step, lead[dim] - i))
 
-        return torch.cat(
-            [
-                self.log_prob(
-                    part(x, 3, i),
-                    Context(
-                        code=None if context.code is None else part(context.code, 1, i),
-                        content=tuple(part(f, 3, i) for f in context.content),
-                    ),
-                    told=None if told is None else part(told, 0, i),
-                )
-                for i in range(0, lead[dim], step)
-            ],
-            dim,
-        )
+        def weighed(i: int) -> Tensor:
+            content = tuple(part(f, 3, i) for f in context.content)
+            return self.log_prob(part(x, 3, i), Context(part(context.code, 1, i), content), told=part(told, 0, i))
+
+        return torch.cat([weighed(i) for i in range(0, lead[dim], step)], dim)
 
     @torch.no_grad()
     def generate(
-        self, context: Context, shape: Sequence[int] = (), *, progress: bool = False
+        self, context: Context, shape: Sequence[int] = (), *, guidance: float = 0.0, progress: bool = False
     ) -> Float[Tensor, "*batch channel height width"]:
-        """Draws images: draws of pixels, since there is no last distribution that has all their means.
+        r"""Draws images: draws of pixels, since there is no last distribution that has all their means.
 
         Args:
             context, shape: as of any base.
+            guidance: w >= 0; above 0 each pixel is drawn in proportion to
+                :math:`p(x_i | x_{<i}, c, m) \, (p(x_i | x_{<i}, c, m) / p(x_i | x_{<i}))^w`, nearer to what was read
+                and less varied than the model; it must know p(x), built with ``unread`` above 0.
             progress: shows a bar of the rows.
 
-        Cost: a pass of one place for each block, as layers keep what they have seen.
-        """
-        return self._draw(context, self.x_dist(context, shape).batch_shape, progress)
+        Cost: a pass of one place for each block, as layers keep what they have seen; guided, two.
 
-    def _draw(self, context: Context, lead: torch.Size, progress: bool = False) -> Tensor:
+        References: Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), https://arxiv.org/abs/2207.12598
+        """
+        check_least(0, guidance=guidance)
+        if guidance and not self.unread:
+            raise ValueError("`guidance` needs a model that knows p(x) as well, built with `unread` above 0")
+        return self._draw(context, self.x_dist(context, shape).batch_shape, guidance, progress)
+
+    def _draw(self, context: Context, image: torch.Size, guidance: float = 0.0, progress: bool = False) -> Tensor:
         (rows, columns), maps = self.places, self.maps
-        heard = self._heard(context)
+        told = torch.tensor([True, False], device=self.place.device).reshape(-1, *(1 for _ in image))
+        lead, heard = (1 + (guidance > 0), *image), self._heard(context, told if guidance else None)
         canvas = self.place.new_zeros(*lead, len(self.real), rows + 2, columns + 2 * REACH)
         above = [self.place.new_zeros(*lead, maps, 1, columns) for _ in self.layers]
         for r in tqdm(range(rows), desc="rows", disable=not progress):
@@ -225,10 +226,11 @@ class AutoregressiveBase(BaseModel):
                     h = layer.horizontal(window, vertical[i][..., c : c + 1], _at(told.horizontal, r, c))
                 place = canvas[..., r + 2 : r + 3, c + REACH : c + REACH + 1]
                 for n, real in enumerate(self.real[:, r, c]):
-                    logits = self.head(h, place)[..., n, :, 0, 0]
+                    logits = self.head(h, place)[..., n, :, 0, 0].log_softmax(-1)
+                    logits = logits[0] + guidance * (logits[0] - logits[-1])
                     drawn = dist.Categorical(logits=logits, validate_args=False).sample()
                     place[..., n, 0, 0] = real * 2 * drawn / (self.levels - 1) - 1
-        values = canvas[..., 2:, REACH:-REACH]
+        values = canvas[0, ..., 2:, REACH:-REACH]
         x = functional.pixel_shuffle((values + 1) / 2, self.block)
         return x[..., : self.shape[1], : self.shape[2]]
 

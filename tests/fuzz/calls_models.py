@@ -292,7 +292,7 @@ BASES = {
     ),
     "AutoregressiveBase.generate": lambda: (
         written().generate,
-        called(context=told("autoregressive"), shape=(3,), progress=False),
+        called(context=told("autoregressive"), shape=(3,), guidance=1.0, progress=False),
     ),
     "Attended": lambda: (Attended, called(base=base("autoregressive"), name="attended")),
     "Attended.context": lambda: (attended().context, called(memory=slots())),

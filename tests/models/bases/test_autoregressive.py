@@ -44,6 +44,11 @@ def context_of(model, lead=(2,)):
     return Context(code, model.content(torch.rand(*lead, *model.shape).double()))
 
 
+def often_of(drawn, x):
+    """How often each image of ``x`` was drawn, ``[image, cell]``."""
+    return (drawn.unsqueeze(0) == x[:, None, None]).flatten(3).all(-1).double().mean(1)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_probabilities_of_all_images_add_up_to_one(kind):
     shape, options = KINDS[kind]
@@ -65,9 +70,31 @@ def test_images_are_drawn_as_often_as_they_are_probable(kind):
     drawn = model.generate(context, (n, 2))
     x = every_image(shape, model.levels)
     p = model.log_prob(x.unsqueeze(1), context).exp()
-    often = (drawn.unsqueeze(0) == x[:, None, None]).flatten(3).all(-1).double().mean(1)
+    often = often_of(drawn, x)
     assert_close(often.sum(0), torch.ones(2).double())  # each is an image of the model's
     assert ((often - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 5 / n).all()
+
+
+@pytest.mark.parametrize("kind", ["blocks", "pixels", "grey", "a code"])
+def test_guided_pixels_are_drawn_by_the_ratio_of_told_to_untold(kind):
+    shape, options = KINDS[kind]
+    model = small(shape, **options, unread=0.1)
+    context, x, w, n = context_of(model), every_image(shape, model.levels), 3.0, 4000
+    told, untold = (model.log_prob(x.unsqueeze(1), c).exp().expand(-1, 2) for c in (context, Context()))
+    numbers = model._blocks(x).movedim(1, -1)[:, model.real.bool().movedim(0, -1)]  # in the order of drawing
+    p = torch.ones_like(told)
+    for i in range(numbers.shape[1]):
+        before = (numbers[:, None, :i] == numbers[:, :i]).all(-1)
+        same = (before & (numbers[:, None, i] == numbers[:, i])).double()
+        of_next = [(same @ q) / (before.double() @ q) for q in (told, untold)]
+        score = of_next[0] ** (1 + w) / of_next[1] ** w
+        p *= score / (before.double() @ (score / same.sum(1, keepdim=True)))
+    assert_close(p.sum(0), torch.ones(2).double())
+    torch.manual_seed(0)
+    often = often_of(model.generate(context, (n, 2), guidance=w), x)
+    assert ((often - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 5 / n).all()
+    from_told, from_p = (((often - q) ** 2 / q).sum() for q in (told, p))
+    assert from_told > 3 * from_p
 
 
 @pytest.mark.parametrize("block", [1, 2])
@@ -197,6 +224,8 @@ def test_it_keeps_the_contract_of_a_base_in_all_its_forms(options):
         (lambda: AutoregressiveBase(SHAPE, unread=1.0), r"`unread` must lie in \[0, 1\)"),
         (lambda: autoregressive()[0](torch.rand(2, *SHAPE)), "`x` must hold the 2 levels"),
         (lambda: autoregressive()[0](torch.rand(2, 1, 8, 8).round()), "as the model was built for"),
+        (lambda: autoregressive()[0].generate(Context(), guidance=1.0), "`guidance` needs a model that knows"),
+        (lambda: autoregressive()[0].generate(Context(), guidance=-1.0), "`guidance` must be at least 0; got -1"),
     ],
 )
 def test_misuse_is_said(call, text):
