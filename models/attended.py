@@ -74,11 +74,15 @@ class Attended(PyroModule):
 
     @torch.no_grad()
     def generate(
-        self, memory: SlotMemory, shape: Sequence[int] = (), *, progress: bool = False
+        self, memory: SlotMemory, shape: Sequence[int] = (), **how: object
     ) -> Float[Tensor, "*batch channel height width"]:
-        """Draws images, ``[*shape]`` of a shared memory, ``[*shape, batch]`` of one a datum."""
+        """Draws images, ``[*shape]`` of a shared memory, ``[*shape, batch]`` of one a datum.
+
+        Args:
+            how: goes to the base model's ``generate``, such as ``guidance``.
+        """
         lead = () if memory.batch_dim is None else memory.values.shape[:1]
-        return self.base.generate(self.context(memory), (*shape, *lead), progress=progress)
+        return self.base.generate(self.context(memory), (*shape, *lead), **how)
 
     @torch.no_grad()
     def attention(

@@ -297,7 +297,7 @@ BASES = {
     "Attended": lambda: (Attended, called(base=base("autoregressive"), name="attended")),
     "Attended.context": lambda: (attended().context, called(memory=slots())),
     "Attended.forward": lambda: (attended(), looked_up()),
-    "Attended.generate": lambda: (attended().generate, called(memory=slots(), shape=(2,), progress=False)),
+    "Attended.generate": lambda: (attended().generate, called(memory=slots(), shape=(2,))),
     "Attended.attention": lambda: (attended().attention, looked_up()),
     "AutoregressiveBaseGuide": lambda: (AutoregressiveBaseGuide, called(name="guide")),
 }  # fmt: skip
