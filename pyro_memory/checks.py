@@ -31,7 +31,7 @@ def check_images(x: Tensor, likelihood: nn.Module | None = None) -> None:
     if support is not None and (low < support[0] or high > support[1]):
         raise ValueError(
             f"`x` must lie in [{support[0]:g}, {support[1]:g}]; got values from {low:.4g} to {high:.4g}. Divide grey "
-            "levels by 255, or use likelihood=GaussianImage"
+            "levels by 255; for other values, VAE, VMA and VAEBase take likelihood=GaussianImage"
         )
 
 

@@ -45,6 +45,12 @@ def test_what_was_weighed_is_at_hand_for_these_images_as_they_were_and_no_others
     assert_close(image().log_prob(x), PIXELS.log_prob(x))
 
 
+def test_a_batch_that_does_not_fit_is_refused():
+    assert image((1, 4)).expand((3, 4)).batch_shape == (3, 4)
+    with pytest.raises(ValueError, match="must match the existing size"):
+        image((4,)).expand((3,))
+
+
 def test_an_image_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"`value` must end with \[1, 2, 3\], an image; got \[4, 1, 3, 3\]"):
         image().log_prob(ink(4, 1, 3, 3))
