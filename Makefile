@@ -62,7 +62,7 @@ results: install ## run the recipes of up to MINUTES (15) and rebuild the tables
 	$(RUN) $(EXPERIMENTS)/results.py --minutes $(or $(MINUTES),15)
 
 gallery: install ## draw docs/gallery.md anew from the shipped weights
-	$(RUN) $(EXPERIMENTS)/results.py --only gallery_letters gallery_sets gallery_surprise gallery_forecasts --fresh
+	$(RUN) $(EXPERIMENTS)/results.py --only gallery_letters gallery_drawn gallery_sets gallery_surprise gallery_forecasts --fresh
 
 docs: install ## build the site, tutorials and reference, in out/site
 	$(BIN)/mkdocs build -q
