@@ -205,8 +205,8 @@ class AutoregressiveBase(BaseModel):
 
     def _draw(self, context: Context, image: torch.Size, guidance: float = 0.0, progress: bool = False) -> Tensor:
         (rows, columns), maps = self.places, self.maps
-        told = torch.tensor([True, False], device=self.place.device).reshape(-1, *(1 for _ in image))
-        lead, heard = (1 + (guidance > 0), *image), self._heard(context, told if guidance else None)
+        both = torch.tensor([True, False], device=self.place.device).reshape(-1, *(1 for _ in image))
+        lead, heard = (1 + (guidance > 0), *image), self._heard(context, both if guidance else None)
         canvas = self.place.new_zeros(*lead, len(self.real), rows + 2, columns + 2 * REACH)
         above = [self.place.new_zeros(*lead, maps, 1, columns) for _ in self.layers]
         for r in tqdm(range(rows), desc="rows", disable=not progress):
