@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import NamedTuple
@@ -198,7 +199,8 @@ class AutoregressiveBase(BaseModel):
 
         References: Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), https://arxiv.org/abs/2207.12598
         """
-        check_least(0, guidance=guidance)
+        if not 0 <= guidance < math.inf:
+            raise ValueError(f"`guidance` must lie in [0, inf); got {guidance}")
         if guidance and not self.unread:
             raise ValueError("`guidance` needs a model that knows p(x) as well, built with `unread` above 0")
         return self._draw(context, self.x_dist(context, shape).batch_shape, guidance, progress)

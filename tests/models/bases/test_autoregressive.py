@@ -225,7 +225,8 @@ def test_it_keeps_the_contract_of_a_base_in_all_its_forms(options):
         (lambda: autoregressive()[0](torch.rand(2, *SHAPE)), "`x` must hold the 2 levels"),
         (lambda: autoregressive()[0](torch.rand(2, 1, 8, 8).round()), "as the model was built for"),
         (lambda: autoregressive()[0].generate(Context(), guidance=1.0), "`guidance` needs a model that knows"),
-        (lambda: autoregressive()[0].generate(Context(), guidance=-1.0), "`guidance` must be at least 0; got -1"),
+        (lambda: autoregressive()[0].generate(Context(), guidance=-1.0), r"`guidance` must lie in \[0, inf\); got -1"),
+        (lambda: autoregressive()[0].generate(Context(), guidance=math.inf), r"`guidance` must lie in \[0, inf\)"),
     ],
 )
 def test_misuse_is_said(call, text):
