@@ -66,7 +66,7 @@ def arguments():
         pretrained=(None, f"measure the weights {both}; train nothing"),
         sets=(0, "measure sets of so many drawings as a whole too, each given those before it; 0 does not"),
         classifier_steps=(0, "train a classifier so long, to judge drawn images in its features; 0 does not"),
-        guidance=([0.0], "how far to guide drawn images; each is judged, the last shown; --base autoregressive"),
+        guidance=([0.0], "how far to guide drawn images; each is judged, the last shown; needs --unread above 0"),
         name=(None, "of the weights that are left in --out/weights (default: the data's)"),
     )  # fmt: skip
     args = parser.parse_args()
@@ -86,6 +86,8 @@ def arguments():
         args.latent_dim = None
     if args.base != "autoregressive":
         args.guidance = None
+    elif min(args.guidance) < 0 or (any(args.guidance) and not (args.unread or args.start or args.pretrained)):
+        parser.error("--guidance must be 0 or more, and above 0 needs a model that knows p(x) as well: --unread 0.1")
     return args
 
 

@@ -22,7 +22,7 @@ from pyro_memory.models.bases.base import BaseModel, content_network
 from pyro_memory.models.bases.causal import REACH, GatedLayer, Look, OrderedHead, over, pad_above, pad_left
 from pyro_memory.nets import Context, Linear, out_of_autocast, scale_for_relu
 
-AT_ONCE = 256  # pairs of image and slot in one pass without gradients; of more, features leave the cache
+AT_ONCE = 256  # pairs of image and slot in one pass of a CPU without gradients; of more, features leave the cache
 
 
 class Heard(NamedTuple):
@@ -143,9 +143,9 @@ class AutoregressiveBase(BaseModel):
             seen: gets the weights of attention of every look.
         """
         self._check(x)
-        lead = torch.broadcast_shapes(x.shape[:-3], *(self._leads(context) if self.tell else ()))
-        if lead.numel() > AT_ONCE and not torch.is_grad_enabled() and seen is None:
-            return self._in_parts(x, context, told, lead)
+        lead = torch.broadcast_shapes(x.shape[:-3], *self._leads(context))
+        if lead.numel() > AT_ONCE and not (torch.is_grad_enabled() or x.is_cuda or seen is not None):
+            return self._in_halves(x, context, told, lead)
         pixels = self._blocks(x)
         values = 2 * pixels - 1
         v = over(self.above, pad_above(values, 2)[..., :-1, :]) + self.place
@@ -163,24 +163,24 @@ class AutoregressiveBase(BaseModel):
         return (logits.log_softmax(-3).gather(-3, level).squeeze(-3) * self.real).sum((-3, -2, -1))
 
     def _leads(self, context: Context) -> list[torch.Size]:
-        code = [] if context.code is None else [context.code.shape[:-1]]
-        return code + [f.shape[:-3] for f in context.content]
+        """The leading dimensions of what is heard of a context."""
+        code = [context.code.shape[:-1]] if self.code_dim and context.code is not None else []
+        return code + [f.shape[:-3] for f in context.content if self.content is not None]
 
-    def _in_parts(self, x: Tensor, context: Context, told: Tensor | None, lead: torch.Size) -> Tensor:
-        """``log_prob`` along the first dimension that is more than one, ``AT_ONCE`` pairs or one entry at a time."""
-        dim = next(i for i, n in enumerate(lead) if n > 1) - len(lead)
-        step = max(1, AT_ONCE * lead[dim] // lead.numel())
+    def _in_halves(self, x: Tensor, context: Context, told: Tensor | None, lead: torch.Size) -> Tensor:
+        """``log_prob`` of either half along the longest dimension."""
+        dim = lead.index(max(lead)) - len(lead)
 
-        def part(t: Tensor | None, own: int, i: int) -> Tensor | None:
+        def half(t: Tensor | None, own: int, i: int) -> Tensor | None:
             along = dim - own
             whole = t is None or t.dim() < -along or t.shape[along] == 1
-            return t if whole else t.narrow(along, i, min(step, lead[dim] - i))
+            return t if whole else t.tensor_split(2, along)[i]
 
         def weighed(i: int) -> Tensor:
-            content = tuple(part(f, 3, i) for f in context.content)
-            return self.log_prob(part(x, 3, i), Context(part(context.code, 1, i), content), told=part(told, 0, i))
+            content = tuple(half(f, 3, i) for f in context.content)
+            return self.log_prob(half(x, 3, i), Context(half(context.code, 1, i), content), told=half(told, 0, i))
 
-        return torch.cat([weighed(i) for i in range(0, lead[dim], step)], dim)
+        return torch.cat([weighed(0), weighed(1)], dim)
 
     @torch.no_grad()
     def generate(
@@ -228,7 +228,7 @@ class AutoregressiveBase(BaseModel):
                     h = layer.horizontal(window, vertical[i][..., c : c + 1], _at(told.horizontal, r, c))
                 place = canvas[..., r + 2 : r + 3, c + REACH : c + REACH + 1]
                 for n, real in enumerate(self.real[:, r, c]):
-                    logits = self.head(h, place)[..., n, :, 0, 0].log_softmax(-1)
+                    logits = out_of_autocast(self.head(h, place)[..., n, :, 0, 0]).log_softmax(-1)
                     logits = logits[0] + guidance * (logits[0] - logits[-1])
                     drawn = dist.Categorical(logits=logits, validate_args=False).sample()
                     place[..., n, 0, 0] = real * 2 * drawn / (self.levels - 1) - 1

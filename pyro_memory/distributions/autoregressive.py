@@ -35,8 +35,8 @@ class AutoregressiveImage(dist.TorchDistribution):
         super().__init__(torch.Size(batch_shape), torch.Size(image_shape), validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> AutoregressiveImage:
-        torch.empty(self.batch_shape, device="meta").expand(batch_shape)  # refuses what does not fit
-        wider = AutoregressiveImage(self._log_prob, self._draw, batch_shape, self.event_shape)
+        fitting = torch.empty(self.batch_shape, device="meta").expand(batch_shape).shape
+        wider = AutoregressiveImage(self._log_prob, self._draw, fitting, self.event_shape)
         wider._weighed = self._weighed
         return wider
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from pyro_memory import Context, SlotMemory, importance_bound
 from pyro_memory.guides import EmptyGuide
-from pyro_memory.models import Attended
+from pyro_memory.models import Addressed, Attended
 from pyro_memory.testing import check_pair
 
 
@@ -25,6 +25,20 @@ def test_one_slot_is_what_a_base_says_that_reads_it():
     model, x, slot = attended(), ink(3, *SHAPE).double(), ink(1, *SHAPE).double()
     alone = model.base.log_prob(x, Context(content=model.base.content(slot)))
     assert_close(importance_bound(model, EmptyGuide(), x, SlotMemory(slot), particles=1).bound, alone)
+
+
+@pytest.mark.parametrize("model", [Attended, Addressed])
+def test_how_images_are_drawn_is_told_to_the_base(model):
+    memory, told = SlotMemory(ink(4, *SHAPE)), sharpen(model(autoregressive(reads=True, unread=0.1)[0]), 2.0)
+
+    def drawn(w):
+        torch.manual_seed(0)
+        return told.generate(memory, (20,), guidance=w)
+
+    assert_close(drawn(0.0), drawn(0.0))
+    assert (drawn(0.0) != drawn(30.0)).any()
+    with pytest.raises(ValueError, match="`guidance` needs a model that knows"):
+        model(autoregressive(reads=True)[0]).generate(memory, guidance=1.0)
 
 
 def test_the_order_of_slots_says_nothing_and_each_is_heeded():

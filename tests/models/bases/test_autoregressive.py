@@ -162,6 +162,19 @@ def test_more_pairs_than_one_pass_takes_are_weighed_part_by_part(lead, slots, mo
     assert max(rows) == at_once[0].numel()
 
 
+def test_parts_are_cut_along_the_longer_side_and_what_is_not_heard_does_not_count(monkeypatch):
+    monkeypatch.setattr("pyro_memory.models.bases.autoregressive.AT_ONCE", 4)
+    rows, model = [], small(SHAPE, layers=(2, 1), looks=0)
+    deaf = autoregressive(SHAPE, code_dim=CODE, reads=False)[0].double()
+    model.layers[0].left.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    x, slots = ink(16, *SHAPE).double(), ink(2, *SHAPE).double()
+    with torch.no_grad():
+        model.log_prob(x, Context(content=tuple(f.unsqueeze(1) for f in model.content(slots))))
+        code, unheard = torch.randn(16, CODE).double(), (torch.zeros(3, 1, 4, 5, 5).double(),)
+        assert_close(deaf.log_prob(x, Context(code, unheard)), deaf.log_prob(x, Context(code)))
+    assert rows == [2] * 8
+
+
 @pytest.mark.parametrize(
     "options", [{"reads": True}, {"reads": True, "code_dim": CODE}, {"code_dim": CODE, "reads": False}]
 )
