@@ -3,8 +3,7 @@
 Trains both from the same start on the same tasks, and a model without memory, each for its own number of steps, so that
 their minutes can be made equal; measures log p(x | memory), which is exact for all, on classes that none has seen; how
 much of the address's posterior, and of the attention, lies on the target's class; and the seconds of an image against
-the number of slots. Writes results.json, checkpoints and a figure to --out; run it
-again to go on from there.
+the number of slots. Writes results.json, checkpoints and a figure to --out; run it again to go on from there.
 
     python benchmarks/experiments/vma_attention.py
     python benchmarks/experiments/vma_attention.py --data omniglot --data-dir FOLDER --steps 1500 --attended-steps 1800

@@ -190,7 +190,7 @@ def main():
     gain.plot(axes[1, 1]).set_title("Information gain per site")
     fig.savefig(args.out / "summary.png", dpi=120)
     figures.draw_lookups(*pairs["VMA"], evaluation, args, args.out / "lookups.png")
-    how = {"guidance": args.guidance[-1]} if args.base == "autoregressive" else {}
+    how = {"guidance": args.guidance[-1]} if args.guidance else {}
     figures.draw_samples(pairs["VMA"][0], evaluation, args, args.out / "samples.png", **how)
     if args.base == "vae":
         figures.draw_completion(*pairs["VMA"], evaluation, args, args.out / "completion.png")

@@ -148,7 +148,8 @@ class DenoisingPath(dist.TorchDistribution):
         super().__init__(torch.Size(batch_shape), torch.Size([schedule.steps, *image_shape]), validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> DenoisingPath:
-        return DenoisingPath(self.step, self.schedule, batch_shape, self.event_shape[1:])
+        fitting = torch.empty(self.batch_shape, device="meta").expand(batch_shape).shape
+        return DenoisingPath(self.step, self.schedule, fitting, self.event_shape[1:])
 
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         lead = torch.Size(sample_shape) + self.batch_shape

@@ -87,3 +87,10 @@ def test_a_denoising_path_is_scored_as_it_is_drawn(schedule):
 def test_a_schedule_that_is_none_is_refused(steps, first, name):
     with pytest.raises(ValueError, match=f"`{name}` must"):
         CosineSchedule(steps, first)
+
+
+def test_a_batch_that_does_not_fit_is_refused(schedule):
+    path = DenoisingPath(lambda xt, t: schedule.reverse(xt, xt, t), schedule, (1, 4), (1, 1, 1))
+    assert path.expand((3, 4)).batch_shape == (3, 4)
+    with pytest.raises(ValueError, match="must match the existing size"):
+        path.expand((3, 5))
