@@ -90,12 +90,12 @@ class Addressed(PyroModule):
     @torch.no_grad()
     def generate(
         self, memory: SlotMemory | None = None, shape: Sequence[int] = (), a: Int[Tensor, "*batch"] | None = None,
-        **how: object,
+        **how: bool | int | float | None,
     ) -> Float[Tensor, "*batch channel height width"]:  # fmt: skip
         """Draws images, each after a lookup of its own; arguments and errors are those of ``VMA.generate``.
 
         Args:
-            how: goes to the base model's ``generate``, such as its ``guidance`` or ``ddim_steps``.
+            how: numbers for the base model's ``generate``, such as its ``guidance`` or ``ddim_steps``.
         """
         with KeepFrozen():
             memory, a = choose_slots(self, memory, shape, a)

@@ -74,12 +74,12 @@ class Attended(PyroModule):
 
     @torch.no_grad()
     def generate(
-        self, memory: SlotMemory, shape: Sequence[int] = (), **how: object
+        self, memory: SlotMemory, shape: Sequence[int] = (), **how: bool | int | float | None
     ) -> Float[Tensor, "*batch channel height width"]:
         """Draws images, ``[*shape]`` of a shared memory, ``[*shape, batch]`` of one a datum.
 
         Args:
-            how: goes to the base model's ``generate``, such as ``guidance``.
+            how: numbers for the base model's ``generate``, such as ``guidance``.
         """
         lead = () if memory.batch_dim is None else memory.values.shape[:1]
         return self.base.generate(self.context(memory), (*shape, *lead), **how)

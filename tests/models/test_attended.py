@@ -39,6 +39,8 @@ def test_how_images_are_drawn_is_told_to_the_base(model):
     assert (drawn(0.0) != drawn(30.0)).any()
     with pytest.raises(ValueError, match="`guidance` needs a model that knows"):
         model(autoregressive(reads=True)[0]).generate(memory, guidance=1.0)
+    with pytest.raises(TypeError, match="`guidance` must be"):
+        told.generate(memory, guidance="much")
 
 
 def test_the_order_of_slots_says_nothing_and_each_is_heeded():
