@@ -4,6 +4,8 @@ BIN := .venv/bin
 RUN := MPLBACKEND=Agg $(BIN)/python
 STAMP := .venv/.installed
 MYPY = $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir ../mypy
+# The package as a wheel has it, with models, guides and kernels inside: for what reads its files.
+AS_INSTALLED = @rm -rf out/typed && mkdir -p out/typed/pyro_memory && ln -s $(CURDIR)/pyro_memory/* $(CURDIR)/models $(CURDIR)/guides $(CURDIR)/kernels out/typed/pyro_memory/
 EXPERIMENTS := benchmarks/experiments
 # torch's threads sleep where they wait for each other: a busy neighbour then costs its share and no more.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -12,7 +14,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_READY = @$(GPU_PYTHON) -c 'import matplotlib, numpy, torch, triton' || { echo "make $@ GPU_PYTHON=/path/to/a/python that has torch, triton, numpy and matplotlib"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz faults load gpu gpu-profile gpu-ahead test-gpu results gallery docs bench lint format examples wheel clean
+.PHONY: help install demo test fuzz faults load gpu gpu-profile gpu-ahead test-gpu results gallery docs browse bench lint format examples wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,10 +66,14 @@ results: install ## run the recipes of up to MINUTES (15) and rebuild the tables
 gallery: install ## draw docs/gallery.md anew from the shipped weights
 	$(RUN) $(EXPERIMENTS)/results.py --only gallery_letters gallery_drawn gallery_sets gallery_surprise gallery_forecasts --fresh
 
-docs: install ## build the site, tutorials and reference, in out/site
-	$(BIN)/mkdocs build -q
-	PYTHONWARNINGS=ignore $(BIN)/pdoc -d google --math --no-show-source -o out/site/api pyro_memory $(addprefix pyro_memory.,addressing data diagnostics distributions gate guides inference kernels models nets recall stores testing training)
+docs: install ## run the tutorials and build the site in out/site, which needs no server and no network
+	$(AS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict -q
 	@echo "open out/site/index.html"
+
+browse: docs ## look at every page of the site, and search it, in a headless Chromium (BROWSER)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
+	$(BIN)/python docs/_site/browse.py --browser $(or $(BROWSER),/usr/bin/chromium)
 
 bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figures in out
 	$(RUN) benchmarks/step_cost.py
@@ -87,8 +93,7 @@ bench: install ## run the CPU benchmarks (tens of minutes): CSV, JSON and figure
 lint: install ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf out/typed && mkdir -p out/typed/pyro_memory
-	ln -s $(CURDIR)/pyro_memory/* $(CURDIR)/models $(CURDIR)/guides $(CURDIR)/kernels out/typed/pyro_memory/
+	$(AS_INSTALLED)
 	cd out/typed && $(MYPY) -p pyro_memory
 	cd out/typed && $(MYPY) $(CURDIR)/tests/typed_user.py
 

@@ -4,7 +4,7 @@ The rooms, from the top down; the door of each says what lives there: ``testing`
 ``zoo`` (trained weights), ``models`` and ``guides``, ``training`` (``fit``), ``recall`` (sets, episodes, concepts),
 ``diagnostics`` (bounds, information gain), ``inference`` (objectives), ``addressing``, ``data``, ``checks`` (what
 arguments must be), ``stores`` (memories), ``distributions``, ``nets``, ``kernels`` (accelerated functions),
-``naming``, ``gate`` (what stands before every public function).
+``naming``, ``building`` (a pair again from its file), ``gate`` (what stands before every public function).
 """
 
 from pathlib import Path
@@ -55,6 +55,7 @@ from pyro_memory.distributions import (
     NearestCategorical,
     StreamedCategorical,
 )
+from pyro_memory.gate import rebuildable
 from pyro_memory.inference import VIMCO, DReG, LeaveOneOutELBO, RaoBlackwellELBO, WakeWake, complete
 from pyro_memory.nets import Context, broadcast_cat
 from pyro_memory.recall import (
@@ -76,8 +77,8 @@ from pyro_memory.stores import (
     StructuredMemory,
     TemplateMemory,
 )
-from pyro_memory.training import FitResult, fit, load_weights, warm_cosine
-from pyro_memory.zoo import Card, load_memory, load_pretrained, pretrained, save_pretrained
+from pyro_memory.training import FitResult, fit, load_weights, save, warm_cosine
+from pyro_memory.zoo import Card, load, load_memory, load_pretrained, pretrained, save_pretrained
 
 __all__ = [
     "VIMCO",
@@ -132,6 +133,7 @@ __all__ = [
     "fit",
     "importance_bound",
     "information_gain",
+    "load",
     "load_memory",
     "load_pretrained",
     "load_weights",
@@ -140,8 +142,10 @@ __all__ = [
     "posterior_to_arviz",
     "pretrained",
     "rate_distortion",
+    "rebuildable",
     "remember",
     "replay",
+    "save",
     "save_pretrained",
     "to_arviz",
     "token_surprise",

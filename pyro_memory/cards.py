@@ -35,7 +35,8 @@ class Card(Record):
         build: for "model" and "guide" the constructor, such as ``"VMA.convolutional"``, and its arguments. An argument
             ``{"build": [constructor, arguments]}`` is built first; ``{"shared": name}`` is the part of that name under
             "shared", built once for both; ``{"partial": [constructor, arguments]}`` is one that the model calls itself,
-            as a ``SequenceModel`` its mixer.
+            as a ``SequenceModel`` its mixer; ``{"tuple": [...]}``, ``{"class": name}`` and the like are what JSON has
+            no word for.
         sha256: of the safetensors file.
     """
 
@@ -75,8 +76,8 @@ def _listed(numbers: Mapping[str, Any]) -> list[str]:
 def _kind(spec: Any) -> str:
     """The class that a constructor makes, and of what parts."""
     own = spec[0].partition(".")[0]
-    parts = [next(iter(part.values())) for part in spec[1].values() if isinstance(part, Mapping) and len(part) == 1]
-    inner = [_kind(part) for part in parts if isinstance(part, list)]
+    parts = [part.get("build", part.get("partial")) for part in spec[1].values() if isinstance(part, Mapping)]
+    inner = [_kind(part) for part in parts if part]
     return f"{own}({', '.join(inner)})" if inner else own
 
 

@@ -6,26 +6,23 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, overload
 
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pyro_memory import addressing, distributions, guides, models, nets, recall, stores
-from pyro_memory.cards import FACTS, ROLES, Card, Cards, checksum, fewest_bits, holds, opened, read_card
+from pyro_memory.building import Description, NotRebuildable, make, own_classes, recorded_build
+from pyro_memory.cards import FACTS, Card, Cards, checksum, fewest_bits, holds, opened, read_card
 from pyro_memory.gate import checked
 from pyro_memory.guides import AddressedGuide, DiffusionBaseGuide, EmptyGuide, VAEGuide, VMAGuide, VSMGuide
 from pyro_memory.models import VAE, VMA, VSM, Addressed, DiffusionBase, SequenceModel
 from pyro_memory.stores import StructuredMemory, replace_file
+from pyro_memory.training import read_header, rebuild
 
 FOLDER = Path(__file__).parent / "shipped"
-HOMES: tuple[ModuleType, ...] = (models, guides, addressing, stores, recall, distributions, nets)
-MEMORY = "memory."
+MEMORY, BUILD = "memory.", "build."  # of what is no weight
 NEW = ".new"  # follows the name of weights whose card is being written
 
 
@@ -86,7 +83,7 @@ def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[Any, Any]:
         model, guide = pyro_memory.load_pretrained("vma-omniglot28")
     """
     card, tensors = _read(name, folder)
-    pair = _loaded(name, card.build, tensors)
+    pair = _loaded(name, card.build, tensors, {})
     return pair["model"].eval(), pair["guide"].eval()
 
 
@@ -107,11 +104,64 @@ def load_memory(name: str, folder: str | Path = FOLDER) -> StructuredMemory:
         memory = remember(model.recall, load_memory("vsm-vae-omniglot"), support)
         new = model.generate(support, memory, 10)  # ten images of each task's letter
     """
-    tensors = _read(name, folder)[1]
-    stores = {k.removeprefix(MEMORY): t for k, t in tensors.items() if k.startswith(MEMORY)}
-    if not stores:
+    if (stores := _memory(_read(name, folder)[1])) is None:
         raise ValueError(f"{name} was saved without a memory; it reads the one that you give it")
-    return StructuredMemory.from_tensors(stores)
+    return stores
+
+
+@checked
+def load(path: str | Path, own: Sequence[type] = ()) -> tuple[Any, Any, Any]:
+    """Builds a pair from its file alone, with its trained weights, in evaluation mode: ``(model, guide, stores)``.
+
+    Takes a file of ``save``, a checkpoint of ``fit``, the card or the weights of ``save_pretrained``, and the name of
+    weights that came with the package. Stores are None where the file has none. What was frozen is frozen; random
+    streams stay as they are. A module that was given its ``name=`` keeps it unless one of this process has it.
+
+    Only classes that this package exports, those of ``torch.nn`` and those of ``own`` are ever built, whatever a file
+    says, and nothing is imported or unpickled for it.
+
+    Args:
+        path: the file, or one of ``pretrained()``.
+        own: the classes of yours that the pair was built of, as they are decorated with ``rebuildable``.
+
+    Raises:
+        ValueError: if the file is damaged or none of these, does not tell how its pair was built (it says why), or was
+            built of classes that are not here.
+        FileNotFoundError: if there is none.
+
+    Example::
+
+        fit(model, guide, tasks, VIMCO(), steps=1000, checkpoint="run.safetensors")
+        model, guide, memory = load("run.safetensors")
+    """
+    path = Path(path)
+    if not path.exists() and path.parent == Path() and path.name in pretrained():
+        path = FOLDER / f"{path.name}.json"
+    card = path.with_suffix(".json") if path.suffix == ".safetensors" and not _is_checkpoint(path) else path
+    if path.exists() and card.suffix == ".json" and card.is_file() and read_card(card) is not None:
+        told, tensors = _read(card.stem, card.parent)
+        pair = _loaded(card.stem, told.build, tensors, own_classes(own))
+        return pair["model"].eval(), pair["guide"].eval(), _memory(tensors)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"`path` must be a file, or one of {', '.join(pretrained())}; there is no {path}, seen from {Path.cwd()}"
+        )
+    if path.is_file() and path.suffix == ".json":
+        remedy = f"Give {path.with_suffix('')}" if path.with_suffix("").is_file() else "Give the safetensors file"
+        raise ValueError(f"`path` must be a checkpoint, a pair or its card; {path} tells of one. {remedy}")
+    return rebuild(path, own)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        return bool(read_header(path))
+    except (ValueError, OSError):
+        return False
+
+
+def _memory(tensors: Mapping[str, Tensor]) -> StructuredMemory | None:
+    stores = {k.removeprefix(MEMORY): t for k, t in tensors.items() if k.startswith(MEMORY)}
+    return StructuredMemory.from_tensors(stores) if stores else None
 
 
 @checked
@@ -120,7 +170,7 @@ def save_pretrained(
     model: nn.Module,
     guide: nn.Module,
     *,
-    build: Mapping[str, Any],
+    build: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any],
     folder: str | Path,
     memory: StructuredMemory | None = None,
@@ -133,9 +183,8 @@ def save_pretrained(
 
     Args:
         name: of the two files, without a folder.
-        build: for "model" and "guide" the constructor, of ``pyro_memory.models``, ``guides`` or a room of parts, and
-            its arguments, which JSON must be able to hold; see ``Card`` for parts that are modules. A part that both
-            use is written once.
+        build: for "model" and "guide" the constructor and its arguments, see ``Card``; by default as they were built,
+            see ``save``. A part that both use is written once.
         facts: about, data, licence, protocol, numbers, training, and what else the card should tell. The commit is that
             of the running script's repository, unless it is given.
         folder: where to write.
@@ -143,7 +192,8 @@ def save_pretrained(
 
     Raises:
         ValueError: if a fact is missing, a weight is not finite, JSON cannot hold ``facts`` or ``build``, these do
-            not build the modules, or a file of that name is no card. Nothing is written then.
+            not build the modules, no file can tell how these were built, or a file of that name is no card. Nothing is
+            written then.
     """
     folder = Path(folder)
     path = folder / f"{name}.json"
@@ -156,8 +206,9 @@ def save_pretrained(
     missing = [key for key in FACTS if key not in facts]
     if missing:
         raise ValueError(f"`facts` must tell {', '.join(FACTS)}; missing: {', '.join(missing)}")
+    told_of = _description(model, guide) if build is None else Description(dict(build))
     try:
-        facts, build = json.loads(json.dumps([facts, dict(build)]))
+        facts, build = json.loads(json.dumps([facts, told_of.build]))
     except (TypeError, ValueError) as error:
         raise ValueError(f"`facts` and `build` must be what JSON can hold: {error}") from error
     pair = nn.ModuleDict({"model": model, "guide": guide})
@@ -167,8 +218,9 @@ def save_pretrained(
     infinite = [k for k, t in kept.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     if infinite:
         raise ValueError(f"weights must be finite to be saved; {infinite[0]} holds NaN or infinity")
-    content = save({k: fewest_bits(t) for k, t in kept.items()})
-    twin = _loaded(name, build, opened(content)).state_dict()
+    exact = {k: t.cpu().contiguous() for k, t in told_of.tensors.items()}
+    content = save({k: fewest_bits(t) for k, t in kept.items()} | exact)
+    twin = _loaded(name, build, opened(content), told_of.own).state_dict()
     different = [k for k, t in twin.items() if not holds(weights[k].detach(), t)]
     if different:
         raise ValueError(
@@ -228,11 +280,11 @@ def _first_names(pair: nn.Module) -> dict[str, str]:
     return {key: first.setdefault(id(tensor), key) for key, tensor in pair.state_dict(keep_vars=True).items()}
 
 
-def _loaded(name: str, build: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.ModuleDict:
+def _loaded(name: str, build: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Mapping[str, type]) -> Any:
     """Builds a pair and gives it its weights."""
-    weights = {k: t for k, t in tensors.items() if not k.startswith(MEMORY)}
+    weights = {k: t for k, t in tensors.items() if not k.startswith((MEMORY, BUILD))}
     try:
-        pair = _pair(build)
+        pair = make(build, tensors, own)
         pair.load_state_dict(
             weights | {key: weights[first] for key, first in _first_names(pair).items() if first in weights}
         )
@@ -241,36 +293,8 @@ def _loaded(name: str, build: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     return pair
 
 
-def _pair(build: Mapping[str, Any]) -> nn.ModuleDict:
-    state = torch.get_rng_state()  # what the weights replace must not use up the caller's randomness
+def _description(model: nn.Module, guide: nn.Module) -> Description:
     try:
-        shared = {name: _built(spec, {}) for name, spec in build.get("shared", {}).items()}
-        return nn.ModuleDict({role: _built(build[role], shared) for role in ROLES})
-    finally:
-        torch.set_rng_state(state)
-
-
-def _built(spec: Any, shared: Mapping[str, nn.Module]) -> nn.Module:
-    """Calls a constructor of this package with its arguments, those that are parts built first."""
-    call, arguments = _constructor(spec[0]), spec[1]
-
-    def made(argument: Any) -> Any:
-        if isinstance(argument, Mapping) and set(argument) == {"build"}:
-            return _built(argument["build"], shared)
-        if isinstance(argument, Mapping) and set(argument) == {"partial"}:
-            return partial(_constructor(argument["partial"][0]), **argument["partial"][1])
-        if isinstance(argument, Mapping) and set(argument) == {"shared"}:
-            return shared[argument["shared"]]
-        return argument
-
-    return call(**{name: made(argument) for name, argument in arguments.items()})
-
-
-def _constructor(constructor: str) -> Any:
-    """A class of this package or its class method, by name."""
-    kind, _, method = constructor.partition(".")
-    found = [getattr(home, kind) for home in HOMES if kind in home.__all__ and isinstance(getattr(home, kind), type)]
-    if not found:
-        names = ", ".join(home.__name__ for home in HOMES)
-        raise ValueError(f"`build` must name a class of {names}; got {constructor!r}")
-    return getattr(found[0], method) if method else found[0]
+        return recorded_build(model, guide)
+    except NotRebuildable as error:
+        raise ValueError(f"`build` must be given, as the modules do not tell it: {error}") from error

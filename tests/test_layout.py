@@ -18,6 +18,7 @@ FOLDERS["kernels"] = "pyro_memory.kernels"
 # Each line may import the lines above it, and what stands before it in its own line.
 FLOORS = [
     ["gate"],
+    ["building"],
     ["kernels", "naming", "nets"],
     ["distributions"],
     ["stores"],
@@ -25,7 +26,7 @@ FLOORS = [
     ["diagnostics"],
     ["recall", "training"],
     ["models", "guides"],
-    ["cards", "zoo"],
+    ["cards", "zoo", "__main__"],
     ["testing"],
 ]
 ROOMS = [part for floor in FLOORS for part in floor]

@@ -142,7 +142,7 @@ class SlotIndex:
         options = {"IndexHNSWSQ": lambda: faiss.SearchParametersHNSW(efSearch=effort)}
         options["IndexIVFScalarQuantizer"] = lambda: faiss.SearchParametersIVF(nprobe=self.effort)
         params = options.get(type(self._now.faiss).__name__, lambda: None)()
-        return self._now.faiss.search(query.float().cpu().contiguous().numpy(), nearest, params=params)[1]
+        return self._now.faiss.search(query.detach().float().cpu().contiguous().numpy(), nearest, params=params)[1]
 
     def recall(self, query: Float[Tensor, "row dim"], nearest: int) -> float:
         """Measures the share of the true nearest slots, by the index's own keys, that it finds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pooch
@@ -31,30 +32,46 @@ def check_content(path: Path, content: bytes, sha256: str, url: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise ValueError(
-            f"{path} is damaged or another file: the sha256 of its content begins with {found[:12]}, that of the "
-            f"published one with {sha256[:12]}. Fetch it again from {url}; images of your own go into LabelledImages"
+            f"`root`: {path} is damaged or another file: the sha256 of its content begins with {found[:12]}, that of "
+            f"the published one with {sha256[:12]}. Fetch it again from {url}; images of your own go into image_folder"
         )
 
 
-def find_file(name: str, *, folder: str, root: str | Path | None, url: str, sha256: str) -> Path:
-    """Gives the path of a file: in ``root`` or ``root/folder``, in ``$PYRO_MEMORY_DATA/folder``, or downloaded once.
+def find_file(
+    name: str,
+    *,
+    folder: str,
+    root: str | Path | None,
+    url: str,
+    sha256: str,
+    others: Sequence[str] = (),
+) -> Path:
+    """Gives the path of a file: in a folder that was named, of this data set or of all, or downloaded once.
+
+    Args:
+        name: of the file.
+        folder: what the folder of this data set is called in that of all.
+        root: either of the two; by default ``$PYRO_MEMORY_DATA``, or a download.
+        url, sha256: of the download.
+        others: where else the content may lie below ``root``, as files or folders of other packages' layouts.
 
     Raises:
         FileNotFoundError: if a folder was named and the file is not there.
         ConnectionError: if it cannot be downloaded.
     """
     if root is None and VARIABLE in os.environ:
-        root = Path(os.environ[VARIABLE]) / folder
+        root = os.environ[VARIABLE]
+        first = f"{folder}/{name}"
+    else:
+        first = name
     if root is not None:
-        path, nested = Path(root) / name, Path(root) / folder / name
-        if nested.is_file() and not path.is_file():  # the folder of all data sets was named
-            return nested
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"`root` must be a folder that holds {name}, or {folder}/{name}; there is no {path}. Put the file from "
-                f"{url} there, or give no folder (and no {VARIABLE}) to have it downloaded"
-            )
-        return path
+        for place in (name, f"{folder}/{name}", *others):
+            if (Path(root) / place).exists():
+                return Path(root) / place
+        raise FileNotFoundError(
+            f"`root` must be a folder that holds {name}, or {folder}/{name}; there is no {Path(root) / first}. Put the "
+            f"file from {url} there, or give no folder (and no {VARIABLE}) to have it downloaded"
+        )
     try:
         return Path(pooch.retrieve(url, known_hash=f"sha256:{sha256}", fname=name, path=cache_dir(), progressbar=True))
     except (OSError, ValueError) as error:  # ValueError where another file was sent

@@ -14,13 +14,14 @@ from torch import nn
 from pyro_memory.gate.annotations import SHAPED, check_of
 from pyro_memory.gate.kinds import ANYTHING
 from pyro_memory.gate.misfits import misfit
+from pyro_memory.gate.recording import CLASSES, recorded
 from pyro_memory.gate.tensors import Call
 
 OWN = __name__.partition(".")[0]
 # The frames of these stand between a call and its function: they hand arguments on and make none.
 CARRIERS = (
     "torch.nn.modules", "torch.utils._contextlib", "pyro.nn.module", "dataclasses", "jaxtyping", "beartype",
-    f"{OWN}.nets.plain",
+    f"{OWN}.nets.plain", f"{OWN}.gate.recording",
 )  # fmt: skip
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 
@@ -34,6 +35,8 @@ def checked(entry: Entry) -> Entry:
 
     What torch refuses inside, as sizes that do not fit together, becomes a ValueError that names the arguments.
 
+    The constructors of modules also leave a record of how each was built, see ``recording``.
+
     Cost: some microseconds an argument, and one look at the values of floating-point tensors on a CPU.
     """
     if not isinstance(entry, type):
@@ -46,6 +49,10 @@ def checked(entry: Entry) -> Entry:
         elif inspect.isfunction(member):
             light = issubclass(entry, nn.Module) or "Tensor" not in str(inspect.signature(member))
             setattr(entry, name, _guarded(member, always=name == "__init__" and light))
+    if entry.__module__.startswith(f"{OWN}."):
+        CLASSES[entry.__name__] = entry
+        if issubclass(entry, nn.Module):
+            recorded(entry)
     return entry
 
 

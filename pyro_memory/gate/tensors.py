@@ -85,6 +85,26 @@ class Call:
             )
 
 
+def as_tensor(value: Any) -> Any:
+    """A numpy array, or a frame or series of pandas, as a tensor, floats in torch's default dtype; others as they are.
+
+    Raises:
+        ValueError: if it holds something else than numbers.
+    """
+    if not isinstance(value, np.ndarray) and not is_table(value):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{told(value)} must hold numbers; numpy makes {array.dtype} of it. Choose or convert columns")
+    tensor = torch.as_tensor(array.copy())
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+
+
+def is_table(value: Any) -> bool:
+    """Whether a value is one of pandas' frames, series or indices: pandas is not imported for the question."""
+    return type(value).__module__.partition(".")[0] == "pandas" and hasattr(value, "to_numpy")
+
+
 def held_by(value: Any, depth: int = 2) -> Tensor | None:
     """The first tensor that an object, or one that it holds, has as an attribute."""
     for item in getattr(value, "__dict__", {}).values():
@@ -117,7 +137,9 @@ class TensorCheck:
     def wants(self, value: Any) -> bool:
         if isinstance(value, Tensor):
             return not self.kind or kind_of(value.dtype) == self.kind
-        return isinstance(value, np.ndarray) or (isinstance(value, (list, tuple)) and _numbers(value))
+        return (
+            isinstance(value, np.ndarray) or is_table(value) or (isinstance(value, (list, tuple)) and _numbers(value))
+        )
 
     def __call__(self, name: str, value: Any, call: Call) -> Tensor:
         like = call.like

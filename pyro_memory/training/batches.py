@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
+from pyro_memory.gate import as_tensor, told
 from pyro_memory.training.ranks import Ranks
+
+
+class Epochs:
+    """Batches of a data set's single items, in an order that each epoch draws anew from the seed and its number alone.
+
+    Raises:
+        ValueError: unless items can be counted and taken by number, and fill a batch.
+    """
+
+    def __init__(self, items: Any, batch_size: int, seed: int) -> None:
+        if not isinstance(items, Dataset) or isinstance(items, IterableDataset):
+            raise ValueError(
+                "`batch_size` must be left out unless `batches` is a torch Dataset of single items, taken by number; "
+                f"got {told(items)}. TensorDataset(x, y) makes one of tensors"
+            )
+        if not 1 <= batch_size <= len(items):
+            raise ValueError(f"`batch_size` must lie in 1 .. {len(items)}, the items of `batches`; got {batch_size}")
+        self.items, self.batch_size = items, batch_size
+        self.order = lru_cache(1)(lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(items)))
+
+    def __getitem__(self, step: int) -> Any:
+        epoch, place = divmod(step, len(self.items) // self.batch_size)
+        chosen = self.order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        return _tuple_of(default_collate([self.items[int(i)] for i in chosen]))
 
 
 def stream(batches: Any, skip: int, ranks: Ranks) -> tuple[Callable[[int], Any], Callable[[], Any]]:
     """Gives the batch of a step, and a batch to look at before the first step, from any kind of ``batches``."""
+    if isinstance(batches, TensorDataset):
+        raise ValueError(
+            "`batches` must give batches; a TensorDataset gives single items. Say how many make a batch: batch_size=64"
+        )
     if hasattr(batches, "__getitem__") and not isinstance(batches, IterableDataset):
         try:
             length = len(batches)
@@ -45,19 +77,26 @@ def stream(batches: Any, skip: int, ranks: Ranks) -> tuple[Callable[[int], Any],
 
 
 def _endless(batches: Iterable[Any]) -> Iterator[Any]:
+    bare = isinstance(batches, DataLoader)
     while True:
         empty = True
         for batch in batches:
             empty = False
-            yield batch
+            yield _tuple_of(batch) if bare else batch
         if empty:
             raise ValueError("`batches` ran out and cannot start again; give a list or a DataLoader, not a generator")
 
 
-def arguments(batch: Any, device: torch.device | str | None) -> tuple[Any, ...]:
-    """The arguments of model and guide in a batch, on the device."""
+def _tuple_of(batch: Any) -> Any:
+    """A batch of a data set whose items are tensors alone, as the one argument that it is."""
+    return (batch,) if isinstance(batch, Tensor) else batch
+
+
+def arguments(batch: Any, device: torch.device | str | None, further: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+    """The arguments of model and guide, on the device: those of a batch, arrays as tensors, then ``further``."""
     if not isinstance(batch, (tuple, list)):
         raise ValueError(
             f"`batches` must give a tuple of the arguments of model and guide; got {type(batch).__name__}: write (x,)"
         )
-    return tuple(a.to(device) if device is not None and hasattr(a, "to") else a for a in batch)
+    given = [as_tensor(a) for a in batch]
+    return tuple(a.to(device) if device is not None and hasattr(a, "to") else a for a in given) + further

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,23 +13,19 @@ import numpy as np
 import pyro
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_memory.gate import checked
 from pyro_memory.stores import replace_file
+from pyro_memory.training.built import built_of, stores_of
+from pyro_memory.training.matching import copy, kind_of, matched, weights_of
+from pyro_memory.training.matching import module_of as module_of
 from pyro_memory.training.optimizers import matched_state, optimizer_options, optimizer_state, parameter_names
 from pyro_memory.training.seal import SEAL, Damaged, load_file, save_file
 from pyro_memory.training.summary import HEADER, Header, write_summary
 
-OF_AN_INDEX = re.compile(r"\.then\.(weight_\d+|calls|print)$")
 FORMAT = 2
 READABLE = (1, 2)  # 1 has no checksums, and the optimizer's state by position
-
-
-def module_of(program: Callable[..., Any]) -> nn.Module | None:
-    """Finds the module whose parameters a model or guide uses: itself, the owner of a method, or none."""
-    owner = getattr(program, "__self__", program)
-    return owner if isinstance(owner, nn.Module) else None
 
 
 @checked
@@ -60,6 +55,8 @@ def save_checkpoint(
     batches: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes weights, optimizer state and random states to one file, so that a crash leaves the old file or the new.
+
+    The file also tells how model and guide were built, or why no file can: ``load`` builds them again from it alone.
 
     Beside it ``<name>.json`` (``run.safetensors.json``) repeats step and record for people; loading never reads it, and
     a file of that name which is not such a summary stays as it is, with a warning. Parameters shared by model and guide
@@ -97,25 +94,35 @@ def write_checkpoint(
     step: int,
     record: Mapping[str, Any] | None,
     batches: Mapping[str, Tensor] | None,
+    stores: Any = None,
 ) -> dict[str, Any]:
-    """Writes the file itself, as ``save_checkpoint`` says, and gives its summary."""
-    weights = _weights(model, guide)
+    """Writes the file itself, as ``save_checkpoint`` says, and gives its summary.
+
+    Args:
+        stores: what model and guide read at each step, for ``load``.
+    """
+    built, kept = built_of(model, guide), stores_of(stores)
+    weights = weights_of(model, guide)
     names = [] if optimizer is None else parameter_names(optimizer, weights)
     state, scalars = optimizer_state(optimizer, names)
     rng = random_state()
     rng_tensors = {"random.torch": rng["torch"]} | {f"random.cuda.{i}": s for i, s in enumerate(rng["cuda"])}
     source = {f"batches.{key}": tensor for key, tensor in (batches or {}).items()}
+    all_tensors = weights | state | rng_tensors | source | built.tensors | kept.tensors
+    if empty := [key for key, tensor in all_tensors.items() if tensor.is_meta]:
+        raise ValueError(
+            f"`{empty[0].partition('.')[0]}` must hold values; {empty[0]} is on the meta device, without any"
+        )
     # Clones, for safetensors refuses tensors that share memory.
     tensors = {
-        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, tensor in (weights | state | rng_tensors | source).items()
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in all_tensors.items()
     }
     kind, keys, *rest = rng["numpy"]
     summary = {
         "format": FORMAT,
         "step": step,
-        "model": _kind(model),
-        "guide": _kind(guide),
+        "model": kind_of(model),
+        "guide": kind_of(guide),
         "optimizer": None if optimizer is None else type(optimizer).__name__,
         "record": dict(record or {}),
     }
@@ -126,6 +133,7 @@ def write_checkpoint(
         "python": rng["random"],
         "numpy": [kind, keys.tolist(), *rest],
     }
+    states |= built.header | kept.header
     for name, part in (("record", summary), ("optimizer", states)):
         try:
             json.dumps(part)
@@ -169,12 +177,12 @@ def load_checkpoint(
 def restore(path, content, model, guide, optimizer) -> dict[str, Any]:
     """Restores a run as ``load_checkpoint`` does, from what ``read`` gave: another process may write the file since."""
     header, tensors = content
-    pairs = _matched(path, header, tensors, model, guide)
+    pairs = matched(path, header, tensors, model, guide)
     if optimizer is not None:
-        names = parameter_names(optimizer, _weights(model, guide))
+        names = parameter_names(optimizer, weights_of(model, guide))
         state = matched_state(path, header, tensors, optimizer, names)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    _copy(pairs)
+    copy(pairs)
     version, words, gauss = header["python"]
     kind, keys, *rest = header["numpy"]
     cuda = [tensors[k] for k in sorted(tensors, key=len) if k.startswith("random.cuda.")]
@@ -196,7 +204,7 @@ def load_weights(path: str | Path, model: Callable[..., Any], guide: Callable[..
     Arguments, result and errors are those of ``load_checkpoint``.
     """
     header, tensors = read(path)
-    _copy(_matched(path, header, tensors, model, guide))
+    copy(matched(path, header, tensors, model, guide))
     return header
 
 
@@ -241,56 +249,3 @@ def read(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Any], dic
             "wrote it"
         )
     return header, content
-
-
-def _kind(program: Callable[..., Any]) -> str:
-    module = module_of(program)
-    return "function" if module is None else type(module).__name__
-
-
-def _weights(model: Callable[..., Any], guide: Callable[..., Any]) -> dict[str, Tensor]:
-    modules = {"model": module_of(model), "guide": module_of(guide)}
-    return {
-        f"{role}.{key}": value
-        for role, module in modules.items()
-        if module is not None
-        for key, value in module.state_dict(keep_vars=True).items()
-    }
-
-
-def _matched(path, header, tensors, model, guide) -> list[tuple[Tensor, Tensor]]:
-    """Pairs each weight of model and guide with its saved value, before anything is changed."""
-    own = _weights(model, guide)
-    saved = {k: t for k, t in tensors.items() if k.startswith(("model.", "guide."))}
-    without = {k for k in own.keys() ^ saved.keys() if OF_AN_INDEX.search(k)}  # one of both has an index, one none
-    own, saved = ({k: t for k, t in side.items() if k not in without} for side in (own, saved))
-    differences = [
-        f"{role} is a {header[role]} in the file, a {_kind(program)} here"
-        for role, program in (("model", model), ("guide", guide))
-        if header[role] != _kind(program) and any(key.startswith(f"{role}.") for key in own | saved)
-    ]
-    differences += [f"{key} is missing in the file" for key in own if key not in saved]
-    differences += [f"{key} is only in the file" for key in saved if key not in own]
-    differences += [
-        f"{key} is {_looks(saved[key])} in the file, {_looks(own[key])} here"
-        for key in own
-        if key in saved and _looks(saved[key]) != _looks(own[key])
-    ]
-    if differences:
-        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise ValueError(
-            f"`{path}` holds another model: {'; '.join(differences[:5])}{more}. Build `model` and `guide` as they were "
-            "saved (call a guide with lazy parameters once), or train anew with another path or `resume=False`"
-        )
-    return [(own[key], saved[key]) for key in own]
-
-
-def _looks(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-@torch.no_grad()
-def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
-    # In place, for optimizers, tied modules and Pyro's parameter store hold these very tensors.
-    for own, saved in pairs:
-        own.copy_(saved)

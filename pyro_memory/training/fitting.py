@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_memory.gate import checked
 from pyro_memory.inference import KeepFrozen
-from pyro_memory.training.batches import arguments, stream
+from pyro_memory.training.batches import Epochs, arguments, stream
 from pyro_memory.training.checkpoints import batches_of, module_of, read, restore
 from pyro_memory.training.counting import DataCount
 from pyro_memory.training.kept import Kept, probe
@@ -36,6 +36,8 @@ def fit(
     objective: ELBO,
     *,
     steps: int,
+    further: Sequence[Any] = (),
+    batch_size: int | None = None,
     learning_rate: float = 1e-3,
     optimizer: OptimizerMaker = torch.optim.Adam,
     schedule: Schedule | None = None,
@@ -68,13 +70,18 @@ def fit(
             so). Modes and ``grad`` are afterwards as they were; what is frozen stays so.
         guide: likewise, or a plain function without parameters.
         batches: the positional arguments of model and guide, as a tuple: ``batches[step]`` (modulo its length, if it
-            has one), or ``batches(step)``; these two resume exactly. Any other iterable is started again when it ends
-            and, on resume, read up to where it was; one that shuffles then gives another order. A source that changes
-            as it is read, such as a ``Lifetime``, has ``state_dict`` and ``load_state_dict`` of tensors, which the
-            checkpoint keeps.
+            has one), or ``batches(step)``; these two resume exactly. So does a torch ``Dataset`` with ``batch_size``.
+            Any other iterable, such as a ``DataLoader``, is started again when it ends and, on resume, read up to where
+            it was; one that shuffles then gives another order. A source that changes as it is read, such as a
+            ``Lifetime``, has ``state_dict`` and ``load_state_dict`` of tensors, which the checkpoint keeps. Numpy
+            arrays and pandas frames become tensors.
         objective: any Pyro objective, such as ``Trace_ELBO()`` or ``VIMCO(num_particles=5)``. The first step walks the
             graph of its loss, and refuses what takes part and would not be trained.
         steps: optimizer steps in total, those before a resume included.
+        further: the arguments of model and guide after those of each batch, the same at each step: a fixed memory. The
+            checkpoint holds the first store among them, up to 64 MB, for ``load``.
+        batch_size: how many items of a torch ``Dataset`` make a batch; each epoch has an order of its own, from
+            ``seed`` (0 by default), and leaves out what does not fill a batch.
         learning_rate: handed to the optimizer.
         optimizer: a torch optimizer class, or ``partial(torch.optim.AdamW, weight_decay=...)``; on resume its state
             goes to the parameters of the same names, see ``load_checkpoint``.
@@ -119,9 +126,12 @@ def fit(
     modules = {id(m): m for m in map(module_of, (model, guide)) if m is not None}
     with as_trained(modules.values()):
         trained = nn.ModuleList(modules.values()).to(device)
+        further = arguments(further, device)
+        if batch_size is not None:
+            batches = Epochs(batches, batch_size, seed or 0)
         batch_at, first_batch = stream(batches, log.step, ranks)
         with aside(trained), KeepFrozen(), DataCount() as count:
-            args = arguments(first_batch(), device)
+            args = arguments(first_batch(), device, further)
             make_parameters(model, guide, trained, objective, args)
         ranks.divided = any(getattr(a, "divided", False) for a in args)
         parameters = _to_train(model, guide)
@@ -130,7 +140,9 @@ def fit(
         places = {"model": model, "guide": guide, "batches": batches, "objective": objective}
         loop = Loop(model, guide, compute, parameters, made, clip_norm, ranks, places, count.data)
         log.unit = count.unit
-        kept = Kept(path, loop, log, {"learning_rate": learning_rate, "clip_norm": clip_norm, "seed": seed}, batches)
+        kept = Kept(
+            path, loop, log, {"learning_rate": learning_rate, "clip_norm": clip_norm, "seed": seed}, batches, further
+        )
         if resuming:
             restore(path, content, model, guide, made)
             if hasattr(batches, "load_state_dict"):
@@ -141,7 +153,7 @@ def fit(
         log.streams = ranks.draw_streams() if log.streams is None else log.streams
         ranks.streams = log.streams
         run = Run(
-            loop, log, kept, trained, batch_at, device, steps, learning_rate, schedule,
+            loop, log, kept, trained, batch_at, further, device, steps, learning_rate, schedule,
             evaluate, evaluate_every, information_every, checkpoint_every,
         )  # fmt: skip
         stop = run.go(progress)

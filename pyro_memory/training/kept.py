@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyro_memory.stores import probe_file
+from pyro_memory.stores import MappedMemory, probe_file
 from pyro_memory.training.checkpoints import restore_random_state, write_checkpoint
 from pyro_memory.training.log import Log
 from pyro_memory.training.loop import Loop, NotFinite
 from pyro_memory.training.summary import write_summary
+
+LARGEST = 2**26  # bytes of a memory that a checkpoint holds
 
 
 @dataclass
@@ -23,6 +25,7 @@ class Kept:
     log: Log
     settings: dict[str, Any]
     batches: Any
+    further: tuple[Any, ...] = ()
     step: int | None = None
     told: set[str] = field(default_factory=set)
 
@@ -36,13 +39,21 @@ class Kept:
             try:
                 summary = write_checkpoint(
                     self.path, self.loop.model, self.loop.guide, self.loop.optimizer,
-                    step=self.log.step, record=record, batches=source,
+                    step=self.log.step, record=record, batches=source, stores=self._stores(),
                 )  # fmt: skip
             except OSError as error:
                 self._warn(f"Step {self.log.step} could not be kept ({error}). The last good checkpoint is {self}")
                 return
             self._warn(write_summary(self.path, summary))
         self.step = self.log.step
+
+    def _stores(self) -> Any:
+        """The memory that each step reads, unless it would make every write a long one."""
+        stores = next((given for given in self.further if hasattr(given, "to_tensors")), None)
+        if stores is None or isinstance(stores, MappedMemory):
+            return stores
+        size = sum(t.numel() * t.element_size() for t in stores.to_tensors().values())
+        return stores if size <= LARGEST else None
 
     def _warn(self, text: str) -> None:
         if text and text not in self.told:

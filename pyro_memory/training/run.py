@@ -31,6 +31,7 @@ class Run:
     kept: Kept
     trained: nn.Module
     batch_at: Callable[[int], Any]
+    further: tuple[Any, ...]
     device: torch.device | str | None
     steps: int
     learning_rate: float
@@ -72,7 +73,7 @@ class Run:
         self.loop.ranks.begin_step(step)
         streams = None if self.kept.path is None else random_state()
         try:
-            args = arguments(self.batch_at(step), self.device)
+            args = arguments(self.batch_at(step), self.device, self.further)
             rate = self.learning_rate * factor_at(self.schedule, step)
             self.log.add(-self.loop.step(args, step, rate, str(self.kept)), self.loop.data)
         except Exception as error:

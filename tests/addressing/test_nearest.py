@@ -264,6 +264,7 @@ def test_faiss_indices_find_the_nearest_slots(kind, masked, tmp_path):
     assert index.recall(query, 8) > (0.999 if kind == "flat" else 0.9)
     halves = SlotIndex(kind).build(keys.half(), mask)
     assert halves.recall(query, 8) > 0.9
+    assert torch.equal(index.search(query.requires_grad_(), 8), found)  # as an address's own query has
 
 
 def test_too_few_results_are_made_up_by_brute_force():

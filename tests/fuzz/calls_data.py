@@ -23,11 +23,14 @@ from pyro_memory.data import (
     TextBatches,
     digit_pairs,
     glyphs,
+    image_folder,
     load_images,
     load_series,
     load_text,
     mnist,
     omniglot,
+    series_csv,
+    text_files,
 )
 
 
@@ -50,6 +53,13 @@ def data_folder():
             for i in range(4):
                 archive.writestr(f"images_{split}/Alphabet/character0{i % 2}/{i}.png", drawing.getvalue())
     (root / "some.txt").write_text("some text")
+    (root / "series.csv").write_text("day,a,b\n" + "".join(f"2024-01-{i:02d},{i},{i % 3}\n" for i in range(1, 20)))
+    for i, levels in enumerate(np.random.default_rng(0).integers(256, size=(6, 5, 5), dtype=np.uint8)):
+        path = root / "images" / "abc"[i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(levels).save(path)
+    labels = [f"{'abc'[i % 3]}/{i}.png,{i % 2}\n" for i in range(6)]
+    (root / "images" / "labels.csv").write_text("".join(["file,label\n", *labels]))
     return root
 
 
@@ -58,7 +68,7 @@ IMAGES = {
         LabelledImages,
         called(
             images=torch.randint(2, (4, 1, 3, 3), dtype=torch.uint8), labels=longs(0, 1, 1, 0),
-            class_names=("a", "b"), levels=1, originals=None,
+            class_names=("a", "b"), levels=1, originals=None, ink="dark",
         ),
     ),
     "LabelledImages.__getitem__": lambda: (letters().__getitem__, called(indices=longs(0, 19, 3))),
@@ -71,6 +81,13 @@ IMAGES = {
         called(split="evaluation", per_class=1, seed=0, binary=True, root=data_folder()),
     ),
     "glyphs": lambda: (glyphs, called(split="evaluation", size=16, drawings=1, seed=0)),
+    "image_folder": lambda: (
+        image_folder,
+        called(
+            path=data_folder() / "images", split="background", labels=data_folder() / "images" / "labels.csv", size=4,
+            colour="binary", ink="dark", evaluation=0.5, seed=0, progress=False, cache=False,
+        ),
+    ),
     "load_images": lambda: (load_images, called(name="mnist", split="background", root=data_folder())),
     "mnist": lambda: (mnist, called(split="test", binary=True, root=data_folder())),
     "omniglot": lambda: (omniglot, called(split="background", size=26, alphabets="45-5", root=data_folder())),
@@ -78,7 +95,7 @@ IMAGES = {
 
 
 def windows():
-    return {"split": "train", "past": 4, "horizon": 2, "batch": 3, "seed": 0}
+    return {"split": "train", "past": 4, "horizon": 2, "batch": 3, "seed": 0, "observed": True}
 
 
 SEQUENCES = {
@@ -93,7 +110,13 @@ SEQUENCES = {
         TextBatches(torch.arange(9), length=5, batch=2).__getitem__,
         called(index=3),
     ),
-    "Series": lambda: (Series, called(raw=torch.randn(9, 2), channels=("one", "two"), ends=(3, 6, 9))),
+    "Series": lambda: (
+        Series,
+        called(
+            raw=torch.randn(9, 2), channels=("one", "two"), ends=(3, 6, 9), observed=torch.ones(9, 2) > 0,
+            times=torch.arange(9),
+        ),
+    ),
     "Series.windows": lambda: (series().windows, windows()),
     "SeriesWindows": lambda: (SeriesWindows, windows() | called(series=series())),
     "SeriesWindows.__getitem__": lambda: (
@@ -102,7 +125,18 @@ SEQUENCES = {
     ),
     "load_series": lambda: (load_series, called(name="eeg", root=data_folder())),
     "load_text": lambda: (load_text, called(data_dir=Path(data_folder()))),
-}
+    "series_csv": lambda: (
+        series_csv,
+        called(
+            path=data_folder() / "series.csv", time="day", columns=("a", "b"), split=(0.6, 0.2, 0.2), gaps="filled",
+            zone="Europe/Berlin", date_format="%Y-%m-%d", decimal=".", encoding="utf-8",
+        ),
+    ),
+    "text_files": lambda: (
+        text_files,
+        called(path=data_folder() / "some.txt", encoding="utf-8", valid=0.1, test=0.1, extra="!"),
+    ),
+}  # fmt: skip
 
 
 def drawing():

@@ -337,7 +337,8 @@ TRAINING = {
         fit,
         dict(zip(("model", "guide"), fresh(), strict=True))
         | called(
-            batches=batches(), objective=Trace_ELBO(), steps=2, learning_rate=1e-3, optimizer=torch.optim.Adam,
+            batches=batches(), objective=Trace_ELBO(), steps=2, further=(), batch_size=None, learning_rate=1e-3,
+            optimizer=torch.optim.Adam,
             schedule=rates(), clip_norm=1.0, evaluate=scored(), evaluate_every=2, information_every=2,
             checkpoint=folder() / "run.safetensors", checkpoint_every=1, resume=True, seed=0, device="cpu",
             progress=False,

@@ -3,7 +3,16 @@
 import importlib
 import inspect
 
-from fuzz import calls_data, calls_estimates, calls_measures, calls_models, calls_parts, calls_sequences, calls_stores
+from fuzz import (
+    calls_data,
+    calls_estimates,
+    calls_measures,
+    calls_models,
+    calls_parts,
+    calls_saving,
+    calls_sequences,
+    calls_stores,
+)
 from torch import autograd, nn
 
 ROOMS = {
@@ -14,6 +23,7 @@ ROOMS = {
     "sequences": calls_sequences.ROWS,
     "data": calls_data.ROWS,
     "measures": calls_measures.ROWS,
+    "saving": calls_saving.ROWS,
 }
 DOORS = (
     "addressing", "data", "diagnostics", "distributions", "guides", "inference", "kernels", "models", "nets",
@@ -58,7 +68,7 @@ UNTRIED = {
     "ClassStream.tasks": ("tasks", "queries", "shots"),  # which SetTasks takes
     "replace_file": ("path",),  # whose folder is there
 }
-OF_ZOO = ("Card", "load_memory", "load_pretrained", "pretrained", "save_pretrained")
+OF_ZOO = ("Card", "load", "load_memory", "load_pretrained", "pretrained", "save_pretrained")
 
 
 def public():

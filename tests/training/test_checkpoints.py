@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pyro_memory import load_weights
+from pyro_memory.building import comparing
 from pyro_memory.guides import EmptyGuide
 from pyro_memory.training import load_checkpoint, read_header, save_checkpoint
 
@@ -136,3 +137,37 @@ def test_foreign_files_and_formats_are_named(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="must have format 1 or 2; got 3"):
         load_weights(path, Net(), empty)
+
+
+def test_a_tensor_without_values_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"`model` must hold values; model\.count is on the meta device"):
+        save_checkpoint(tmp_path / "a.safetensors", Net().to("meta"), empty)
+    with pytest.raises(ValueError, match=r"`batches` must hold values; batches\.x is on the meta device"):
+        save_checkpoint(tmp_path / "a.safetensors", Net(), empty, batches={"x": torch.ones(1, device="meta")})
+
+
+def test_the_file_tells_how_the_pair_was_built_or_why_not(tmp_path):
+    path = save_checkpoint(tmp_path / "a.safetensors", nn.Linear(2, 3, bias=False), EmptyGuide())
+    assert read_header(path)["build"] == {
+        "model": ["torch.nn.Linear", {"in_features": 2, "out_features": 3, "bias": False}], "guide": ["EmptyGuide", {}],
+    }  # fmt: skip
+    net = Net()
+    net.layer.weight.requires_grad_(False)
+    header = read_header(save_checkpoint(path, net, empty))
+    assert header["build"] is None
+    assert header["frozen"] == ["model.layer.weight"]
+    assert "put @pyro_memory.rebuildable above it" in read_header(save_checkpoint(path, net, net))["not_rebuildable"]
+    assert "`guide` is the function empty" in header["not_rebuildable"]
+
+
+def test_a_pair_that_is_saved_again_unchanged_is_not_built_again(tmp_path, monkeypatch):
+    model, made = nn.Linear(2, 3), []
+    build = comparing.make
+    monkeypatch.setattr(comparing, "make", lambda *args: made.append(1) or build(*args))
+    guide = EmptyGuide()
+    for step in range(3):
+        save_checkpoint(tmp_path / "a.safetensors", model, guide, step=step)
+    assert len(made) == 1
+    model.extra = nn.Linear(2, 2)
+    save_checkpoint(tmp_path / "a.safetensors", model, guide)
+    assert len(made) == 2

@@ -36,7 +36,8 @@ def mnist(split: str, *, binary: bool = True, root: str | Path | None = None) ->
     Args:
         split: "train" (60,000) or "test" (10,000).
         binary: whether a pixel of half the full level or more becomes ink, and the others none.
-        root: the folder with the files; by default ``$PYRO_MEMORY_DATA/mnist``, or a download with a checksum.
+        root: the folder with the files, also the one that torchvision was given (``MNIST/raw`` below it), compressed or
+            not; by default ``$PYRO_MEMORY_DATA/mnist``, or a download with a checksum.
 
     Raises:
         FileNotFoundError: if the folder lacks a file.
@@ -49,11 +50,13 @@ def mnist(split: str, *, binary: bool = True, root: str | Path | None = None) ->
         raise ValueError(f'`split` must be "train" or "test"; got {split!r}')
     stem = "train" if split == "train" else "t10k"
     images, labels = (
-        _read_idx(find_file(name, folder="mnist", root=root, url=URL + name, sha256=CHECKSUMS[name]), dims)
+        _read_idx(_find(name, root), dims)
         for name, dims in [(f"{stem}-images-idx3-ubyte.gz", 3), (f"{stem}-labels-idx1-ubyte.gz", 1)]
     )
     if len(images) != len(labels):
-        raise ValueError(f"the files hold {len(images)} images and {len(labels)} labels; fetch both again from {URL}")
+        raise ValueError(
+            f"`root`: the files hold {len(images)} images and {len(labels)} labels; fetch both again from {URL}"
+        )
     pixels = torch.from_numpy(images).unsqueeze(1)
     return LabelledImages(
         (pixels >= 128).byte() if binary else pixels,
@@ -63,14 +66,23 @@ def mnist(split: str, *, binary: bool = True, root: str | Path | None = None) ->
     )
 
 
+def _find(name: str, root: str | Path | None) -> Path:
+    """A file of the official ones, or what torchvision makes of it."""
+    raw = name.removesuffix(".gz")
+    others = [f"{folder}{file}" for folder in ("", "raw/", "MNIST/raw/") for file in (name, raw)]
+    return find_file(name, folder="mnist", root=root, url=URL + name, sha256=CHECKSUMS[name], others=others)
+
+
 def _read_idx(path: Path, dims: int) -> np.ndarray:
     try:
-        content = gzip.decompress(path.read_bytes())
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
         magic, *shape = struct.unpack(f">{1 + dims}I", content[: 4 * (1 + dims)])
         if magic != 0x0800 + dims:
             raise ValueError(f"header {magic:#x}, not {0x0800 + dims:#x}")
         numbers = np.frombuffer(content, np.uint8, offset=4 * (1 + dims)).reshape(shape).copy()
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         raise ValueError(f"{path} is damaged or no idx file ({error}); fetch it again from {URL}") from error
-    check_content(path, content, CONTENTS[path.name], URL + path.name)
+    name = path.name.removesuffix(".gz") + ".gz"
+    check_content(path, content, CONTENTS[name], URL + name)
     return numbers

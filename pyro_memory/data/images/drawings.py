@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
 import zipfile
-import zlib
-from contextlib import suppress
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -17,9 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from pyro_memory.data.images.labelled import LabelledImages
-from pyro_memory.data.sources import cache_dir, check_content, find_file
+from pyro_memory.data.kept import DAMAGE, Arrays, kept, state_of
+from pyro_memory.data.sources import check_content, find_file
 from pyro_memory.gate import checked
-from pyro_memory.stores import replace_file
 
 CHECKSUMS = {
     "background": "e8f1dcd9cd371020aaec880d5bc777ef3394e57a531b96598ee65bacc0f2ebd3",
@@ -31,8 +29,6 @@ CONTENTS = {  # of the drawings, whatever zip they come in: names and bits, see 
 }
 # The alphabets that the division "45-5" sets aside: all lie in the zip of the official evaluation split.
 HELD_OUT = ("Sylheti", "Syriac_(Serto)", "Tengwar", "Tibetan", "ULOG")
-# What zipfile, zlib and Pillow raise: RuntimeError and NotImplementedError where a flipped bit says "encrypted".
-DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, SyntaxError, struct.error)
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # of a zip: images as bits, a row each; labels; names of the letters
 
@@ -50,14 +46,16 @@ def omniglot(
         alphabets: which of the 50 alphabets are in which split. "official": 30 (964 letters) and 20 (659), a zip each.
             "45-5": evaluation has five of these 20, Sylheti, Syriac (Serto), Tengwar, Tibetan and ULOG (144 letters),
             background the other 45 (1,479), from both zips. Numbers on the two divisions do not compare.
-        root: the folder with the zips; by default ``$PYRO_MEMORY_DATA/omniglot``, or a download with a checksum.
+        root: the folder with the zips, or with what they hold (``images_background/...``), also the one that was given
+            to torchvision (``omniglot-py`` below it); by default ``$PYRO_MEMORY_DATA/omniglot``, or a download with a
+            checksum.
 
     With ``size=26``, "45-5" has alphabets and pixels as https://github.com/yenchenlin/omniglot-45-5 makes them (2018, a
     third party's). It cites Rezende et al. (2016, https://arxiv.org/abs/1603.05106), Bornschein et al. (2017,
     https://arxiv.org/abs/1709.07116) and Reed et al. (2018, https://arxiv.org/abs/1710.10304) as users of the split;
     that they held out the same five alphabets could not be read anywhere.
 
-    Decoding takes about ten seconds a zip once; its result is kept, as bits, in the user's cache, where there is one.
+    Decoding takes about ten seconds a split once; its result is kept, as bits, in the user's cache, where there is one.
 
     Raises:
         FileNotFoundError: if the folder lacks a zip.
@@ -84,7 +82,8 @@ def omniglot(
 
 def _find(part: str, root: str | Path | None) -> Path:
     name = f"images_{part}.zip"
-    return find_file(name, folder="omniglot", root=root, url=URL + name, sha256=CHECKSUMS[part])
+    others = [f"omniglot-py/{name}", *(f"{folder}images_{part}" for folder in ("", "omniglot/", "omniglot-py/"))]
+    return find_file(name, folder="omniglot", root=root, url=URL + name, sha256=CHECKSUMS[part], others=others)
 
 
 @lru_cache(maxsize=2)
@@ -113,24 +112,13 @@ def _divided(parts: list[Part], held_out: bool) -> Part:
 
 
 def _stored(path: Path, split: str, size: int) -> Part:
-    """Bits, labels and names, decoded or from the cache: a convenience, whose failures cost time and nothing else."""
-    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    try:
-        return _cached(cache_dir() / f"omniglot-{split}-{size}-{checksum[:16]}.npz", size)
-    except (*DAMAGE, ValueError, KeyError):
-        part = _decode(path, split, size)
-        with suppress(OSError):
-            _write(cache_dir() / f"omniglot-{split}-{size}-{checksum[:16]}.npz", *part)
-        return part
-
-
-def _cached(path: Path, size: int) -> Part:
-    """What ``_write`` kept; an error if it is not there, or damaged."""
-    with open(path, "rb") as file, np.load(file) as stored:
-        bits, labels, names = stored["bits"], stored["labels"], stored["names"]
-    if bits.shape != (len(labels), -(-size * size // 8)) or labels.max() >= len(names):
-        raise ValueError("parts do not fit")
-    return bits, labels, names
+    """Bits, labels and names, decoded or from the cache."""
+    if path.is_dir():
+        state = state_of((name, path.parent / name) for name in _names(path))
+    else:
+        state = hashlib.sha256(path.read_bytes()).hexdigest()
+    parts = kept(f"omniglot-{split}-{size}-{state[:16]}", "1", lambda: _decode(path, split, size))
+    return parts["bits"], parts["labels"], parts["names"]
 
 
 def shrink(drawing: np.ndarray, size: int) -> np.ndarray:
@@ -143,38 +131,42 @@ def shrink(drawing: np.ndarray, size: int) -> np.ndarray:
     return drawing[:104, :104].reshape(26, 4, 26, 4).max((1, 3))
 
 
-def _decode(path: Path, split: str, size: int) -> Part:
-    """Reads a zip, makes sure that its drawings are Omniglot's, and shrinks them."""
+def _decode(path: Path, split: str, size: int) -> Arrays:
+    """Reads a zip or folder, makes sure that its drawings are Omniglot's, and shrinks them."""
     remedy = "fetch it again from " + URL
     try:
-        with zipfile.ZipFile(path) as archive:
-            files = sorted(n for n in archive.namelist() if n.endswith(".png") and n.count("/") == 3)
+        with nullcontext() if path.is_dir() else zipfile.ZipFile(path) as archive:
+            files = _names(path) if archive is None else sorted(filter(_is_drawing, archive.namelist()))
             if not files:
-                raise ValueError(f"{path} holds no drawings under alphabet/character folders: {remedy}")
-            drawings = [_ink(archive.read(file), path, file) for file in tqdm(files, desc=path.name, leave=False)]
+                raise ValueError(
+                    f"`root` must hold Omniglot; {path} holds no drawings under alphabet/character: {remedy}"
+                )
+            read = archive.read if archive else lambda file: (path.parent / file).read_bytes()
+            drawings = [_ink(read(file), path, file) for file in tqdm(files, desc=path.name, leave=False)]
     except DAMAGE as error:
         raise ValueError(f"{path} is damaged or no zip ({error}): {remedy}") from error
     letters = ["/".join(file.split("/")[1:3]) for file in files]
     names, labels = np.unique(letters, return_inverse=True)
     whole = "\n".join(file.partition("/")[2] for file in files).encode() + b"".join(map(np.packbits, drawings))
-    check_content(path, whole, CONTENTS[split], URL + path.name)
+    check_content(path, whole, CONTENTS[split], URL + f"images_{split}.zip")
     small = np.stack([shrink(drawing, size) for drawing in drawings]).reshape(len(files), -1)
-    return np.packbits(small, axis=-1), labels.astype(np.int64), names
+    return {"bits": np.packbits(small, axis=-1), "labels": labels.astype(np.int64), "names": names}
+
+
+def _names(folder: Path) -> list[str]:
+    """The drawings of a folder, named as in the zip."""
+    files = (file.relative_to(folder.parent).as_posix() for file in folder.glob("*/*/*.png"))
+    return sorted(filter(_is_drawing, files))
+
+
+def _is_drawing(name: str) -> bool:
+    return name.endswith(".png") and name.count("/") == 3 and "/." not in name
 
 
 def _ink(png: bytes, path: Path, file: str) -> np.ndarray:
     drawing = np.asarray(Image.open(io.BytesIO(png)).convert("L")) < 128
     if drawing.shape != (105, 105):
-        raise ValueError(f"{path} must hold drawings of 105x105; {file} is {drawing.shape}: fetch it again from {URL}")
+        raise ValueError(
+            f"`root`: {path} must hold drawings of 105x105; {file} is {drawing.shape}: fetch it again from {URL}"
+        )
     return drawing.astype(np.uint8)
-
-
-def _write(path: Path, bits: np.ndarray, labels: np.ndarray, names: np.ndarray) -> None:
-    """Writes the cache whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.savez(file, bits=bits, labels=labels, names=names)
-
-    replace_file(path, write)

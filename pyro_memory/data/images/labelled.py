@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from pyro_memory.data.given import Numbers, integers, names_of, tensor_of
+from pyro_memory.data.given import Numbers, classes_of, integers, names_of, tensor_of
 from pyro_memory.data.images.variations import smooth_maps
-from pyro_memory.gate import check_places, checked
+from pyro_memory.gate import check_places, checked, told
 
 
 @checked
@@ -20,33 +20,37 @@ from pyro_memory.gate import check_places, checked
 class LabelledImages:
     """Images with classes, kept as bytes in the memory of the CPU.
 
-    Images and labels may be given as tensors, arrays or lists of any number type: they are looked at and converted.
+    Images and labels may be given as tensors, arrays, lists or columns of pandas, of any number type: they are looked
+    at and converted. Labels may be names.
 
     Attributes:
-        images: ``[image, 1, height, width]``, ink in whole steps from 0 to ``levels``; ``[image, height, width]`` will
-            do.
-        labels: the class of each image, from 0 on.
-        class_names: a name a class; by default the numbers of the labels.
-        levels: what full ink is: 1 for binary images, 255 for grey ones.
+        images: ``[image, channel, height, width]``, in whole steps from 0 to ``levels``, of one channel of ink or of
+            three, red, green and blue; ``[image, height, width]`` will do.
+        labels: the class of each image, from 0 on; or its name.
+        class_names: a name a class; by default the names among the labels, sorted (of pandas' categories, in their
+            order), or the numbers of the labels.
+        levels: what full ink is: 1 for binary images, 255 for grey ones and for colours.
         originals: gives the images as they were before they were subsampled, where they are at hand: ``varied`` redraws
             from these.
+        ink: "dark" or "light", where the images come from files in which ink was darker or lighter than paper.
 
     ``data[indices]`` gives images in [0, 1], in torch's default dtype.
 
     Raises:
-        ValueError: if images have colours or channels last, hold anything but whole numbers from 0 to ``levels``, or
-            are not one for each label, or a label names no class. The first bad item is named.
+        ValueError: if images have other channels or have them last, hold anything but whole numbers from 0 to
+            ``levels``, or are not one for each label, or a label names no class. The first bad item is named.
 
     Example::
 
-        data = LabelledImages(np.zeros((20, 28, 28), bool), [0] * 10 + [1] * 10, ["circle", "square"])
+        data = LabelledImages(np.zeros((20, 28, 28), bool), ["circle"] * 10 + ["square"] * 10)
     """
 
-    images: UInt8[Tensor, "image 1 height width"]
+    images: UInt8[Tensor, "image channel height width"]
     labels: Int[Tensor, " image"]
     class_names: tuple[str, ...]
     levels: int
-    originals: Callable[[], UInt8[Tensor, "image 1 rows columns"]] | None
+    originals: Callable[[], UInt8[Tensor, "image channel rows columns"]] | None
+    ink: str | None
 
     def __init__(
         self,
@@ -54,11 +58,17 @@ class LabelledImages:
         labels: Numbers,
         class_names: Iterable[str] = (),
         levels: int = 1,
-        originals: Callable[[], UInt8[Tensor, "image 1 rows columns"]] | None = None,
+        originals: Callable[[], UInt8[Tensor, "image channel rows columns"]] | None = None,
+        ink: str | None = None,
     ) -> None:
+        if isinstance(originals, type):
+            raise TypeError(f"`originals` must be a function that gives images, or None; got {told(originals)}")
+        if ink not in (None, "dark", "light"):
+            raise ValueError(f'`ink` must be "dark", "light" or None; got {ink!r}')
         if not 1 <= levels <= 255:
             raise ValueError(f"`levels` must lie in 1 .. 255, what a byte holds; got {levels}")
-        images, labels = _one_channel(tensor_of("images", images)), tensor_of("labels", labels)
+        images = _with_channels(tensor_of("images", images))
+        labels, names = classes_of("labels", labels, names_of("class_names", class_names, None, "a class"))
         remedy = "Grey levels need levels=255, and (images * 255).round() if they lie in [0, 1]"
         if images.is_floating_point() and levels > 1 and 0 < images.max() <= 1:
             raise ValueError(f"`images` must be whole numbers from 0 to {levels}; got at most 1. {remedy}")
@@ -68,20 +78,20 @@ class LabelledImages:
             raise ValueError(
                 f"`labels` must be one class for each of {len(images)} images; got shape {list(labels.shape)}{one_hot}"
             )
-        names = names_of("class_names", class_names, None, "a class")
         remedy = "Number classes from 0 on" + ("; each has a name" if names else ", or give `class_names`")
         most = len(names or images) - 1
         labels = integers("labels", labels, low=0, high=most, item="image", remedy=remedy)
         count = len(names) or int(labels.max()) + 1
-        self.__dict__.update(images=images, labels=labels, levels=levels, originals=originals)
+        self.__dict__.update(images=images, labels=labels, levels=levels, originals=originals, ink=ink)
         self.__dict__["class_names"] = names_of("class_names", names, count, "a class")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __repr__(self) -> str:
-        shape = "x".join(map(str, self.shape[1:]))
-        return f"LabelledImages({len(self)} images of {shape} in {self.classes} classes)"
+        shape = "x".join(map(str, self.shape[self.shape[0] == 1 :]))
+        ink = f", {self.ink} ink" if self.ink else ""
+        return f"LabelledImages({len(self)} images of {shape} in {self.classes} classes{ink})"
 
     @property
     def classes(self) -> int:
@@ -100,7 +110,7 @@ class LabelledImages:
         order = self.labels.argsort(stable=True)
         return order.split(torch.bincount(self.labels, minlength=self.classes).tolist())
 
-    def __getitem__(self, indices: Int[Tensor, "*index"]) -> Float[Tensor, "*index 1 height width"]:
+    def __getitem__(self, indices: Int[Tensor, "*index"]) -> Float[Tensor, "*index channel height width"]:
         if indices.dim() == 0 and indices == len(self):  # where a loop over the images ends
             raise IndexError(f"`indices` must be below {len(self)}, the images")
         check_places("indices", indices, len(self), "the images")
@@ -111,12 +121,12 @@ class LabelledImages:
 
     def varied(
         self, indices: Int[Tensor, "*index"], generator: torch.Generator
-    ) -> Float[Tensor, "*index 1 height width"]:
+    ) -> Float[Tensor, "*index channel height width"]:
         """Gives images as other hands might have drawn them: each through a smooth map of its own, ``smooth_maps``.
 
         Each pixel is looked up where the map says, without interpolation, so that binary images stay binary; what lies
-        outside is blank. Omniglot's 28x28 are redrawn from the drawings, decoded at the first call and kept: 200 MB,
-        or 330 of 45 alphabets.
+        outside is blank, or of the colour at the edge. Omniglot's 28x28 are redrawn from the drawings, decoded at the
+        first call and kept: 200 MB, or 330 of 45 alphabets.
         """
         source = self.images if self.originals is None else self.originals()
         images, (height, width), (tall, wide) = indices.flatten(), self.shape[1:], source.shape[2:]
@@ -128,12 +138,14 @@ class LabelledImages:
         columns = torch.arange(width, device="cpu") * (wide / width) + moved[..., 0] * (wide / 2) + slack
         inside = (rows >= 0) & (rows < tall) & (columns >= 0) & (columns < wide)
         rows, columns = rows.long().clamp(0, tall - 1), columns.long().clamp(0, wide - 1)
-        found = source[images[:, None, None], 0, rows, columns] * inside
+        found = source[images[:, None, None], :, rows, columns].movedim(-1, 1)
+        if self.shape[0] == 1:  # of ink, which there is none of outside
+            found = found * inside.unsqueeze(1)
         return self._shown(found.reshape(*indices.shape, *self.shape))
 
 
-def _one_channel(images: Tensor) -> Tensor:
-    """Images as ``[image, 1, height, width]``.
+def _with_channels(images: Tensor) -> Tensor:
+    """Images as ``[image, channel, height, width]``.
 
     Raises:
         ValueError: if there are none, or channels cannot be told.
@@ -141,13 +153,16 @@ def _one_channel(images: Tensor) -> Tensor:
     shape = list(images.shape)
     if images.dim() == 3:
         images = images.unsqueeze(1)
-    if images.dim() != 4 or images.shape[1] != 1:
+    if images.dim() != 4 or images.shape[1] not in (1, 3):
         remedy = ""
         if images.dim() == 4:
-            last, colours = shape[-1] in (1, 3, 4), shape[1] in (3, 4)
-            remedy = ": give images.permute(0, 3, 1, 2), of one channel" if last and not colours else remedy
-            remedy = ": give one channel of grey, as images.mean(1, keepdim=True)" if colours else remedy
-        raise ValueError(f"`images` must be [image, 1, height, width], or [image, height, width]; got {shape}{remedy}")
+            last = shape[-1] in (1, 3, 4) and shape[1] not in (2, 4)
+            remedy = ": give images.permute(0, 3, 1, 2)" + (", [:, :3] of it" if shape[-1] == 4 else "") if last else ""
+            remedy = ": leave the transparency out, images[:, :3]" if shape[1] == 4 else remedy
+        raise ValueError(
+            f"`images` must be [image, channel, height, width] of 1 or 3 channels, or [image, height, width]; got "
+            f"{shape}{remedy}"
+        )
     if not images.numel():
         raise ValueError(f"`images` must hold at least one image of at least one pixel; got shape {shape}")
     return images

@@ -1,34 +1,23 @@
-"""Series of numbers: electricity transformers (ETT), and an embedded recording; windows to forecast from."""
+"""Series of numbers, and windows to forecast from."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import os
+import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from pyro_memory.data.given import Numbers, finite, first, integers, names_of, tensor_of
 from pyro_memory.data.seeds import below, generator_for
-from pyro_memory.data.sources import VARIABLE, find_file
-from pyro_memory.gate import checked
+from pyro_memory.gate import checked, told
 from pyro_memory.naming import call_of
 
-CHECKSUMS = {  # of the csv files, not compressed
-    "ETTh1": "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
-    "ETTh2": "a3dc2c597b9218c7ce1cd55eb77b283fd459a1d09d753063f944967dd6b9218b",
-    "ETTm1": "6ce1759b1a18e3328421d5d75fadcb316c449fcd7cec32820c8dafda71986c9e",
-}
-URL = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/"
-SERIES = (*CHECKSUMS, "eeg")
 SPLITS = ("train", "valid", "test")
 
 
@@ -38,13 +27,21 @@ class Series:
     """Several series over the same time, normalised by the mean and deviation of their training part.
 
     Attributes:
-        raw: ``[time, channel]``, as measured: a tensor, array or list of any number type; ``[time]`` is one channel.
-        channels: a name a channel; their numbers if none are given.
-        ends: where the train, validation and test parts end; what comes later is not used.
+        raw: ``[time, channel]``, as measured: a tensor, array, list or pandas frame of any number type; ``[time]`` is
+            one channel. Where nothing was observed it holds the last number that was, or the first.
+        channels: a name a channel; by default a frame's, or their numbers.
+        ends: where the train, validation and test parts end; what comes later is not used. By default at 70, 80 and
+            100 percent.
+        observed: ``[time, channel]``, whether a number was measured; by default everywhere but where a frame has none.
+            Mean and deviation are of the observed numbers.
+        times: when each row was measured, numpy's ``datetime64`` or numbers, where that is known; by default a frame's
+            index, if it is of times.
+
+    A channel that is constant in the training part is centred and keeps its scale; a warning names it.
 
     Raises:
-        ValueError: if a number is missing or infinite, a channel is constant in the training part (it cannot be
-            normalised), or ``ends`` do not follow each other within the series. Time and channel are named.
+        ValueError: if an observed number is missing or infinite, a channel has none in the training part, or ``ends``
+            do not follow each other within the series. Time and channel are named.
 
     Example::
 
@@ -55,96 +52,129 @@ class Series:
     raw: Float[Tensor, "time channel"]
     channels: tuple[str, ...]
     ends: tuple[int, int, int]
+    observed: Bool[Tensor, "time channel"]
+    times: np.ndarray | None
 
-    def __init__(self, raw: Numbers, channels: Iterable[str], ends: Numbers) -> None:
+    def __init__(
+        self,
+        raw: Numbers,
+        channels: Iterable[str] = (),
+        ends: Numbers = None,
+        observed: Numbers = None,
+        times: Numbers = None,
+    ) -> None:
+        if hasattr(raw, "notna"):  # of pandas, where a missing number is nobody's mistake
+            raw = raw if hasattr(raw, "columns") else raw.to_frame()
+            channels = tuple(channels) or tuple(raw.columns)
+            observed = raw.notna().to_numpy() if observed is None else observed
+            times = raw.index.values if times is None and raw.index.dtype.kind == "M" else times
         raw = tensor_of("raw", raw)
         raw = raw if raw.is_floating_point() else raw.double()
         raw = raw.unsqueeze(-1) if raw.dim() == 1 else raw
         if raw.dim() != 2 or not raw.numel():
             raise ValueError(f"`raw` must be [time, channel]; got shape {list(raw.shape)}")
         names = names_of("channels", channels, raw.shape[1], "a channel")
-        finite("raw", raw, items=("time", "channel"))
+        raw, seen = _filled(raw, names, observed)
+        ends = [round(share * len(raw)) for share in (0.7, 0.8, 1)] if ends is None else ends
         ends = tuple(integers("ends", ends, low=0, high=len(raw), item="end").tolist())
         if len(ends) != 3 or not 2 <= ends[0] <= ends[1] <= ends[2]:
             raise ValueError(
                 f"`ends` must be three times, where train (2 times at least), validation and test end one after the "
                 f"other; got {ends}"
             )
-        train = raw[: ends[0]]
-        flat = train.amax(0) == train.amin(0)
-        if bool(flat.any()):
+        bare = ~seen[: ends[0]].any(0)
+        if bool(bare.any()):
             raise ValueError(
-                f"`raw` must vary in the training part, whose deviation normalises it; channel "
-                f"{names[first(flat)[0]]!r} is {train[0, first(flat)[0]].item():g} throughout. Leave it out"
+                f"`raw` must hold observed numbers in the training part, whose deviation normalises it; channel "
+                f"{names[first(bare)[0]]!r} has none before time {ends[0]}. Leave it out"
             )
-        self.__dict__.update(raw=raw, channels=names, ends=ends)
+        times = None if times is None else _moments(times, len(raw))
+        self.__dict__.update(raw=raw, channels=names, ends=ends, observed=seen, times=times)
         finite("raw", self._normalised.float(), items=("time", "channel"))
+        flat = [name for name, spread in zip(names, self._spread.tolist(), strict=True) if not spread]
+        if flat:
+            warnings.warn(
+                f"channel {flat[0]!r} is constant in the training part{f', and {len(flat) - 1} more' * (len(flat) > 1)}"
+                ": it is centred and keeps its scale",
+                stacklevel=3,
+            )
 
     def __repr__(self) -> str:
-        names = ", ".join(self.channels)
-        return f"Series({len(self.raw)} times of {len(self.channels)} channels ({names}), parts end at {self.ends})"
+        names, gaps = ", ".join(self.channels), int((~self.observed).sum())
+        told = f", {gaps:,} numbers not observed" if gaps else ""
+        size = f"{len(self.raw)} times of {len(self.channels)} channels"
+        return f"Series({size} ({names}), parts end at {self.ends}{told})"
+
+    @cached_property
+    def _centre(self) -> Float[Tensor, " channel"]:
+        train, seen = self.raw[: self.ends[0]].double(), self.observed[: self.ends[0]]
+        return (train * seen).sum(0) / seen.sum(0)
+
+    @cached_property
+    def _spread(self) -> Float[Tensor, " channel"]:
+        """The deviation of the training part; exactly 0 of a constant."""
+        train, seen = self.raw[: self.ends[0]].double(), self.observed[: self.ends[0]]
+        low, high = (end.amin(0) for end in (train.masked_fill(~seen, math.inf), -train.masked_fill(~seen, -math.inf)))
+        spread = (((train - self._centre) ** 2 * seen).sum(0) / seen.sum(0)).sqrt()
+        return torch.where(low == -high, 0.0, spread)
 
     @cached_property
     def _normalised(self) -> Float[Tensor, "time channel"]:
         """In double precision, for whatever dtype is torch's default when it is asked for."""
-        train = self.raw[: self.ends[0]].double()
-        return (self.raw.double() - train.mean(0)) / train.std(0, correction=0)
+        scale = torch.where(self._spread > 0, self._spread, 1.0)
+        return (self.raw.double() - self._centre) / scale
 
     @property
     def values(self) -> Float[Tensor, "time channel"]:
         """The normalised series, in torch's default dtype."""
         return self._normalised.to(torch.get_default_dtype())
 
-    def windows(self, split: str, *, past: int, horizon: int, batch: int, seed: int | None = None) -> SeriesWindows:
+    def windows(
+        self, split: str, *, past: int, horizon: int, batch: int, seed: int | None = None, observed: bool = False
+    ) -> SeriesWindows:
         """Gives windows of one part; see ``SeriesWindows``."""
-        return SeriesWindows(self, split, past=past, horizon=horizon, batch=batch, seed=seed)
+        return SeriesWindows(self, split, past=past, horizon=horizon, batch=batch, seed=seed, observed=observed)
 
 
-@checked
-def load_series(name: str, root: str | Path | None = None) -> Series:
-    """Loads "ETTh1", "ETTh2" (hourly), "ETTm1" (quarter-hourly), or the embedded "eeg".
+def _moments(times: Numbers, count: int) -> np.ndarray:
+    """The times of so many rows, as an array."""
+    try:
+        array = np.asarray(times)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"`times` must be one for each row; got {told(times)}") from error
+    if array.shape != (count,) or array.dtype.kind not in "Mbiuf":
+        raise ValueError(
+            f"`times` must be numbers or datetime64, one for each of {count} rows; got {array.dtype} of shape "
+            f"{list(array.shape)}"
+        )
+    return array
 
-    The transformers' parts are 12, 4 and 4 months of 30 days, as is usual for them. "eeg" is matplotlib's sample
-    recording, 800 times of four electrodes, cut at 60 and 80 percent; it needs no file.
 
-    Args:
-        name: which.
-        root: the folder with the csv files, plain or compressed with gzip; by default ``$PYRO_MEMORY_DATA/ett``, or a
-            download with a checksum.
+def _filled(raw: Tensor, names: tuple[str, ...], observed: Numbers) -> tuple[Tensor, Tensor]:
+    """Numbers with the gaps between them filled, and where they were observed.
 
     Raises:
-        FileNotFoundError: if the folder lacks the file.
-        ValueError: if the file is damaged or another one, or the name is unknown.
-
-    References: Informer (Zhou et al., 2021), https://github.com/zhouhaoyi/ETDataset
+        ValueError: if an observed one is missing or infinite.
     """
-    if name not in SERIES:
-        raise ValueError(f"`name` must be one of {', '.join(SERIES)}; got {name!r}")
-    if name == "eeg":
-        path = Path(matplotlib.get_data_path()) / "sample_data" / "eeg.dat"
-        values = np.fromfile(path, dtype="<f8").reshape(800, 4)
-        return Series(torch.from_numpy(values).float(), ("1", "2", "3", "4"), (480, 640, 800))
-    content = _csv(f"{name}.csv", root)
-    if hashlib.sha256(content).hexdigest() != CHECKSUMS[name]:
-        raise ValueError(f"{name}.csv is damaged or another file; fetch it again from {URL}{name}.csv")
-    head, *lines = content.decode().splitlines()
-    values = np.array([line.split(",")[1:] for line in lines], dtype=np.float64)
-    month = 30 * 24 * (4 if name.startswith("ETTm") else 1)
-    ends = (12 * month, 16 * month, 20 * month)
-    return Series(torch.from_numpy(values).float(), tuple(head.split(",")[1:]), ends)
-
-
-def _csv(name: str, root: str | Path | None) -> bytes:
-    folder = os.environ.get(VARIABLE) if root is None else root
-    for packed in () if folder is None else (Path(folder) / f"{name}.gz", Path(folder) / "ett" / f"{name}.gz"):
-        if not packed.is_file():
-            continue
-        try:
-            return gzip.decompress(packed.read_bytes())
-        except (OSError, EOFError) as error:
-            raise ValueError(f"{packed} is damaged or no gzip ({error}); fetch it again from {URL}{name}") from error
-    checksum = CHECKSUMS[name.removesuffix(".csv")]
-    return find_file(name, folder="ett", root=root, url=URL + name, sha256=checksum).read_bytes()
+    if observed is None:
+        seen = torch.ones_like(raw, dtype=torch.bool)
+    else:
+        seen = integers("observed", observed, low=0, high=1, item="time").bool()
+        seen = seen.unsqueeze(-1) if seen.dim() == 1 and raw.shape[1] == 1 else seen
+    if seen.shape != raw.shape:
+        raise ValueError(f"`observed` must have the shape of `raw`, {list(raw.shape)}; got {list(seen.shape)}")
+    bad = seen & ~raw.isfinite()
+    if bool(bad.any()):
+        time, channel = first(bad)
+        raise ValueError(
+            f"`raw` must be finite where it was observed; got {raw[time, channel].item()} at time {time}, channel "
+            f"{channel} ({names[channel]!r}). Say where numbers miss: observed=np.isfinite(...) of them"
+        )
+    if bool(seen.all()):
+        return raw, seen
+    at = torch.arange(len(raw), device="cpu").unsqueeze(-1).where(seen, torch.tensor(-1, device="cpu")).cummax(0).values
+    at = torch.where(at < 0, seen.int().argmax(0), at)
+    return torch.where(seen | seen.any(0), raw.gather(0, at), 0.0), seen
 
 
 @checked
@@ -162,13 +192,23 @@ class SeriesWindows:
         batch: windows a batch.
         seed: random windows, a batch depending on seed and index only; None gives every window in order, once: the
             windows then have a length.
+        observed: whether ``windows[i]`` also says which numbers were observed: ``(past, future, past_observed,
+            future_observed)``, the latter two boolean and of the same shapes.
 
     Raises:
         ValueError: if an argument is unusable.
     """
 
     def __init__(
-        self, series: Series, split: str, *, past: int, horizon: int, batch: int, seed: int | None = None
+        self,
+        series: Series,
+        split: str,
+        *,
+        past: int,
+        horizon: int,
+        batch: int,
+        seed: int | None = None,
+        observed: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f'`split` must be "train", "valid" or "test"; got {split!r}')
@@ -187,6 +227,7 @@ class SeriesWindows:
         self.horizon = horizon
         self.batch = batch
         self.seed = seed
+        self.observed = observed
 
     __repr__ = call_of
 
@@ -198,11 +239,11 @@ class SeriesWindows:
     def __bool__(self) -> bool:
         return True  # also where there is no length to ask for
 
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, "sequence past"], Float[Tensor, "sequence horizon"]]:
-        starts = self._starts(index)
-        rows = self.series._normalised[starts[:, None] + torch.arange(self.past + self.horizon, device="cpu")]
-        past, future = rows.to(torch.get_default_dtype()).mT.flatten(0, 1).split([self.past, self.horizon], -1)
-        return past, future
+    def __getitem__(self, index: int) -> tuple[Shaped[Tensor, "sequence _"], ...]:
+        times = self._starts(index)[:, None] + torch.arange(self.past + self.horizon, device="cpu")
+        parts = [self.series._normalised[times].to(torch.get_default_dtype())]
+        parts += [self.series.observed[times]] if self.observed else []
+        return tuple(part for rows in parts for part in rows.mT.flatten(0, 1).split([self.past, self.horizon], -1))
 
     def _starts(self, index: int) -> Int[Tensor, " window"]:
         if self.seed is None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Int
@@ -14,10 +16,11 @@ from torch import Tensor
 
 from pyro_memory.data.given import Numbers, integers
 from pyro_memory.data.seeds import below, generator_for
-from pyro_memory.gate import checked
+from pyro_memory.gate import checked, told
 from pyro_memory.naming import call_of
 
 SPLITS = ("train", "valid", "test")
+Paths: TypeAlias = Any  # a path, or several in a list
 
 
 @checked
@@ -126,6 +129,8 @@ class CharacterText:
             ValueError: naming the first that is no place in the vocabulary.
         """
         tokens = integers("tokens", tokens, low=0, high=len(self.vocabulary) - 1, item="token")
+        if tokens.dim() != 1:
+            raise ValueError(f"`tokens` must be one sequence, [time]; got shape {list(tokens.shape)}")
         return "".join(self.vocabulary[i] for i in tokens.tolist())
 
     def part(self, split: str) -> str:
@@ -146,6 +151,62 @@ class CharacterText:
         if len(tokens) < length:
             raise ValueError(f"`length` must be at most the {len(tokens)} characters of {split}; got {length}")
         return tokens[: len(tokens) // length * length].reshape(-1, length)
+
+
+@checked
+def text_files(
+    path: Paths,
+    *,
+    encoding: str = "utf-8",
+    valid: float = 0.05,
+    test: float = 0.05,
+    extra: str = "",
+) -> CharacterText:
+    """Reads texts of one's own as characters: files, one after the other, cut into parts at the end of the whole.
+
+    Args:
+        path: a file, plain or compressed with gzip; a folder, of which all ``.txt`` and ``.md`` are read, those of its
+            sub-folders too, in the order of their names; or several of these. Hidden files are passed over.
+        encoding: of all files. A byte order mark is left out, and ends of lines become ``\\n``.
+        valid, test, extra: see ``CharacterText``.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or no text in a folder.
+        ValueError: naming the first file that is empty, damaged, no text or in another encoding.
+
+    Example::
+
+        text = text_files("letters")
+        batches = text.batches("train", length=256, batch=8)
+    """
+    texts = []
+    several = path if isinstance(path, (list, tuple)) else [path]
+    strange = [given for given in several if not (isinstance(given, (str, os.PathLike)) and os.fspath(given))]
+    if strange or not several:
+        raise TypeError(f"`path` must be a file or a folder, or a list of them; got {told((strange or [path])[0])}")
+    for given in several:
+        for file in _texts(Path(given)):
+            text = _read(file, encoding).replace("\r\n", "\n").replace("\r", "\n")
+            if not text.strip():
+                raise ValueError(f"`path` must hold text; {file} is empty. Leave it out")
+            if "\0" in text:
+                raise ValueError(f"`path` must hold text; {file} holds bytes of zero. If it is UTF-16, give `encoding`")
+            texts.append(text)
+    return CharacterText("\n\n".join(texts), valid, test, extra)
+
+
+def _texts(path: Path) -> list[Path]:
+    """A file, or the texts of a folder."""
+    if path.is_file():
+        return [path]
+    inner = (file for file in path.rglob("*") if file.name.removesuffix(".gz").lower().endswith((".txt", ".md")))
+    shown = (file for file in inner if not any(part.startswith(".") for part in file.relative_to(path).parts))
+    files = sorted(file for file in shown if file.is_file())
+    if not files:
+        raise FileNotFoundError(
+            f"`path` must be a text file, or a folder that holds .txt or .md files, plain or .gz; found none at {path}"
+        )
+    return files
 
 
 @checked

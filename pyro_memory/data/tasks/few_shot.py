@@ -17,7 +17,7 @@ from pyro_memory.gate import checked
 from pyro_memory.naming import call_of
 from pyro_memory.stores import SlotMemory
 
-Task = tuple[Float[Tensor, "target 1 height width"], SlotMemory]
+Task = tuple[Float[Tensor, "target channel height width"], SlotMemory]
 
 
 @checked
@@ -180,7 +180,7 @@ class FewShotTasks:
 
     def _recall(
         self, index: int, targets: Tensor, slots: Int[Tensor, "target slot"], x: Tensor, values: Tensor
-    ) -> Float[Tensor, "target 1 height width"]:
+    ) -> Float[Tensor, "target channel height width"]:
         """Shows, in the place of some targets, a slot of their class."""
         generator = generator_for(self.seed, 12, index)
         own = self.data.labels[slots] == self.data.labels[targets].unsqueeze(1)
@@ -194,7 +194,7 @@ class FewShotTasks:
             return fewest + int(below(most + 1 - fewest, generator))
         return min(most, int(fewest * ((most + 1) / fewest) ** float(uniform(generator))))
 
-    def _show(self, index: int, *groups: Tensor) -> list[Float[Tensor, "*image 1 height width"]]:
+    def _show(self, index: int, *groups: Tensor) -> list[Float[Tensor, "*image channel height width"]]:
         """The images of targets and slots: varied each by itself, turned all alike."""
         images = torch.cat([group.flatten() for group in groups])
         redraw, turning = generator_for(self.seed, 9, index), generator_for(self.seed, 4, index)

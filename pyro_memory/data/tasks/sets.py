@@ -92,7 +92,7 @@ class SetTasks:
     def __bool__(self) -> bool:
         return True  # also where there is no length to ask for
 
-    def __getitem__(self, index: int) -> tuple[Float[Tensor, "task query 1 height width"], SlotMemory]:
+    def __getitem__(self, index: int) -> tuple[Float[Tensor, "task query channel height width"], SlotMemory]:
         if self.targets is not None:
             return self._fixed(index, other=False)
         generator = generator_for(self.seed, 4, index)
@@ -112,7 +112,9 @@ class SetTasks:
         chosen = members[order(len(members), generator)[:wanted]]  # padding repeats an image; it is masked
         return torch.cat([chosen, chosen[-1:].expand(wanted - len(chosen))])
 
-    def _support(self, images: Float[Tensor, "task item 1 height width"], counts: Int[Tensor, " task"]) -> SlotMemory:
+    def _support(
+        self, images: Float[Tensor, "task item channel height width"], counts: Int[Tensor, " task"]
+    ) -> SlotMemory:
         mask = torch.arange(self.items, device="cpu") < counts.unsqueeze(-1)
         return SlotMemory(images * mask.reshape(*mask.shape, 1, 1, 1), mask=mask, batch_dim=-2)
 

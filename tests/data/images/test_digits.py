@@ -60,6 +60,29 @@ def test_the_variable_names_the_folder_above(folder, monkeypatch, tmp_path_facto
     assert len(mnist("train")) == 7
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_torchvisions_folder_is_read_packed_or_not(folder, tmp_path_factory, packed):
+    raw = tmp_path_factory.mktemp("torchvision") / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in folder.glob("*.gz"):
+        name, content = (path.name, path.read_bytes()) if packed else (path.stem, gzip.decompress(path.read_bytes()))
+        (raw / name).write_bytes(content)
+    for root in (raw.parents[1], raw.parent, raw):
+        assert torch.equal(mnist("train", root=root).images, mnist("train", root=folder).images)
+    if not packed:
+        (raw / "t10k-labels-idx1-ubyte").write_bytes(b"cut")
+        with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte is damaged or no idx file .*fetch it again"):
+            mnist("test", root=raw)
+
+
+def test_an_unpacked_file_is_the_published_one(tmp_path):
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        write_idx(tmp_path / name, PIXELS if "images" in name else LABELS)
+        (tmp_path / name).write_bytes(gzip.decompress((tmp_path / name).read_bytes()))
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte is damaged or another file: the sha256 .*ubyte.gz"):
+        mnist("train", root=tmp_path)
+
+
 def test_an_unknown_split_is_named(folder):
     with pytest.raises(ValueError, match=r'`split` must be "train" or "test"; got \'background\''):
         mnist("background", root=folder)

@@ -20,7 +20,7 @@ real = pytest.mark.skipif(VARIABLE not in os.environ, reason=f"{VARIABLE} names 
 def cache(tmp_path, monkeypatch):
     """The user's cache, empty and the test's own."""
     folder = tmp_path / "cache"
-    monkeypatch.setattr("pyro_memory.data.images.drawings.cache_dir", lambda: folder)
+    monkeypatch.setattr("pyro_memory.data.kept.cache_dir", lambda: folder)
     return folder
 
 
@@ -114,6 +114,33 @@ def test_the_folder_of_all_data_sets_will_do(folder, cache):
     (folder.parent / "all").mkdir()
     folder.rename(folder.parent / "all" / "omniglot")
     assert len(omniglot("background", root=folder.parent / "all")) == 12
+
+
+@pytest.mark.parametrize("place", ["", "omniglot", "omniglot-py"])
+def test_the_folders_that_the_zip_holds_are_the_same_as_the_zip(folder, cache, tmp_path, place):
+    zipped = omniglot("background", root=folder)
+    inside = tmp_path / "extracted" / place
+    with zipfile.ZipFile(folder / "images_background.zip") as archive:
+        archive.extractall(inside)
+    (inside / "images_background" / "A" / "character01" / "._0001_01.png").write_bytes(b"of a Mac")
+    for _ in range(2):  # the second from the cache
+        data = omniglot("background", root=tmp_path / "extracted")
+        assert torch.equal(data.images, zipped.images)
+        assert torch.equal(data.labels, zipped.labels)
+        assert data.class_names == zipped.class_names
+        assert torch.equal(data.originals(), zipped.originals())
+    last = inside / "images_background" / "B" / "character02" / "0023_03.png"
+    last.write_bytes(png(draw(99)))
+    assert not torch.equal(omniglot("background", root=tmp_path / "extracted").images, zipped.images)
+    last.write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"images_background is damaged .*fetch it again from https://"):
+        omniglot("background", root=tmp_path / "extracted")
+
+
+def test_torchvisions_zip_is_found(folder, cache):
+    (folder / "omniglot-py").mkdir()
+    (folder / "images_background.zip").rename(folder / "omniglot-py" / "images_background.zip")
+    assert len(omniglot("background", root=folder)) == 12
 
 
 FIVE = ("Sylheti", "Syriac_(Serto)", "Tengwar", "Tibetan", "ULOG")
@@ -256,18 +283,18 @@ def no_home(monkeypatch):
     def raises():
         raise FileNotFoundError("no home")
 
-    monkeypatch.setattr("pyro_memory.data.images.drawings.cache_dir", raises)
+    monkeypatch.setattr("pyro_memory.data.kept.cache_dir", raises)
 
 
 def read_only(monkeypatch):
     def refuses(*_):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("pyro_memory.data.images.drawings.replace_file", refuses)
+    monkeypatch.setattr("pyro_memory.data.kept.replace_file", refuses)
 
 
 def a_file(monkeypatch):
-    monkeypatch.setattr("pyro_memory.data.images.drawings.cache_dir", lambda: Path(__file__))
+    monkeypatch.setattr("pyro_memory.data.kept.cache_dir", lambda: Path(__file__))
 
 
 @pytest.mark.parametrize("broken", [no_home, read_only, a_file])
