@@ -11,7 +11,7 @@ import torch
 from conftest import ink
 from pyro.infer import Trace_ELBO
 from rebuilt_pairs import PAIRS, SHAPE, looked_up
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from pyro_memory import (
@@ -186,6 +186,15 @@ def test_a_pair_of_save_pretrained_is_loaded_by_either_file_and_by_its_name(tmp_
     by_name, shipped = load("vma-omniglot28"), load_pretrained("vma-omniglot28")
     assert_close(dict(state_of(*by_name[:2])), dict(state_of(*shipped)), rtol=0, atol=0)
     assert load("vsm-vae-omniglot")[2].episodes.slots > 0
+
+
+def test_a_tensor_among_the_arguments_is_kept_in_full_precision(tmp_path):
+    old = pair("VMA, templates")
+    first = old[0].templates.values.detach().clone()  # what it was given at the start
+    enlarged(*old)
+    save_pretrained("small", *old, facts=FACT, folder=tmp_path)
+    assert_close(load_file(tmp_path / "small.safetensors")["build.0"], first, rtol=0, atol=0)
+    assert_close(load(tmp_path / "small.json")[0].templates.values, old[0].templates.values, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", pretrained())

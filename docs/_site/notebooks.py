@@ -61,6 +61,8 @@ def _executed(source: Path, package: str) -> Any:
     print(f"tutorial {source.stem}: {time.monotonic() - began:.0f} s", flush=True)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # the times of day
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", ())):
+            cell.outputs = [o for o in cell.outputs if o.output_type != "execute_result"]  # `<Axes: >`
     notebook.metadata["made_from"] = key
     nbformat.write(notebook, kept)
     return notebook

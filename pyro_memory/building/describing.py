@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_memory.building.names import TORCH, NotRebuildable, name_of, name_of_call, name_of_function
+from pyro_memory.building.names import PYRO, TORCH, NotRebuildable, name_of, name_of_call, name_of_function
 from pyro_memory.gate import Held, Parts, Unknown, construction, told
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -61,7 +61,7 @@ class _Writer:
             name = name_of(type(module), own)
         except NotRebuildable as error:
             raise NotRebuildable(f"`{where}`: {error}") from None
-        if name.startswith(TORCH):
+        if name.startswith((TORCH, PYRO)):
             return [name, self._of_torch(where, module)]
         made = construction(module)
         if made is None:

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from pyro.nn import PyroModule
 from torch import nn
 
 from pyro_memory.gate import CLASSES, is_recorded, told
 
 TORCH, FUNCTIONAL, OWN = "torch.nn.", "torch.nn.functional.", "own."
+PYRO = "pyro.nn."  # before a class of torch.nn: Pyro's of the same, as PyroModule[nn.Linear]
 PARTS = ("SlotIndex",)  # what is no module and is built all the same; stores are not: some make files
 
 
@@ -46,6 +48,9 @@ def name_of(kind: type, own: dict[str, type]) -> str:
         return kind.__name__
     if _of_torch(kind.__name__) is kind:
         return TORCH + kind.__name__
+    base = kind.__mro__[1]
+    if issubclass(kind, PyroModule) and _of_torch(base.__name__) is base and PyroModule[base] is kind:
+        return PYRO + base.__name__
     if not (issubclass(kind, nn.Module) and is_recorded(kind)):
         raise NotRebuildable(
             f"{told(kind)} leaves no record of how it was built: put @pyro_memory.rebuildable above it"
@@ -61,16 +66,18 @@ def constructor_of(name: str, own: Mapping[str, type]) -> Any:
     Raises:
         ValueError: if there is none.
     """
-    prefix = next((p for p in (TORCH, OWN) if name.startswith(p)), "")
+    prefix = next((p for p in (TORCH, PYRO, OWN) if name.startswith(p)), "")
     short, _, method = name.removeprefix(prefix).partition(".")
-    found = _of_torch(short) if prefix == TORCH else own.get(short) if prefix == OWN else CLASSES.get(short)
+    found = own.get(short) if prefix == OWN else _of_torch(short) if prefix else CLASSES.get(short)
     if found is None and prefix == OWN:
         raise ValueError(f"`own` must hold the class {short}, of which the pair was built; give own=({short},)")
     if found is None or not (prefix or _buildable(found)):
         rooms = ", ".join(sorted({_room(kind) for kind in CLASSES.values() if _buildable(kind)}))
         raise ValueError(f"`build` must name a module of pyro_memory ({rooms}) or torch.nn; got {name!r}")
-    if method and (prefix == TORCH or method.startswith("_") or not _class_method(found, method)):
+    if method and (prefix in (TORCH, PYRO) or method.startswith("_") or not _class_method(found, method)):
         raise ValueError(f"`build` must name a class, or a class method that makes one; got {name!r}")
+    if prefix == PYRO:
+        return PyroModule[found]
     return getattr(found, method) if method else found
 
 

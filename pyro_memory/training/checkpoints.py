@@ -61,7 +61,7 @@ def save_checkpoint(
     Beside it ``<name>.json`` (``run.safetensors.json``) repeats step and record for people; loading never reads it, and
     a file of that name which is not such a summary stays as it is, with a warning. Parameters shared by model and guide
     are written under each of their names. The file has checksums and the mode that the umask gives. Cost: two copies
-    of weights and optimizer state in host memory.
+    of weights and optimizer state in host memory; the first time also building the pair once more, see ``save``.
 
     Args:
         path: the safetensors file; its folder is made where it is missing.

@@ -84,6 +84,7 @@ class OfTorch:
         lambda: nn.MultiheadAttention(4, 2, batch_first=True, kdim=3, vdim=3),
         lambda: nn.Bilinear(2, 3, 4, bias=False),
         lambda: nn.PReLU(3, init=0.1),
+        lambda: pyro.nn.PyroModule[nn.Sequential](pyro.nn.PyroModule[nn.Linear](3, 4, bias=False), nn.ReLU()),
     )  # fmt: skip
 
 
@@ -249,3 +250,8 @@ def test_every_module_in_a_pair_has_a_record_or_is_its_makers():
     assert construction(model.likelihood).arguments["decoder"].path == "decoder"
     assert construction(nn.Linear(2, 2)) is None
     assert construction(VAEGuide.mlp(SHAPE, 2, (4,))).method == "mlp"
+
+
+def test_a_recorded_class_method_is_still_looked_at_by_the_gate():
+    with pytest.raises(TypeError, match="`latent_dim` must be an integer; got 'x'"):
+        VMA.mlp(SHAPE, "x")

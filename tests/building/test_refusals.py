@@ -177,6 +177,8 @@ HOSTILE = [
     (["torch.nn.DataParallel", {}], NO_MODULE),
     (["torch.nn.functional.relu", {}], NO_MODULE),
     (["torch.load", {"f": "x"}], NO_MODULE),
+    (["pyro.nn.PyroSample", {}], NO_MODULE),
+    (["pyro.nn.Linear.to", {}], NO_METHOD),
     (["Mixer", {"dim": 3, "heads": 1}], NO_MODULE),  # no room exports it
     (["MappedMemory.create", {"folder": "made", "event_shape": [1]}], NO_MODULE),
     (["own.Other", {}], "`own` must hold the class Other"),
