@@ -48,7 +48,7 @@ def name_of(kind: type, own: dict[str, type]) -> str:
         return kind.__name__
     if _of_torch(kind.__name__) is kind:
         return TORCH + kind.__name__
-    base = kind.__mro__[1]
+    base = kind.__mro__[:2][-1]
     if issubclass(kind, PyroModule) and _of_torch(base.__name__) is base and PyroModule[base] is kind:
         return PYRO + base.__name__
     if not (issubclass(kind, nn.Module) and is_recorded(kind)):

@@ -34,8 +34,9 @@ def built_of(model: Callable[..., Any], guide: Callable[..., Any]) -> Built:
     try:
         methods = {role: _method(role, program) for role, program in (("model", model), ("guide", guide))}
         description = recorded_build(module_of(model), module_of(guide))
-    except NotRebuildable as error:
-        return Built({"build": None, "not_rebuildable": str(error), "frozen": frozen}, {})
+    except Exception as error:  # whatever a user's classes do: the weights of a run are written all the same
+        reason = str(error) if isinstance(error, NotRebuildable) else f"{type(error).__name__}: {error}"
+        return Built({"build": None, "not_rebuildable": reason, "frozen": frozen}, {})
     named = {role: name for role, name in methods.items() if name}
     build = description.build | ({"methods": named} if named else {})
     return Built({"build": build, "frozen": frozen}, description.tensors)

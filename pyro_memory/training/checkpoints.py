@@ -19,7 +19,6 @@ from pyro_memory.gate import checked
 from pyro_memory.stores import replace_file
 from pyro_memory.training.built import built_of, stores_of
 from pyro_memory.training.matching import copy, kind_of, matched, weights_of
-from pyro_memory.training.matching import module_of as module_of
 from pyro_memory.training.optimizers import matched_state, optimizer_options, optimizer_state, parameter_names
 from pyro_memory.training.seal import SEAL, Damaged, load_file, save_file
 from pyro_memory.training.summary import HEADER, Header, write_summary

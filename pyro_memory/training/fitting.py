@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from pyro_memory.gate import checked
 from pyro_memory.inference import KeepFrozen
 from pyro_memory.training.batches import Epochs, arguments, stream
-from pyro_memory.training.checkpoints import batches_of, module_of, read, restore
+from pyro_memory.training.checkpoints import batches_of, read, restore
 from pyro_memory.training.counting import DataCount
 from pyro_memory.training.kept import Kept, probe
 from pyro_memory.training.log import Log
 from pyro_memory.training.loop import Loop, as_trained, aside, make_parameters
+from pyro_memory.training.matching import module_of
 from pyro_memory.training.optimizers import OptimizerMaker, make_optimizer
 from pyro_memory.training.ranks import Ranks
 from pyro_memory.training.result import FitResult

@@ -53,7 +53,13 @@ class Kept:
         if stores is None or isinstance(stores, MappedMemory):
             return stores
         size = sum(t.numel() * t.element_size() for t in stores.to_tensors().values())
-        return stores if size <= LARGEST else None
+        if size > LARGEST:
+            self._warn(
+                f"The memory among `further` has {size / 2**20:.0f} MiB and is not written with each checkpoint; keep "
+                "it yourself, or `save` the pair with it at the end"
+            )
+            return None
+        return stores
 
     def _warn(self, text: str) -> None:
         if text and text not in self.told:

@@ -253,5 +253,5 @@ def test_every_module_in_a_pair_has_a_record_or_is_its_makers():
 
 
 def test_a_recorded_class_method_is_still_looked_at_by_the_gate():
-    with pytest.raises(TypeError, match="`latent_dim` must be an integer; got 'x'"):
-        VMA.mlp(SHAPE, "x")
+    with pytest.raises(TypeError, match="`tied` must be True or False; got 'x'"):
+        VMA.convolutional(SHAPE, 3, (4, 5), tied="x")

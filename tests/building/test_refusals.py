@@ -84,6 +84,7 @@ REFUSED = {
     "a subclass without a record": (undecorated, r"leaves no record .*: put @pyro_memory\.rebuildable above it"),
     "a lambda": (lambda: Box(lambda x: x), "`given` of `model` is the function <lambda>, which no file can tell: give"),
     "a lambda inside": (lambda: Box([{"a": lambda x: x}]), "`given` of `model` is the function <lambda>"),
+    "a class of Python's": (lambda: Box(object), "`given` of `model`: the class object leaves no record"),
     "a function": (lambda: Box(undecorated), "`given` of `model`: the function undecorated is no class"),
     "an object": (lambda: Box(object()), "`given` of `model` is a object, which no file can tell"),
     "a torch function on files": (lambda: Box(torch.load), "the function load is no class"),
@@ -117,6 +118,16 @@ def test_what_no_file_can_tell_is_said_when_it_is_loaded_and_not_when_it_is_trai
         load(path)
     with pytest.raises(ValueError, match=message):
         save(tmp_path / "pair.safetensors", model, EmptyGuide())
+
+
+def test_whatever_a_class_does_the_checkpoint_is_written(tmp_path):
+    class Mute(nn.Linear):
+        def __repr__(self):
+            raise ZeroDivisionError("no text")
+
+    path = save_checkpoint(tmp_path / "run.safetensors", rebuildable(Mute)(2, 2), EmptyGuide())
+    with pytest.raises(ValueError, match="cannot be built from the file alone: ZeroDivisionError: no text"):
+        load(path)
 
 
 def test_a_part_that_is_gone_is_named():

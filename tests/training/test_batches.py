@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyro_memory import SlotMemory, fit
+from pyro_memory.training import read_header
 from pyro_memory.training.batches import Epochs
 
 X = torch.arange(10.0)[:, None]
@@ -110,3 +111,13 @@ def test_what_does_not_make_batches_is_refused():
 def test_items_of_several_parts_stay_together():
     batch = Epochs(TensorDataset(X, 2 * X), 4, 0)[3]
     assert torch.equal(2 * batch[0], batch[1])
+
+
+def test_a_checkpoint_holds_the_memory_that_stays_unless_it_is_large(tmp_path, monkeypatch):
+    path = tmp_path / "run.safetensors"
+    calls([(X,)], steps=1, checkpoint=path)
+    assert read_header(path)["stores"] == {"kind": "SlotMemory"}
+    monkeypatch.setattr("pyro_memory.training.kept.LARGEST", 4)
+    with pytest.warns(UserWarning, match="is not written with each checkpoint; keep it yourself"):
+        calls([(X,)], steps=1, checkpoint=tmp_path / "other.safetensors")
+    assert read_header(tmp_path / "other.safetensors")["stores"] is None
