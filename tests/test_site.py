@@ -54,6 +54,12 @@ def test_a_tutorial_is_a_notebook_and_ends_with_what_to_change(page):
     assert re.findall(r"^## (.+)$", text, re.MULTILINE)[-1] == "For your own problem"
 
 
+def test_every_example_is_shown():
+    text = (DOCS / "examples.md").read_text()
+    for path in (DOCS.parent / "examples").glob("*.py"):
+        assert f'    --8<-- "examples/{path.name}"\n' in text
+
+
 def test_what_the_site_shows_comes_from_the_site():
     """Formulas and search take their scripts from the repository: a reader may have no network."""
     config = (DOCS.parent / "mkdocs.yml").read_text()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
@@ -37,7 +38,7 @@ class Epochs:
     def __getitem__(self, step: int) -> Any:
         epoch, place = divmod(step, len(self.items) // self.batch_size)
         chosen = self.order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
-        return _tuple_of(default_collate([self.items[int(i)] for i in chosen]))
+        return _tuple_of(default_collate([_with_tensors(self.items[int(i)]) for i in chosen]))
 
 
 def stream(batches: Any, skip: int, ranks: Ranks) -> tuple[Callable[[int], Any], Callable[[], Any]]:
@@ -87,6 +88,11 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
             raise ValueError("`batches` ran out and cannot start again; give a list or a DataLoader, not a generator")
 
 
+def _with_tensors(item: Any) -> Any:
+    """An item with its arrays as tensors: collated as they are they would keep double precision."""
+    return tuple(map(as_tensor, item)) if isinstance(item, (tuple, list)) else as_tensor(item)
+
+
 def _tuple_of(batch: Any) -> Any:
     """A batch of a data set whose items are tensors alone, as the one argument that it is."""
     return (batch,) if isinstance(batch, Tensor) else batch
@@ -100,3 +106,11 @@ def arguments(batch: Any, device: torch.device | str | None, further: tuple[Any,
         )
     given = [as_tensor(a) for a in batch]
     return tuple(a.to(device) if device is not None and hasattr(a, "to") else a for a in given) + further
+
+
+def warn_of_order(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warns that a resumed run reads a ``Dataset`` in another order than it began with."""
+    changed = [key for key in ("batch_size", "seed") if then.get(key) != now[key]]
+    if changed and now["batch_size"] is not None:
+        told_of = ", ".join(f"`{key}` was {then.get(key)} and is {now[key]}" for key in changed)
+        warnings.warn(f"{told_of}: from here on the run has another order of data", stacklevel=4)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_memory.gate import checked
 from pyro_memory.inference import KeepFrozen
-from pyro_memory.training.batches import Epochs, arguments, stream
+from pyro_memory.training.batches import Epochs, arguments, stream, warn_of_order
 from pyro_memory.training.checkpoints import batches_of, read, restore
 from pyro_memory.training.counting import DataCount
 from pyro_memory.training.kept import Kept, probe
@@ -141,10 +141,10 @@ def fit(
         places = {"model": model, "guide": guide, "batches": batches, "objective": objective}
         loop = Loop(model, guide, compute, parameters, made, clip_norm, ranks, places, count.data)
         log.unit = count.unit
-        kept = Kept(
-            path, loop, log, {"learning_rate": learning_rate, "clip_norm": clip_norm, "seed": seed}, batches, further
-        )
+        settings = {"learning_rate": learning_rate, "clip_norm": clip_norm, "seed": seed, "batch_size": batch_size}
+        kept = Kept(path, loop, log, settings, batches, further)
         if resuming:
+            warn_of_order(content[0]["record"].get("hyperparameters", {}), settings)
             restore(path, content, model, guide, made)
             if hasattr(batches, "load_state_dict"):
                 batches.load_state_dict(batches_of(content[1]))

@@ -80,6 +80,25 @@ def test_a_data_set_goes_on_after_a_resume_as_if_it_had_not_stopped(tmp_path):
     assert torch.equal(torch.cat(parts), torch.cat(whole))
 
 
+def test_a_resume_in_another_order_is_told(tmp_path):
+    kept = {"checkpoint": tmp_path / "run.safetensors"}
+    calls(TensorDataset(X), steps=2, batch_size=2, **kept)
+    with pytest.warns(UserWarning, match="`batch_size` was 2 and is 5: from here on the run has another order of data"):
+        calls(TensorDataset(X), steps=3, batch_size=5, **kept)
+
+
+class Arrays(Rows):
+    """Items as arrays of numpy, in double precision."""
+
+    def __getitem__(self, index):
+        return (X[index].double().numpy(),)
+
+
+def test_items_that_are_arrays_become_tensors_of_the_default_dtype():
+    (x,) = calls(Arrays(), steps=1, batch_size=2)
+    assert x.dtype == torch.float32
+
+
 def test_arrays_and_frames_become_tensors_of_the_default_dtype():
     pandas = pytest.importorskip("pandas")
     rows = X.double().numpy()
