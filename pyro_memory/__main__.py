@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
-import math
 import os
 import platform
 import sys
@@ -193,11 +193,17 @@ def _sizes(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         return []
     sizes: dict[str, int] = {}
+    met: set[bytes] = set()  # what model and guide share lies under each of its names
     with safe_open(path, "pt") as file:
         for key in file.keys():  # noqa: SIM118, it is no dict
             role, *inner = key.split(".")
+            tensor = file.get_tensor(key)
+            content = hashlib.sha256(tensor.flatten().view(torch.uint8).numpy()).digest()
+            if content in met and tensor.any() and role in ROLES:
+                continue
+            met.add(content)
             part = f"{role}.{inner[0]}" if len(inner) > 1 and role in ROLES else role
-            sizes[part] = sizes.get(part, 0) + math.prod(file.get_slice(key).get_shape())
+            sizes[part] = sizes.get(part, 0) + tensor.numel()
     weights = {part: size for part, size in sizes.items() if part.startswith(ROLES)}
     rows = [("weights", f"{sum(weights.values()):,} numbers; the file has {path.stat().st_size:,} bytes")]
     rows += [(f"  {part}{' itself' if part in ROLES else ''}", f"{size:,}") for part, size in sorted(weights.items())]
@@ -207,7 +213,9 @@ def _sizes(path: Path) -> list[tuple[str, str]]:
 def _said(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_said(item)}" for key, item in value.items())
-    text = " ".join(str(value).split())
+    whole = str(value)
+    text = " ".join(whole.split())
+    text = repr(whole) if whole != whole.strip() else text  # as a vocabulary, whose blanks count
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 

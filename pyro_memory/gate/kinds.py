@@ -153,7 +153,8 @@ class Several:
 
     def __call__(self, name: str, value: Any, call: Call) -> Any:
         if not self.wants(value):
-            raise TypeError(f"`{name}` must be {self}; got {told(value)}")
+            hint = f". Put it into one: {name}=(..., )" if self.item.wants(value) and value is not None else ""
+            raise TypeError(f"`{name}` must be {self}; got {told(value)}{hint}")
         if self.count is not None and len(value) != self.count:
             raise ValueError(f"`{name}` must be {self}; got {told(value)}")
         if isinstance(value, (np.ndarray, Tensor)):

@@ -56,5 +56,7 @@ def remedy(kind: type, value: Any) -> str:
         return f". Give an instance, {value.__name__}(...), not the class"
     if kind.__name__.endswith("State"):
         return ". Give the state that the call before returned, or None to start"
+    if kind.__name__ == "SlotMemory" and isinstance(value, Tensor) and value.ndim < 2 and not value.is_floating_point():
+        return ". If these are labels, leave them out of the batches: TensorDataset(images)"
     known = next((REMEDIES[c.__name__] for c in kind.__mro__ if c.__name__ in REMEDIES), None)
     return f". {known}" if known else ""

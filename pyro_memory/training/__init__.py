@@ -6,7 +6,7 @@ what would not train (``loop``, ``reach``); takes them all (``run``); makes the 
 (``seal``), with how its pair was built (``built``); writes a pair alone (``save``) and builds it again (``rebuild``);
 keeps what it did (``FitResult``, ``log``, ``kept``); lets several processes train one model (``Ranks``); changes the
 learning rate (``warm_cosine``); lets a step end before a signal counts (``signals``)? Imports: ``building``,
-``diagnostics``, ``inference``, ``nets`` (for modes), ``stores`` (for files).
+``data``, ``diagnostics``, ``inference``, ``nets`` (for modes), ``stores`` (for files).
 """
 
 from pyro_memory.training.checkpoints import (

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
+from pyro_memory.data import LabelledImages
 from pyro_memory.gate import as_tensor, told
 from pyro_memory.training.ranks import Ranks
 
@@ -25,10 +26,10 @@ class Epochs:
     """
 
     def __init__(self, items: Any, batch_size: int, seed: int) -> None:
-        if not isinstance(items, Dataset) or isinstance(items, IterableDataset):
+        if not isinstance(items, (Dataset, LabelledImages)) or isinstance(items, IterableDataset):
             raise ValueError(
-                "`batch_size` must be left out unless `batches` is a torch Dataset of single items, taken by number; "
-                f"got {told(items)}. TensorDataset(x, y) makes one of tensors"
+                "`batch_size` must be left out unless `batches` is a torch Dataset of single items, taken by number, "
+                f"or LabelledImages; got {told(items)}. TensorDataset(x, y) makes one of tensors"
             )
         if not 1 <= batch_size <= len(items):
             raise ValueError(f"`batch_size` must lie in 1 .. {len(items)}, the items of `batches`; got {batch_size}")
@@ -38,14 +39,17 @@ class Epochs:
     def __getitem__(self, step: int) -> Any:
         epoch, place = divmod(step, len(self.items) // self.batch_size)
         chosen = self.order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        if isinstance(self.items, LabelledImages):
+            return (self.items[torch.from_numpy(chosen)],)
         return _tuple_of(default_collate([_with_tensors(self.items[int(i)]) for i in chosen]))
 
 
 def stream(batches: Any, skip: int, ranks: Ranks) -> tuple[Callable[[int], Any], Callable[[], Any]]:
     """Gives the batch of a step, and a batch to look at before the first step, from any kind of ``batches``."""
-    if isinstance(batches, TensorDataset):
+    if isinstance(batches, (TensorDataset, LabelledImages)):
         raise ValueError(
-            "`batches` must give batches; a TensorDataset gives single items. Say how many make a batch: batch_size=64"
+            f"`batches` must give batches; {told(batches)} gives single items. Say how many make a batch: batch_size=64"
+            + ("; FewShotTasks draws them with a memory" if isinstance(batches, LabelledImages) else "")
         )
     if hasattr(batches, "__getitem__") and not isinstance(batches, IterableDataset):
         try:

@@ -239,8 +239,8 @@ def read(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Any], dic
             raise Damaged("its checksums are missing")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"`{path}` is not a whole pyro-memory checkpoint: it is damaged, or another file ({error}). Restore a copy "
-            "of it, or delete it"
+            f"`{path}` is not a whole pyro-memory checkpoint: it is another file, or damaged ({error}). If a run wrote "
+            "it, restore a copy; if not, give another name"
         ) from error
     if header["format"] not in READABLE:
         raise ValueError(

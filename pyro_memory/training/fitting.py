@@ -81,8 +81,8 @@ def fit(
         steps: optimizer steps in total, those before a resume included.
         further: the arguments of model and guide after those of each batch, the same at each step: a fixed memory. The
             checkpoint holds the first store among them, up to 64 MB, for ``load``.
-        batch_size: how many items of a torch ``Dataset`` make a batch; each epoch has an order of its own, from
-            ``seed`` (0 by default), and leaves out what does not fill a batch.
+        batch_size: how many items of a torch ``Dataset``, or of ``LabelledImages``, make a batch; each epoch has an
+            order of its own, from ``seed`` (0 by default), and leaves out what does not fill a batch.
         learning_rate: handed to the optimizer.
         optimizer: a torch optimizer class, or ``partial(torch.optim.AdamW, weight_decay=...)``; on resume its state
             goes to the parameters of the same names, see ``load_checkpoint``.

@@ -11,6 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyro_memory import SlotMemory, fit
+from pyro_memory.data import LabelledImages
+from pyro_memory.guides import VAEGuide
+from pyro_memory.models import VAE
 from pyro_memory.training import read_header
 from pyro_memory.training.batches import Epochs
 
@@ -28,7 +31,8 @@ class Offsets(PyroModule):
     def forward(self, x, memory):
         self.calls.append((x.detach().clone(), memory))
         with pyro.plate("batch", len(x)):
-            pyro.sample("x", dist.Normal(self.shift + memory.values.mean(), 1.0).to_event(1), obs=x)
+            x_dist = dist.Normal(self.shift + memory.values.mean(), 1.0)
+            pyro.sample("x", x_dist.expand(x.shape).to_event(x.dim() - 1), obs=x)
 
 
 def nothing(x, memory):
@@ -114,6 +118,20 @@ def test_a_memory_takes_a_frame_where_it_takes_a_tensor():
     torch.testing.assert_close(SlotMemory(frame).values, torch.tensor([[1.0, 0.0], [2.0, 1.0]]))
     with pytest.raises(ValueError, match="`values` must be"):
         SlotMemory(frame.assign(name=["a", "b"]))
+
+
+def test_labelled_images_go_in_by_batch_size():
+    images = LabelledImages(torch.arange(6).reshape(6, 1, 1, 1) % 2, [0, 1, 2, 3, 4, 5])
+    (x,) = calls(images, steps=1, batch_size=6)
+    assert sorted(x.flatten().tolist()) == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(ValueError, match=r"LabelledImages gives single items. Say how .* FewShotTasks draws them"):
+        calls(images)
+
+
+def test_labels_are_no_memory():
+    pair = VAE.mlp((1, 2, 2), latent_dim=1), VAEGuide.mlp((1, 2, 2), latent_dim=1)
+    with pytest.raises(TypeError, match=r"`memory` must be .* If these are labels, leave them out of the batches"):
+        fit(*pair, [(torch.zeros(3, 1, 2, 2), torch.tensor([0, 1, 2]))], Trace_ELBO(), steps=1, progress=False)
 
 
 def test_what_does_not_make_batches_is_refused():
