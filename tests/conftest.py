@@ -27,7 +27,9 @@ def checked_shapes(request):
 
 @pytest.fixture(autouse=True)
 def fresh_pyro():
-    """Each test starts with its own parameter store and random stream."""
+    """Each test starts with its own parameter store and random stream, and with checks of values, which torch.compile
+    turns off for the whole process."""
+    torch.distributions.Distribution.set_default_validate_args(True)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 import warnings
 from collections import Counter
@@ -15,7 +16,7 @@ import PIL
 import torch
 from tqdm import tqdm
 
-from pyro_memory.data.images.ink import binary, found_ink, on_paper
+from pyro_memory.data.images.ink import CONTRAST, binary, found_ink, on_paper
 from pyro_memory.data.images.labelled import LabelledImages
 from pyro_memory.data.images.reading import SUFFIXES, read_image
 from pyro_memory.data.images.sheet import labels_from
@@ -24,6 +25,7 @@ from pyro_memory.gate import checked
 
 MANY = 200  # images from which on a bar shows how far reading is
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation"}
+MORE_PARTS = PARTS | {"dev", "eval", "evaluation", "gallery", "holdout", "query", "support"}
 
 
 @checked
@@ -68,8 +70,9 @@ def image_folder(
 
     Raises:
         FileNotFoundError: if there is no such folder or table.
-        ValueError: naming the first file that cannot be read, that lies beside the classes or that has no label; if the
-            folder holds no images, too few classes for a split, or an argument is unusable.
+        ValueError: naming the first file that cannot be read, that holds several images, that lies beside the classes
+            or that has no label; if the folder holds no images, too few classes for a split, classes that seem to be
+            the same in several parts, or an argument is unusable.
 
     References: A Threshold Selection Method from Gray-Level Histograms (Otsu, 1979),
     https://doi.org/10.1109/TSMC.1979.4310076
@@ -88,10 +91,11 @@ def image_folder(
     of_files = labels_from(_table(Path(path), Path(labels)), files) if labels else _folders(Path(path), list(files))
     classes = _sorted(set(of_files.values()))
     chosen = classes if split is None else _part(classes, split, evaluation, seed)
+    twice = _twice(classes) if split and not labels else []
     read = _read(Path(path), files, (height, width), 3 if colour == "colour" else 1, progress, cache)
     names = list(files)
     images, ink, told = _shown(read, names, colour, ink)
-    for text in told:
+    for text in twice + told:
         warnings.warn(f"{path}: {text}", stacklevel=3)
     number = {name: i for i, name in enumerate(chosen)}
     taken = [i for i, name in enumerate(names) if of_files[name] in number]
@@ -109,7 +113,8 @@ def _shown(read: Arrays, names: list[str], colour: str, ink: str) -> tuple[np.nd
     told: list[str] = []
     seen, opaque = read["seen"], read["opaque"]
     if colour == "colour":
-        return on_paper(seen, opaque, 255), None, told
+        images = on_paper(seen, opaque, 255)
+        return images, None, _flat(images, names)
     if ink == "found":
         ink, odd = found_ink(read["ink"], names)
         if odd:
@@ -127,7 +132,21 @@ def _shown(read: Arrays, names: list[str], colour: str, ink: str) -> tuple[np.nd
                 f"{len(blank)} of {len(names)} images have no ink, the first is {names[blank[0]]}: they are of one "
                 "level, or nearly. Leave them out if they should have some"
             )
+    else:
+        told += _flat(images, names)
     return images, ink, told
+
+
+def _flat(images: np.ndarray, names: list[str]) -> list[str]:
+    """What is to be told of images that keep their levels and have nearly one."""
+    flat = np.flatnonzero((images.max((2, 3)) - images.min((2, 3))).max(-1) < CONTRAST)
+    if not len(flat):
+        return []
+    return [
+        f"{len(flat)} of {len(names)} images have less than {CONTRAST} of 255 levels between their darkest and "
+        f"lightest pixel, the first is {names[flat[0]]}. If they are of 16 bits, of which the upper eight are taken, "
+        "stretch their levels first"
+    ]
 
 
 def _check(split: str | None, colour: str, ink: str, evaluation: float) -> None:
@@ -194,6 +213,32 @@ def _folders(root: Path, names: Sequence[str]) -> dict[str, str]:
     return classes
 
 
+def _twice(classes: Sequence[str]) -> list[str]:
+    """What is to be told of a split of classes that share the name of their folder: they may be the same.
+
+    Raises:
+        ValueError: if they look so: the folders above hold the same names, or one is called as parts of data are.
+    """
+    above: dict[str, set[str]] = {}
+    for name in classes:
+        folder, _, inner = name.rpartition("/")
+        if folder:
+            above.setdefault(folder, set()).add(inner)
+    count = Counter(inner for held in above.values() for inner in held)
+    shared = sorted(inner for inner in count if count[inner] > 1)
+    if not shared:
+        return []
+    one, other, *_ = sorted(folder for folder, held in above.items() if shared[0] in held)
+    said = f"{len(shared)} names occur below several folders, as {one}/{shared[0]} and {other}/{shared[0]}"
+    parts = any(re.split("[^a-z]", part)[0] in MORE_PARTS for folder in above for part in folder.lower().split("/"))
+    if parts or len({frozenset(held) for held in above.values()}) == 1:
+        raise ValueError(
+            f"`split` must divide classes; {said}. If these are parts of the same classes, read them one by one "
+            "without `split`; if they are different classes, rename the folders or give `labels`"
+        )
+    return [f"{said}; they are taken as different classes. If they are the same, give `labels`"]
+
+
 def _table(root: Path, labels: Path) -> Path:
     for path in (root / labels, labels):
         if path.is_file():
@@ -232,6 +277,6 @@ def _read(
 
     if not cache:
         return read()
-    options = f"1 {PIL.__version__} {size} {channels}"  # the first is this file's own: one more where reading changes
+    options = f"2 {PIL.__version__} {size} {channels}"  # the first is this file's own: one more where reading changes
     name = hashlib.sha256(f"{os.path.abspath(root)} {size} {channels}".encode(errors="surrogateescape")).hexdigest()
     return kept(f"folder-{name[:16]}", f"{options} {state_of(files.items())}", read)

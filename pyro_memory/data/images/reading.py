@@ -33,16 +33,22 @@ def read_image(path: Path, size: tuple[int, int], channels: int) -> Reading:
     """Reads an image upright, shrinks it by area (or enlarges it, bilinearly), and lays it in the middle of its paper.
 
     Raises:
-        ValueError: naming the file, if it cannot be read.
+        ValueError: naming the file, if it cannot be read or holds several images.
     """
     try:
         with Image.open(path) as image:
+            pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: photos with a preview
             seen, opaque = _bands(ImageOps.exif_transpose(image), channels)
     except Exception as error:  # Pillow's many readers raise whatever they meet
         raise ValueError(
             f"{path} is damaged or no image that can be read ({error or type(error).__name__}). Replace it, or move it "
             "out of the folder"
         ) from error
+    if pages > 1:
+        raise ValueError(
+            f"`path` must hold an image a file; {path} holds {pages}, as pages or frames. Save each as a file, or move "
+            "it out of the folder"
+        )
     scale = min(size[0] / seen.height, size[1] / seen.width)
     inner = max(1, round(seen.width * scale)), max(1, round(seen.height * scale))
     if inner != seen.size:

@@ -31,18 +31,11 @@ def in_order(
         )
         order = times.argsort(kind="stable")
         values, times = values.iloc[order], times[order]
-    values, times = _once(values, times, told)
+    values, times = _once(values, times, told, hints=zone is None)
     if gaps == "joined":
         return values.reset_index(drop=True), times, told
     at, whole, step = places(times)
     count = len(whole)
-    if count > 2 * len(times):
-        row = int(np.diff(at).argmax())
-        raise ValueError(
-            f"`path` must hold most of its times; of {count}, {step} apart, {count - len(times)} are missing, the most "
-            f"between {shown(times[row])} and {shown(times[row + 1])}. Cut it there, or give "
-            'gaps="joined" to take rows as they come'
-        )
     if count > len(times):
         lacking = np.setdiff1d(np.arange(count), at)
         hint = clock_change(whole[lacking[0]]) if zone is None else ""
@@ -54,8 +47,8 @@ def in_order(
     return values.reset_index(drop=True), times, told
 
 
-def _once(values: Any, times: np.ndarray, told: list[str]) -> tuple[Any, np.ndarray]:
-    """Rows without those that repeat another."""
+def _once(values: Any, times: np.ndarray, told: list[str], *, hints: bool) -> tuple[Any, np.ndarray]:
+    """Rows without those that repeat another; with a hint where clocks may have been changed."""
     same = np.zeros(len(times), bool)
     same[1:] = times[1:] == times[:-1]
     if not same.any():
@@ -69,17 +62,21 @@ def _once(values: Any, times: np.ndarray, told: list[str]) -> tuple[Any, np.ndar
             f"`path` must hold each time once; {shown(times[row])} occurs with different numbers ({differ.sum()} such "
             f"rows). Keep one of each, or their mean{clock_change(times[row])}"
         )
-    told.append(f"{same.sum()} rows repeat the one before, the first at {shown(times[same][0])}; they are left out")
+    hint = next(filter(None, map(clock_change, times[same])), "") if hints else ""
+    told.append(
+        f"{same.sum()} rows repeat the one before, the first at {shown(times[same][0])}; they are left out{hint}"
+    )
     return values[~same], times[~same]
 
 
 def _without_clock_changes(pandas: Any, times: np.ndarray, zone: str) -> np.ndarray:
-    """Local times as UTC; of a time that occurs twice the first is of summer time."""
+    """Local times as UTC; of the hour that occurs twice, summer time is what comes before its first step back."""
     if len(times) > 1 and np.median(np.diff(times).astype(np.float64)) >= 86400e6:
         return times  # days are days, of 23 hours too
     index = pandas.DatetimeIndex(times)
     try:
-        local = index.tz_localize(zone, ambiguous=~index.duplicated(), nonexistent="NaT")
+        twice = index.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward").isna()
+        local = index.tz_localize(zone, ambiguous=_of_summer(times, twice), nonexistent="NaT")
     except (KeyError, ValueError, OSError) as error:  # as zoneinfo says it
         raise ValueError(
             f'`zone` must be the name of a time zone, as "Europe/Berlin"; got {zone!r} ({error})'
@@ -90,3 +87,15 @@ def _without_clock_changes(pandas: Any, times: np.ndarray, zone: str) -> np.ndar
             f"{zone}. Leave it out if the file keeps one time throughout, as UTC or that of winter"
         )
     return local.tz_convert("UTC").tz_localize(None).to_numpy("datetime64[us]")
+
+
+def _of_summer(times: np.ndarray, twice: np.ndarray) -> np.ndarray:
+    """Which rows are of summer time, of those whose clock shows their time twice."""
+    summer = np.ones(len(times), bool)
+    days = times.astype("datetime64[D]")
+    for day in np.unique(days[twice]):
+        rows = np.flatnonzero(twice & (days == day))
+        steps = np.diff(times[rows]).astype(np.int64)
+        back = steps < 0 if (steps < 0).any() else steps == 0  # hourly times do not step back, they stand
+        summer[rows[1:]] = ~np.logical_or.accumulate(back)
+    return summer

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_memory.data.given import Numbers, finite, first, integers, names_of, tensor_of
 from pyro_memory.data.seeds import below, generator_for
+from pyro_memory.data.sequences.stamps import places, shown
 from pyro_memory.gate import checked, told
 from pyro_memory.naming import call_of
 
@@ -34,14 +35,15 @@ class Series:
             100 percent.
         observed: ``[time, channel]``, whether a number was measured; by default everywhere but where a frame has none.
             Mean and deviation are of the observed numbers.
-        times: when each row was measured, numpy's ``datetime64`` or numbers, where that is known; by default a frame's
-            index, if it is of times.
+        times: when each row was measured, numpy's ``datetime64`` or numbers, one after the other, where that is known;
+            by default a frame's index, if it is of times. Rows are taken as they follow each other: where those of an
+            index are not even, a warning says so.
 
     A channel that is constant in the training part is centred and keeps its scale; a warning names it.
 
     Raises:
         ValueError: if an observed number is missing or infinite, a channel has none in the training part, or ``ends``
-            do not follow each other within the series. Time and channel are named.
+            do not follow each other within the series, or ``times`` do not ascend. Time and channel are named.
 
     Example::
 
@@ -63,11 +65,13 @@ class Series:
         observed: Numbers = None,
         times: Numbers = None,
     ) -> None:
+        indexed = False
         if hasattr(raw, "notna"):  # of pandas, where a missing number is nobody's mistake
             raw = raw if hasattr(raw, "columns") else raw.to_frame()
             channels = tuple(channels) or tuple(raw.columns)
             observed = raw.notna().to_numpy() if observed is None else observed
-            times = raw.index.values if times is None and raw.index.dtype.kind == "M" else times
+            indexed = times is None and raw.index.dtype.kind == "M"
+            times = raw.index.values if indexed else times
         raw = tensor_of("raw", raw)
         raw = raw if raw.is_floating_point() else raw.double()
         raw = raw.unsqueeze(-1) if raw.dim() == 1 else raw
@@ -91,6 +95,8 @@ class Series:
         times = None if times is None else _moments(times, len(raw))
         self.__dict__.update(raw=raw, channels=names, ends=ends, observed=seen, times=times)
         finite("raw", self._normalised.float(), items=("time", "channel"))
+        if indexed and (uneven := _uneven(self.times)):
+            warnings.warn(uneven, stacklevel=3)
         flat = [name for name, spread in zip(names, self._spread.tolist(), strict=True) if not spread]
         if flat:
             warnings.warn(
@@ -142,12 +148,33 @@ def _moments(times: Numbers, count: int) -> np.ndarray:
         array = np.asarray(times)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"`times` must be one for each row; got {told(times)}") from error
-    if array.shape != (count,) or array.dtype.kind not in "Mbiuf":
+    if array.shape != (count,) or array.dtype.kind not in "Miuf":
         raise ValueError(
             f"`times` must be numbers or datetime64, one for each of {count} rows; got {array.dtype} of shape "
             f"{list(array.shape)}"
         )
+    late = ~(array[1:] > array[:-1])  # also of what is no time
+    if late.any():
+        row = int(late.argmax())
+        raise ValueError(
+            f"`times` must ascend, each once (a frame's are its index); {shown(array[row + 1])} follows "
+            f"{shown(array[row])} in row {row + 1}. Sort the rows by time, as frame.sort_index() does, and keep one of "
+            "each time"
+        )
     return array
+
+
+def _uneven(times: np.ndarray) -> str:
+    """What is to be told of times that are not of one step."""
+    after = ". Rows are taken as they follow each other; where even time matters, resample the frame first"
+    try:
+        at, whole, step = places(times.astype("datetime64[us]"))
+    except ValueError:
+        return f"`raw` has an index of times that are not of one step{after}"
+    if len(whole) == len(times):
+        return ""
+    gap = shown(whole[np.setdiff1d(np.arange(len(whole)), at)[0]])
+    return f"`raw` lacks {len(whole) - len(times)} of {len(whole)} times, {step} apart, the first is {gap}{after}"
 
 
 def _filled(raw: Tensor, names: tuple[str, ...], observed: Numbers) -> tuple[Tensor, Tensor]:
@@ -216,12 +243,13 @@ class SeriesWindows:
             raise ValueError(f"`past`, `horizon` and `batch` must be at least 1; got {past}, {horizon} and {batch}")
         at = SPLITS.index(split)
         first = past if at == 0 else series.ends[at - 1]
-        self.starts = torch.arange(first - past, series.ends[at] - horizon - past + 1, device="cpu")
-        if first < past or len(self.starts) == 0:
+        last = series.ends[at] - horizon - past
+        if not past <= first <= last + past:
             raise ValueError(
                 f"`past` + `horizon` must fit into the {split} part, which forecasts from time {first} and ends at "
                 f"{series.ends[at]}; got {past} + {horizon}"
             )
+        self.starts = torch.arange(first - past, last + 1, device="cpu")
         self.series = series
         self.past = past
         self.horizon = horizon

@@ -23,17 +23,23 @@ def looks_like_times(cells: Sequence[Any]) -> bool:
     return bool(ISO.match(held) or DATE.match(held))
 
 
-def moments(pandas: Any, cells: Any, name: str, date_format: str | None) -> np.ndarray:
+def moments(pandas: Any, cells: Any, name: str, date_format: str | None, zone: str | None) -> np.ndarray:
     """Gives the moments of a column: ``datetime64``, of UTC where cells say so; or plain numbers.
 
     Numbers are years where the column is called so, dates as 20240131, seconds since 1970 (from 1e8 on; from 1e11 on
     milliseconds, and so on), or just numbers.
 
     Raises:
-        ValueError: naming the first cell that is no time, or could be two.
+        ValueError: naming the first cell that is no time, or could be two; or if a zone is given for times that need
+            none.
     """
     if date_format is None and cells.dtype.kind in "iuf":
-        return _of_numbers(pandas, cells, name)
+        found, days = _of_numbers(pandas, cells, name)
+        if zone is not None and not days:
+            raise ValueError(
+                f"`zone` must be left out: {name!r} holds numbers, as {cells.iloc[0]}; no clock change moves them"
+            )
+        return found
     texts = cells.astype(str).str.strip()
     held = texts[cells.notna()]
     if date_format is None and held.str.match(ISO).mean() > 0.5:  # others are named below
@@ -55,11 +61,15 @@ def moments(pandas: Any, cells: Any, name: str, date_format: str | None) -> np.n
             f"{f', where others are as {held.iloc[0]!r}' if len(held) else ''}. Mend or remove the row, or give "
             'the form of all: date_format="..."'
         )
-    zone = getattr(found.dt, "tz", None)
-    return (found.dt.tz_convert("UTC").dt.tz_localize(None) if zone else found).to_numpy("datetime64[us]")
+    if getattr(found.dt, "tz", None):
+        if zone is not None:
+            raise ValueError(f"`zone` must be left out: cells of {name!r} say their offset, as {held.iloc[0]!r}")
+        found = found.dt.tz_convert("UTC").dt.tz_localize(None)
+    return found.to_numpy("datetime64[us]")
 
 
-def _of_numbers(pandas: Any, cells: Any, name: str) -> np.ndarray:
+def _of_numbers(pandas: Any, cells: Any, name: str) -> tuple[np.ndarray, bool]:
+    """The times that numbers mean, and whether these are days or years."""
     numbers = cells.to_numpy(np.float64)
     if not np.isfinite(numbers).all():
         row = int((~np.isfinite(numbers)).argmax())
@@ -69,15 +79,15 @@ def _of_numbers(pandas: Any, cells: Any, name: str) -> np.ndarray:
     whole = (numbers == numbers.round()).all()
     low, high = numbers.min(), numbers.max()
     if whole and low >= 1000 and high < 3000 and re.search("year|jahr|date", name, re.IGNORECASE):
-        return numbers.astype(np.int64).astype(str).astype("datetime64[Y]").astype("datetime64[us]")
+        return numbers.astype(np.int64).astype(str).astype("datetime64[Y]").astype("datetime64[us]"), True
     if whole and low >= 17000101 and high <= 22001231:
         days = pandas.to_datetime(cells.astype("int64").astype(str), format="%Y%m%d", errors="coerce")
         if days.notna().all():
-            return days.to_numpy("datetime64[us]")
+            return days.to_numpy("datetime64[us]"), True
     if low >= 1e8:
         unit = 1e6 if high < 1e11 else 1e3 if high < 1e14 else 1 if high < 1e17 else 1e-3
-        return (numbers * unit).round().astype(np.int64).astype("datetime64[us]")
-    return numbers
+        return (numbers * unit).round().astype(np.int64).astype("datetime64[us]"), False
+    return numbers, False
 
 
 def _format(held: Any, name: str) -> str:
@@ -129,7 +139,7 @@ def places(times: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
     pass.
 
     Raises:
-        ValueError: naming the first time that lies between two steps.
+        ValueError: naming the first time that lies between two steps, or where most are missing.
     """
     if len(times) < 2:
         raise ValueError(f"`path` must hold at least two times; got {len(times)}")
@@ -150,9 +160,22 @@ def places(times: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
             'gaps="joined" to take rows as they come'
         )
     at = np.concatenate([[0], steps.cumsum()]).astype(np.int64)
+    _check_held(times, at, length(times, step))
     since = np.interp(np.arange(at[-1] + 1), at, (times - times[0]).astype(np.float64))
     since = since.round().astype("timedelta64[us]") if times.dtype.kind == "M" else since
     return at, times[0] + since, length(times, step)
+
+
+def _check_held(times: np.ndarray, at: np.ndarray, step: str) -> None:
+    """Raises where most times are missing, before any array is made of them: one mistyped year is an age of seconds."""
+    count = int(at[-1]) + 1
+    if count > 2 * len(times):
+        row = int(np.diff(at).argmax())
+        raise ValueError(
+            f"`path` must hold most of its times; of {count}, {step} apart, {count - len(times)} are missing, the most "
+            f"between {shown(times[row])} and {shown(times[row + 1])}. Cut it there, or give "
+            'gaps="joined" to take rows as they come'
+        )
 
 
 def _calendar(times: np.ndarray) -> tuple[np.ndarray, np.ndarray, str] | None:
@@ -163,14 +186,16 @@ def _calendar(times: np.ndarray) -> tuple[np.ndarray, np.ndarray, str] | None:
         gaps = np.diff(months.astype(np.int64))
         step = max(1, int(np.gcd.reduce(gaps)))
         if (place == place[0]).all() and (gaps == step).mean() > 0.5:
-            at = (months - months[0]).astype(np.int64) // step
+            at, name = (months - months[0]).astype(np.int64) // step, f"{step} months" if step > 1 else "a month"
+            _check_held(times, at, name)
             whole = (months[0] + np.arange(at[-1] + 1) * step).astype(times.dtype) + place[0] - shift
-            return at, whole, f"{step} months" if step > 1 else "a month"
+            return at, whole, name
     days = times.astype("datetime64[D]")
     clock, spans = times - days.astype(times.dtype), np.diff(days)
     working = np.is_busday(days).all() and (clock == clock[0]).all() and (spans == DAY).mean() > 0.5
     if working and days[-1] - days[0] > 6 * DAY:
         at = np.busday_count(days[0], days)
+        _check_held(times, at, "a working day")
         return at, np.busday_offset(days[0], np.arange(at[-1] + 1)).astype(times.dtype) + clock[0], "a working day"
     return None
 
@@ -179,7 +204,9 @@ def shown(time: Any) -> str:
     """A time as people write it."""
     if not isinstance(time, np.datetime64):
         return f"{time:g}"
-    return str(time).replace("T", " ").removesuffix(".000000").removesuffix(" 00:00:00")
+    if np.isnat(time):
+        return "NaT"
+    return str(time.astype("datetime64[us]")).replace("T", " ").removesuffix(".000000").removesuffix(" 00:00:00")
 
 
 def length(times: np.ndarray, step: float) -> str:

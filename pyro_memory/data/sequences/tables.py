@@ -42,22 +42,24 @@ def series_csv(
     """Reads a table of text (csv), plain or compressed with gzip, as series over one time.
 
     Separators (comma, semicolon, tab), decimal commas, dates and the column of times are found; what could be meant in
-    two ways is refused, with what to give. Marks of thousands are left alone, hence refused. Rows are brought into the
-    order of time. Missing cells, and times that a regular series lacks, become rows or numbers that were not observed
-    (``Series.observed``), filled with the last number; a warning counts them and names the first.
+    two ways is refused, with what to give. Marks of thousands and units are not read: columns with them are refused, or
+    left out, with a warning. Rows are brought into the order of time. Missing cells, and times that a regular series
+    lacks, become rows or numbers that were not observed (``Series.observed``), filled with the last number; a warning
+    counts them and names the first.
 
     Args:
         path: the file.
         time: the column of times, or several that together say it, as ("Date", "Time"); by default the one called so,
-            or the first that holds dates. Without any, rows follow each other.
+            or the first that holds dates. Without any, rows follow each other: a warning says so, or give ``[]``.
         columns: which columns; by default all that hold numbers.
         split: the shares of the train, validation and test parts, one after the other.
         gaps: "filled": times must be of one step (of minutes, of months, of working days, ...), and those that are
             missing are filled in as not observed. "joined": rows are taken as they follow each other.
         zone: whose clock the times show, as "Europe/Berlin", where they are local times that clock changes make uneven:
-            the hour that occurs twice is told apart by its order, and times become UTC.
+            the hour that occurs twice is told apart by its order, and times become UTC. Not for times that say their
+            offset, nor for numbers such as seconds since 1970.
         date_format: how times are written, as "%d.%m.%Y %H:%M", where that is not found.
-        decimal: "." or ",", where both occur.
+        decimal: "." or ",", where both occur, or where marks could be of thousands: 1,234.
         encoding: of the file.
 
     Raises:
@@ -80,14 +82,14 @@ def series_csv(
     if decimal not in (None, ".", ","):
         raise ValueError(f'`decimal` must be "." or ","; got {decimal!r}')
     frame = _frame(pandas, Path(path), encoding, decimal)
-    frame, times = _times(pandas, frame, time, date_format)
-    values = _numbers(pandas, frame, columns)
-    told = _empty(values, times)
+    frame, times = _times(pandas, frame, time, date_format, zone)
+    values, text = _numbers(pandas, frame, columns)
+    told = _left_out(frame, text, searched=time is None and times is None) + _empty(values, times)
     if times is not None:
         values, times, more = in_order(pandas, values, times, zone, gaps)
         told += more
-    for text in told:
-        warnings.warn(f"{path}: {text}", stacklevel=3)
+    for said in told:
+        warnings.warn(f"{path}: {said}", stacklevel=3)
     numbers = values.to_numpy(np.float64, copy=True)
     ends = [round(share * len(numbers)) for share in np.minimum(shares, 1)]
     if ends[0] < 2:
@@ -111,23 +113,29 @@ def _frame(pandas: Any, path: Path, encoding: str, decimal: str | None) -> Any:
     lines = [line for line in text.split("\n", 50) if line.strip()][:50]
     if len(lines) < 2:
         raise ValueError(f"`path` must be a table with a line of titles and lines of numbers; {path} has {len(lines)}")
-    separator = max(";\t,", key=re.sub('"[^"]*"', "", lines[0]).count)
+    bare = [re.sub('"[^"]*"', "", line) for line in lines]
+    marks = {mark: [line.count(mark) for line in bare] for mark in ";\t,"}
+    separator = max(marks, key=lambda mark: (marks[mark][0], marks[mark].count(marks[mark][0])))
     head, *rows = csv.reader(lines[:-1] if len(lines) > 2 else lines, delimiter=separator)
-    if len(head) > 1 and all(NUMBERLIKE.match(cell.strip()) or looks_like_times([cell]) for cell in head):
+    first = zip(head, rows[0] if rows else (), strict=False)
+    if len(head) > 1 and (
+        all(NUMBERLIKE.match(cell.strip()) or looks_like_times([cell]) for cell in head)
+        or any(looks_like_times([title]) and looks_like_times([cell]) for title, cell in first)
+    ):
         raise ValueError(f"`path` must begin with a line of titles; {path} begins with {lines[0].strip()!r}. Add one")
     if rows and len(rows[0]) > len(head) and any(cell.strip() for cell in rows[0][len(head) :]):
         raise ValueError(f"`path` must have a title for each column; {path} has {len(head)} and rows of {len(rows[0])}")
-    if decimal is None:
-        decimal = "." if separator == "," else _decimal(text, path)
+    found = decimal or ("." if separator == "," else _decimal(text, path))
+    options = {"sep": separator, "na_values": MISSING, "index_col": False, "skipinitialspace": True}
     try:
-        frame = pandas.read_csv(
-            io.StringIO(text), sep=separator, decimal=decimal, na_values=MISSING, index_col=False,
-            skipinitialspace=True, low_memory=False,
-        )  # fmt: skip
+        frame = pandas.read_csv(io.StringIO(text), decimal=found, low_memory=False, **options)
     except (pandas.errors.ParserError, ValueError) as error:
         raise ValueError(
             f"{path} is no table: {str(error).strip()}. Mend that line, or save it again as csv"
         ) from error
+    if decimal is None and separator != ",":
+        broken = np.flatnonzero([kind.kind == "f" for kind in frame.dtypes])
+        _check_decimal(pandas.read_csv(io.StringIO(text), dtype=str, **options).iloc[:, broken], found, path)
     held = np.flatnonzero(frame.notna().any(axis=1))
     frame = frame.iloc[: held[-1] + 1 if len(held) else 0]  # some programs leave lines of separators at the end
     frame.columns = [str(name).strip() for name in frame.columns]
@@ -170,7 +178,29 @@ def _decimal(text: str, path: Path) -> str:
     return "," if comma else "."
 
 
-def _times(pandas: Any, frame: Any, time: Any, date_format: str | None) -> tuple[Any, np.ndarray | None]:
+def _check_decimal(texts: Any, mark: str, path: Path) -> None:
+    """Raises where the mark may as well be of thousands: three digits follow it, and nothing says that it is not."""
+    thousands = re.compile(rf"[-+]?[1-9]\d?\d?{re.escape(mark)}\d{{3}}$")
+    doubtful, sure = [], False
+    for name in texts.columns:
+        cells = texts[name].dropna().str.strip()
+        marked = cells.str.contains(mark, regex=False)
+        whole = cells[~marked]
+        if not cells[marked].str.match(thousands).all() or (marked.any() and whole.str.match(r"[-+]?\d{4}").any()):
+            sure = True
+        elif marked.any():
+            doubtful.append((name, cells[marked].iloc[0], len(whole)))
+    for name, cell, mixed in doubtful:
+        if mixed or not sure:
+            raise ValueError(
+                f"`decimal` must be given: in {path}, {cell!r} of column {name!r} may have three decimals, or a mark "
+                'of thousands. Give decimal="," or decimal="."'
+            )
+
+
+def _times(
+    pandas: Any, frame: Any, time: Any, date_format: str | None, zone: str | None
+) -> tuple[Any, np.ndarray | None]:
     """The frame without its column of times, and the times."""
     names = _time_columns(pandas, frame) if time is None else [time] if isinstance(time, str) else list(time)
     lacking = [name for name in names if name not in frame.columns]
@@ -181,7 +211,7 @@ def _times(pandas: Any, frame: Any, time: Any, date_format: str | None) -> tuple
     cells = frame[names[0]]
     if len(names) > 1:
         cells = frame[names].astype(str).agg(" ".join, axis=1).where(frame[names].notna().all(axis=1))
-    return frame.drop(columns=names), moments(pandas, cells, " ".join(names), date_format)
+    return frame.drop(columns=names), moments(pandas, cells, " ".join(names), date_format, zone)
 
 
 def _time_columns(pandas: Any, frame: Any) -> list[str]:
@@ -193,8 +223,8 @@ def _time_columns(pandas: Any, frame: Any) -> list[str]:
     return (named or dated)[:1]
 
 
-def _numbers(pandas: Any, frame: Any, columns: Sequence[str] | None) -> Any:
-    """The columns of numbers.
+def _numbers(pandas: Any, frame: Any, columns: Sequence[str] | None) -> tuple[Any, dict[str, str]]:
+    """The columns of numbers; and those of text, each with a cell that was to be a number, if it has such.
 
     Raises:
         ValueError: naming a cell that is none, where one was wanted or others of its column are.
@@ -203,22 +233,47 @@ def _numbers(pandas: Any, frame: Any, columns: Sequence[str] | None) -> Any:
     if lacking:
         raise ValueError(f"`columns` must be of {', '.join(frame.columns)}; got {lacking[0]!r}")
     numeric = [name for name in frame.columns if pandas.api.types.is_numeric_dtype(frame[name])]
+    text = dict.fromkeys((name for name in frame.columns if name not in numeric), "")
     for name in frame.columns if columns is None else columns:
         if name in numeric:
             continue
         cells = frame[name].dropna().astype(str).str.strip()
-        like = cells.map(lambda cell: bool(NUMBERLIKE.match(cell)) and not looks_like_times([cell]))
+        dated = cells.map(lambda cell: looks_like_times([cell])).astype(bool)
+        like = cells.str.match(NUMBERLIKE) & ~dated
         if columns is not None or (len(cells) and like.mean() > 0.5):
-            bad = pandas.to_numeric(cells, errors="coerce").isna()
+            plain = [pandas.to_numeric(cells.str.replace(mark, "."), errors="coerce").isna() for mark in ".,"]
+            bad = min(plain, key=sum)  # by the decimal mark of most
+            bad = bad if bad.any() else ~cells.str.match(r"[-+]?\d+$")
             raise ValueError(
                 f"`columns` must hold numbers; column {name!r} has {cells[bad].iloc[0]!r} in row "
                 f"{cells[bad].index[0] + 1}. Mend it (marks of thousands and units are not read), or name "
                 "the others in `columns`"
             )
+        digits = cells.str.match(r"[-+]?\d") & ~dated
+        if like.any() or digits.mean() > 0.5:
+            text[name] = cells[like | digits].iloc[0]
     chosen = list(columns) if columns is not None else [n for n in numeric if frame[n].notna().any()]
     if not chosen:
         raise ValueError(f"`columns` must hold numbers; none of {', '.join(frame.columns) or 'no columns'} does")
-    return frame[chosen].astype(np.float64)
+    return frame[chosen].astype(np.float64), text
+
+
+def _left_out(frame: Any, text: dict[str, str], *, searched: bool) -> list[str]:
+    """What is to be told of columns of text: where no times were found, and where they hold numbers."""
+    if searched:
+        cells = [f"{name!r} ({frame[name].dropna().iloc[0]!r})" for name in text]
+        left = f"; left out: {', '.join(cells)}" if text else ""
+        return [
+            f"no column of times was found, rows are taken as they follow each other{left}. Give `time`, with its form "
+            "in `date_format`, or time=[] if there is none"
+        ]
+    numbers = [f"{name!r} ({cell!r})" for name, cell in text.items() if cell]
+    if not numbers:
+        return []
+    return [
+        f"columns of text that hold numbers are left out: {', '.join(numbers)}. Mend them (units are not read), or "
+        "name the columns that are wanted in `columns`"
+    ]
 
 
 def _empty(values: Any, times: np.ndarray | None) -> list[str]:

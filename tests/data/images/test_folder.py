@@ -114,6 +114,7 @@ def test_shrinking_takes_the_mean_of_areas(tmp_path):
     assert np.abs(grey.numpy() - means).max() <= 1
 
 
+@pytest.mark.filterwarnings("ignore:.*less than 32 of 255 levels")  # of the one that is all ink
 def test_the_aspect_is_kept_and_the_rest_is_paper(tmp_path):
     (tmp_path / "in" / "a").mkdir(parents=True)
     Image.new("L", (40, 20), 60).save(tmp_path / "in" / "a" / "wide.png")

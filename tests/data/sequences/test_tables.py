@@ -116,7 +116,7 @@ def test_empty_cells_are_not_observed_and_filled_with_the_last_number(read):
     assert series.observed.T.int().tolist() == [[1, 0, 1, 0, 0, 1], [1, 0, 0, 1, 1, 1]]
     torch.testing.assert_close(series.values[2, 0], torch.tensor(1.0 / (2 / 3) ** 0.5))  # of 1, 3 and 2
     with pytest.warns(UserWarning, match=r"1 cells are empty, the first in column 'b' at row 3"):
-        read("a,b\n1,2\n2,3\n3,\n5,5\n")
+        read("a,b\n1,2\n2,3\n3,\n5,5\n", time=[])
 
 
 def test_repeated_rows_are_left_out_and_contradictions_named(read):
@@ -177,7 +177,7 @@ def test_date_and_time_may_be_two_columns_and_time_may_be_missing(read):
         series = read("\n".join(lines), **options)
         assert (series.times == later.values).all()
         assert series.channels == ("CO", "T")
-    bare = read("a\tb\n" + "\n".join(f"{i}\t{i % 4}" for i in range(20)))
+    bare = read("a\tb\n" + "\n".join(f"{i}\t{i % 4}" for i in range(20)), time=[])
     assert bare.times is None
     assert bare.raw[:, 1].tolist() == [i % 4 for i in range(20)]
     assert read("t,b\n" + "\n".join(f"{i / 10},{i % 4}" for i in range(20)), time="t").channels == ("b",)
@@ -235,7 +235,7 @@ MIXED = "a;b\n1,5;2.5\n2,5;3.5\n"
         (table(stamps(MONTH)), {"decimal": ";"}, r'`decimal` must be "." or ","; got \';\''),
         (table(stamps(MONTH)), {"encoding": "utf-9"}, r"`encoding` must be one that Python knows, .*; got 'utf-9'"),
         (table(stamps(MONTH)), {"date_format": "%d.%m.%Y"}, r"row 1 has '2024-01-01 00:00' in column 'date'"),
-        (MIXED.replace(".", ","), {}, r"`split` must leave two rows to train on, at least; 0.7 of 2 is 1"),
+        (MIXED.replace(".", ","), {"time": []}, r"`split` must leave two rows to train on, at least; 0.7 of 2 is 1"),
         (table(stamps(MONTH)), {"date_format": "%D"}, r"`date_format` must be as .*; got '%D'"),
         (MIXED, {}, r"`decimal` must be given: .* holds '1,5' and '2.5'"),
         ("2024-01-01,1\n2024-01-02,2\n2024-01-03,2\n", {}, r"a line of titles; .* begins with '2024-01-01,1'"),
@@ -255,7 +255,7 @@ def test_what_could_be_meant_in_two_ways_or_in_none_is_named(read, content, opti
 def test_days_and_months_are_told_by_a_form(read):
     assert read(AMBIGUOUS, date_format="%d/%m/%Y").times[-1] == np.datetime64("2024-01-09")
     assert read(AMBIGUOUS, date_format="%m/%d/%Y").times[-1] == np.datetime64("2024-09-01")
-    assert read(MIXED.replace("2.5", "2,5").replace("3.5", "3,5"), split=(1, 0, 0)).raw.tolist() == [
+    assert read(MIXED.replace("2.5", "2,5").replace("3.5", "3,5"), time=[], split=(1, 0, 0)).raw.tolist() == [
         [1.5, 2.5],
         [2.5, 3.5],
     ]
