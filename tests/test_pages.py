@@ -12,7 +12,8 @@ import pytest
 from pyro_memory import pretrained
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = [*sorted((DOCS / "guide").glob("*.md")), *sorted((DOCS / "models").glob("*.md")), DOCS / "streaming.md"]
+PAGES = [*(path for folder in ("guide", "models") for path in sorted((DOCS / folder).glob("*.md"))), DOCS / "choose.md",
+         DOCS / "install.md", DOCS / "streaming.md"]  # fmt: skip
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

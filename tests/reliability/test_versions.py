@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[2]
 CONFIG = configparser.ConfigParser()
 CONFIG.read(ROOT / "setup.cfg")
 EXTRAS = CONFIG["options.extras_require"]
-ASKED = "\n".join([CONFIG["options"]["install_requires"], EXTRAS["arviz"], EXTRAS["scale"], EXTRAS["tables"], EXTRAS["test"]])
+TESTED = [EXTRAS[name] for name in ("arviz", "scale", "tables", "test")]
+ASKED = "\n".join([CONFIG["options"]["install_requires"], *TESTED])
 LOWEST = dict(re.findall(r"^([\w-]+)>=([\d.]+)", ASKED, re.MULTILINE))
 PINNED = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-oldest.txt").read_text(), re.MULTILINE))
 

@@ -193,7 +193,7 @@ def test_a_table_without_titles_is_refused_though_a_row_has_words(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("\n".join(f"{day};1,5;Ulm" for day in DAYS))
     with pytest.raises(
-        ValueError, match="`path` must begin with a line of titles; .* begins with '2024-01-01;1,5;Ulm'"
+        ValueError, match=r"`path` must begin with a line of titles; .* begins with '2024-01-01;1,5;Ulm'"
     ):
         series_csv(path)
 
