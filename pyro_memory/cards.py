@@ -90,7 +90,7 @@ def read_card(path: Path) -> Card | None:
     weights = path.with_name(f"{path.stem}.safetensors")
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if not weights.exists():
             return None
         raise ValueError(f"{path}, the card of {weights.name}, is damaged: {error}. Install it again") from error

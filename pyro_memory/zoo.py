@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pyro_memory.building import Description, NotRebuildable, make, own_classes, recorded_build
+from pyro_memory.building import Description, NotRebuildable, apart, make, own_classes, recorded_build
 from pyro_memory.cards import FACTS, Card, Cards, checksum, fewest_bits, holds, opened, read_card
 from pyro_memory.gate import checked
 from pyro_memory.guides import AddressedGuide, DiffusionBaseGuide, EmptyGuide, VAEGuide, VMAGuide, VSMGuide
@@ -83,7 +83,7 @@ def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[Any, Any]:
         model, guide = pyro_memory.load_pretrained("vma-omniglot28")
     """
     card, tensors = _read(name, folder)
-    pair = _loaded(name, card.build, tensors, {})
+    pair = apart(_loaded(name, card.build, tensors, {}))
     return pair["model"].eval(), pair["guide"].eval()
 
 
@@ -115,7 +115,8 @@ def load(path: str | Path, own: Sequence[type] = ()) -> tuple[Any, Any, Any]:
 
     Takes a file of ``save``, a checkpoint of ``fit``, the card or the weights of ``save_pretrained``, and the name of
     weights that came with the package. Stores are None where the file has none. What was frozen is frozen; random
-    streams stay as they are. A module that was given its ``name=`` keeps it unless one of this process has it.
+    streams stay as they are. A module that was given its ``name=`` keeps it unless one of this process has it; one with
+    a ``PyroSample`` keeps it always, as sites are called by it, and a warning tells where Pyro's store may mix the two.
 
     Only classes that this package exports, those of ``torch.nn`` and those of ``own`` are ever built, whatever a file
     says, and nothing is imported or unpickled for it.
@@ -140,7 +141,7 @@ def load(path: str | Path, own: Sequence[type] = ()) -> tuple[Any, Any, Any]:
     card = path.with_suffix(".json") if path.suffix == ".safetensors" and not _is_checkpoint(path) else path
     if path.exists() and card.suffix == ".json" and card.is_file() and read_card(card) is not None:
         told, tensors = _read(card.stem, card.parent)
-        pair = _loaded(card.stem, told.build, tensors, own_classes(own))
+        pair = apart(_loaded(card.stem, told.build, tensors, own_classes(own)))
         return pair["model"].eval(), pair["guide"].eval(), _memory(tensors)
     if not path.exists():
         raise FileNotFoundError(
@@ -155,7 +156,7 @@ def load(path: str | Path, own: Sequence[type] = ()) -> tuple[Any, Any, Any]:
 def _is_checkpoint(path: Path) -> bool:
     try:
         return bool(read_header(path))
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         return False
 
 
@@ -203,8 +204,7 @@ def save_pretrained(
     if path.exists() and old is None:
         raise ValueError(f"`name` must be free, or that of a card; {path} is another file. Choose another name")
     facts = {"commit": _commit()} | dict(facts)
-    missing = [key for key in FACTS if key not in facts]
-    if missing:
+    if missing := [key for key in FACTS if key not in facts]:
         raise ValueError(f"`facts` must tell {', '.join(FACTS)}; missing: {', '.join(missing)}")
     told_of = _description(model, guide) if build is None else Description(dict(build))
     try:
@@ -215,16 +215,17 @@ def save_pretrained(
     weights = pair.state_dict()
     kept = {key: weights[key] for key, first in _first_names(pair).items() if key == first}
     kept |= {f"{MEMORY}{k}": t for k, t in ({} if memory is None else memory.to_tensors()).items()}
-    infinite = [k for k, t in kept.items() if t.is_floating_point() and not bool(t.isfinite().all())]
-    if infinite:
+    if infinite := [k for k, t in kept.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
         raise ValueError(f"weights must be finite to be saved; {infinite[0]} holds NaN or infinity")
     exact = {k: t.cpu().contiguous() for k, t in told_of.tensors.items()}
     content = save({k: fewest_bits(t) for k, t in kept.items()} | exact)
-    twin = _loaded(name, build, opened(content), told_of.own).state_dict()
-    different = [k for k, t in twin.items() if not holds(weights[k].detach(), t)]
-    if different:
+    twin = _loaded(name, build, opened(content), told_of.own)
+    given, made = (dict(p.named_buffers(remove_duplicate=False)) | p.state_dict() for p in (pair, twin))
+    like = {k for k, t in made.items() if k in given and t.shape == given[k].shape and holds(given[k].detach(), t)}
+    if different := [k for k in made if k not in like]:
         raise ValueError(
-            f"`build` must share the parts that model and guide share, and no others; {different[0]} differs"
+            f"`build` must share the parts that model and guide share, and no others; {different[0]} differs. A buffer "
+            "that a constructor draws must be persistent"
         )
     card = {"facts": facts, "build": build, "sha256": hashlib.sha256(content).hexdigest()}
     told = json.dumps(card | {"check": checksum(card)}, indent=1) + "\n"
@@ -258,8 +259,7 @@ def _read(name: str, folder: str | Path) -> tuple[Card, dict[str, Tensor]]:
     told = path.with_name(f"{name}.json")
     card = read_card(told) if told.is_file() else None
     if card is None:
-        known = pretrained(folder)
-        if not known:
+        if not (known := pretrained(folder)):
             raise ValueError(f"`folder` must hold weights with their cards; {folder} has none")
         raise ValueError(f"`name` must be one of {', '.join(known)}; got {name!r}")
     for place in (path, path.with_name(path.name + NEW)):

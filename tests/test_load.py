@@ -25,6 +25,7 @@ from pyro_memory import (
     load_pretrained,
     models,
     pretrained,
+    rebuildable,
     save,
     save_pretrained,
 )
@@ -77,6 +78,94 @@ def test_a_saved_pair_comes_back_with_its_weights_and_its_bound(tmp_path, name):
     assert_close(dict(state_of(model, guide)), dict(state_of(*old)), rtol=0, atol=0)
     assert_close(bound(model, guide, args), bound(*(m.eval() for m in old), args), rtol=0, atol=0)
     assert repr(model) == repr(old[0])
+
+
+def doubled(value):
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.is_floating_point() else value
+    if hasattr(value, "to_tensors"):
+        return type(value).from_tensors({k: doubled(t) for k, t in value.to_tensors().items()})
+    return value
+
+
+@pytest.mark.filterwarnings(r"ignore:[\s\S]*use TraceEnum_ELBO instead")
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_pair_in_double_precision_comes_back_in_it_buffers_included(tmp_path, name):
+    make, given = PAIRS[name]
+    old, args = [m.double().eval() for m in enlarged(*make())], tuple(doubled(value) for value in given())
+    new = load(save(tmp_path / "pair.safetensors", *old))[:2]
+    for one, two in zip(old, new, strict=True):
+        buffers = [{n: b.clone() for n, b in m.named_buffers()} for m in (two, one)]
+        assert_close(*buffers, rtol=0, atol=0)
+    assert_close(bound(*new, args), bound(*old, args), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings(r"ignore:[\s\S]*use TraceEnum_ELBO instead")
+@pytest.mark.parametrize("name", ["VAE", "addressed diffusion", "tokens, TitansMAG"])
+def test_buffers_are_not_made_anew_in_the_default_dtype_of_the_process_that_loads(tmp_path, name):
+    old, args = pair(name), PAIRS[name][1]()
+    path, before = save(tmp_path / "pair.safetensors", *old), bound(*(m.eval() for m in old), args)
+    torch.set_default_dtype(torch.float64)
+    try:
+        new = load(path)[:2]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_close(bound(*new, args), before, rtol=0, atol=0)
+
+
+class Fourier(torch.nn.Module):
+    """Features that are drawn and do not train, and a default of the class."""
+
+    scale = 1.0
+
+    def __init__(self, dim=16):
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(dim), persistent=False)
+        self.out = torch.nn.Linear(dim, 1)
+
+    def forward(self, x):
+        return self.scale * self.out(torch.cos(x * self.frequencies))
+
+
+def test_a_buffer_that_is_drawn_and_a_default_that_was_changed_come_back(tmp_path):
+    old, x = rebuildable(Fourier)(), torch.randn(4, 1)
+    old.scale = 3.0
+    path = save(tmp_path / "pair.safetensors", old, EmptyGuide())
+    assert_close(load(path, own=(Fourier,))[0](x), old(x), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"frequencies differs. A buffer that a constructor draws must be persistent"):
+        save_pretrained("small", old, EmptyGuide(), facts=FACT, folder=tmp_path)
+
+    init = Fourier.__init__
+    for later in (torch.zeros(3), None):  # the class has changed since
+
+        def changed(self, dim=16, later=later):
+            init(self)
+            self.register_buffer("frequencies", later, persistent=False)
+
+        Fourier.__init__ = changed
+        with pytest.raises(ValueError, match=r"classes than are here: buffers\.model\.frequencies is another one"):
+            load(path, own=(Fourier,))
+
+
+@pytest.mark.filterwarnings("ignore:`lines` is the name of another module")
+def test_sites_of_a_sampled_prior_are_called_as_they_were_at_each_load(tmp_path):
+    @rebuildable
+    class Lines(pyro.nn.PyroModule):
+        def __init__(self, name="lines"):
+            super().__init__(name)
+            self.w = pyro.nn.PyroSample(pyro.distributions.Normal(0.0, 1.0))
+            self.noise = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            mean = self.w * x
+            with pyro.plate("batch", len(x)):
+                pyro.sample("x", pyro.distributions.Normal(mean, self.noise.exp()), obs=x)
+
+    model = Lines()
+    path = save(tmp_path / "pair.safetensors", model, EmptyGuide())
+    for _ in range(3):
+        again = load(path, own=(Lines,))[0]
+        assert "lines.w" in pyro.poutine.trace(again).get_trace(torch.ones(2))
 
 
 def test_every_public_model_and_guide_is_among_the_pairs():
@@ -221,6 +310,14 @@ def test_a_name_is_kept_once_so_that_two_pairs_do_not_meet_in_the_parameter_stor
         before = [p.clone() for p in model.parameters()]
         pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step(x, None)
         assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_pair_of_save_pretrained_has_a_name_of_its_own_too(tmp_path):
+    size = {"shape": SHAPE, "latent_dim": 2, "hidden": (8,)}
+    old = models.VAE.mlp(**size, name="kept"), guides.VAEGuide.mlp(**size)
+    save_pretrained("small", *old, facts=FACT, folder=tmp_path)
+    new = load(tmp_path / "small.json")[0], load_pretrained("small", tmp_path)[0]
+    assert len({model._pyro_name for model in (old[0], *new)}) == 3
 
 
 def test_files_that_do_not_tell_say_what_to_do(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +28,7 @@ _again = count(2)
 def make(build: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Mapping[str, type]) -> nn.ModuleDict:
     """Builds a pair; its weights are those that constructors draw.
 
-    Random streams stay as they are. A name that was given by ``name=`` is used once in a process: another module gets
-    one of its own, so that Pyro's parameter store keeps the two apart.
+    Random streams stay as they are.
 
     Raises:
         ValueError: for a class that no room exports and the caller did not hand in.
@@ -55,8 +56,6 @@ class _Maker:
         call, arguments = constructor_of(spec[0], self.own), dict(spec[1])
         if "named" in arguments:
             return call(OrderedDict(self.value(arguments["named"])))
-        if isinstance(name := arguments.get("name"), str):
-            arguments["name"] = free_name(name)
         first = [self.value(item) for item in arguments.pop("*", ())]
         return call(*first, **{name: self.value(item) for name, item in arguments.items()})
 
@@ -113,16 +112,34 @@ class _Maker:
         return nn.Parameter(self.tensors[what].clone())
 
 
-def free_name(name: str) -> str:
-    """The name, or one made of it if a module of this process has it, or parameters in Pyro's store do."""
+def apart(pair: nn.ModuleDict) -> nn.ModuleDict:
+    """Gives modules another name where one of this process has theirs, so that Pyro's parameter store keeps them apart.
+
+    Where names of sample sites are made of it, as by ``PyroSample``, it stays: model and guide meet by these.
+    """
+    own = {id(module): module for module in pair.modules()}
+    others = {module._pyro_name for key, module in [*NAMES.items()] if key not in own}
     stored = pyro.get_param_store().keys()
-    taken = name in NAMES or any(key.startswith((f"{name}.", f"{name}$$$")) for key in stored)
-    return next(n for i in _again if (n := f"{name}_{i}") not in NAMES) if taken else name
+    for module in (NAMES[key] for key in own if key in NAMES):
+        name = module._pyro_name
+        if name not in others and not any(key.startswith((f"{name}.", f"{name}$$$")) for key in stored):
+            continue
+        if not any(vars(part).get("_pyro_samples") for part in module.modules()):
+            free = next(new for i in _again if (new := f"{name}_{i}") not in others)
+            module._pyro_set_supermodule(free, module._pyro_context)
+        elif any(True for _ in module.parameters()):
+            warnings.warn(
+                f"`{name}` is the name of another module of this process, or of parameters in Pyro's store, and stays "
+                "that of the loaded one, as its sample sites are called by it: the two would share parameters. Call "
+                "pyro.clear_param_store() between the use of the one and of the other",
+                stacklevel=2,
+            )
+    return pair
 
 
 def _set(module: nn.Module, name: str, value: Any) -> None:
-    """Gives a plain attribute its value; what is none, or of another kind than plain, stays."""
-    if not name.startswith("_") and _plain(vars(module).get(name, ...)) and _plain(value):
+    """Gives a plain attribute its value, be it the class's; what is none, or of another kind than plain, stays."""
+    if not name.startswith("_") and _plain(inspect.getattr_static(module, name, ...)) and _plain(value):
         setattr(module, name, value)
 
 

@@ -84,7 +84,7 @@ def constructor_of(name: str, own: Mapping[str, type]) -> Any:
 def name_of_call(call: Any, own: dict[str, type]) -> str:
     """Names a class or a class method."""
     owner = getattr(call, "__self__", None)
-    if inspect.ismethod(call) and isinstance(owner, type):
+    if inspect.ismethod(call) and isinstance(owner, type) and _class_method(owner, call.__name__):
         return f"{name_of(owner, own)}.{call.__name__}"
     if isinstance(call, type):
         return name_of(call, own)
@@ -132,4 +132,6 @@ def _buildable(kind: type) -> bool:
 
 
 def _class_method(kind: type, name: str) -> bool:
-    return isinstance(inspect.getattr_static(kind, name, None), classmethod)
+    """Whether it makes modules: one that a base without the decorator has may do anything, as read another file."""
+    found = inspect.getattr_static(kind, name, None)
+    return isinstance(found, classmethod) and is_recorded(found.__func__)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 from pyro_memory.gate.texts import told
 
 PLACE = "_built_by"  # of the record, in the module's own dictionary
-MARK = "_is_rebuildable"  # of a class whose constructors are recorded; a subclass needs its own
+MARK = (
+    "_is_rebuildable"  # of a class whose constructors are recorded, and of its class methods; a subclass needs its own
+)
 LARGEST = 2**20  # bytes
 CLASSES: dict[str, type] = {}  # of this package
-NAMES: set[str] = set()  # given to modules by `name=`
+NAMES: MutableMapping[int, Any] = WeakValueDictionary()  # by `id`: the modules that have a name of Pyro's
 PLAIN = (bool, int, float, str, type(None))
 Class = TypeVar("Class", bound=type)
 
@@ -93,8 +96,8 @@ def recorded(kind: Any, *, inherited: bool = False) -> None:
         kind.__init__ = _recorded_init(kind.__init__)
 
 
-def is_recorded(kind: type) -> bool:
-    """Whether the constructors of this very class leave a record."""
+def is_recorded(kind: Any) -> bool:
+    """Whether the constructors of this very class, or this very class method, leave a record."""
     return MARK in vars(kind)
 
 
@@ -121,29 +124,29 @@ def _recorded_method(method: Callable[..., Any]) -> Callable[..., Any]:
             _record(made, method.__name__, method, args, kwargs)
         return made
 
+    setattr(wrapper, MARK, True)
     return wrapper
 
 
 def _record(module: nn.Module, method: str | None, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if torch.compiler.is_compiling():
         return
-    names, rest, usual = _places(call)
-    given = usual | dict(zip(names, args, strict=False)) | kwargs
+    names, rest = _places(call)
+    given = dict(zip(names, args, strict=False)) | kwargs
     if rest and len(args) > len(names):
         given["*"] = list(args[len(names) :])
-    if isinstance(name := given.get("name"), str):
-        NAMES.add(name)
+    if module.__dict__.get("_pyro_name"):
+        NAMES[id(module)] = module
     arguments = {name: _kept(value, module) for name, value in given.items()}
     module.__dict__[PLACE] = Construction(method, arguments)
 
 
 @functools.cache
-def _places(call: Any) -> tuple[list[str], bool, dict[str, str]]:
-    """The names of positional arguments after the first, whether more may follow, and the usual ``name``."""
+def _places(call: Any) -> tuple[list[str], bool]:
+    """The names of positional arguments after the first, and whether more may follow."""
     parameters = list(inspect.signature(call).parameters.values())[1:]
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    usual = {p.name: p.default for p in parameters if p.name == "name" and isinstance(p.default, str) and p.default}
-    return named, any(p.kind == p.VAR_POSITIONAL for p in parameters), usual
+    return named, any(p.kind == p.VAR_POSITIONAL for p in parameters)
 
 
 def _kept(value: Any, module: nn.Module) -> Any:

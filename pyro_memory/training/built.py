@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_memory.building import NotRebuildable, make, recorded_build
+from pyro_memory.building import NotRebuildable, apart, make, recorded_build
 from pyro_memory.gate import told
 from pyro_memory.stores import ConceptMemory, EpisodicMemory, MappedMemory, ShardedMemory, SlotMemory, StructuredMemory
-from pyro_memory.training.matching import module_of, weights_of
+from pyro_memory.training.matching import BUFFERS, buffers_of, module_of, weights_of
 
 STORES = "stores."
 KINDS = {kind.__name__: kind for kind in (ConceptMemory, EpisodicMemory, SlotMemory, StructuredMemory)}
@@ -39,7 +39,7 @@ def built_of(model: Callable[..., Any], guide: Callable[..., Any]) -> Built:
         return Built({"build": None, "not_rebuildable": reason, "frozen": frozen}, {})
     named = {role: name for role, name in methods.items() if name}
     build = description.build | ({"methods": named} if named else {})
-    return Built({"build": build, "frozen": frozen}, description.tensors)
+    return Built({"build": build, "frozen": frozen}, description.tensors | buffers_of(model, guide))
 
 
 def _method(role: str, program: Callable[..., Any]) -> str | None:
@@ -114,6 +114,8 @@ def _mapped(path: Path, folder: str) -> MappedMemory:
 def pair_of(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Mapping[str, type]) -> Any:
     """Builds the pair of a file, its weights still to be copied: in the dtypes of the file, frozen as they were.
 
+    What is a buffer and no weight has its values here already.
+
     Raises:
         ValueError: where the file does not tell how, or classes have changed since.
     """
@@ -124,13 +126,19 @@ def pair_of(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]
     if build is None:
         raise ValueError(f"`{path}` cannot be built from the file alone: {header['not_rebuildable']}. {by_hand}")
     try:
-        pair = make(build, tensors, own)
+        pair = apart(make(build, tensors, own))
+        buffers = buffers_of(pair["model"], pair["guide"])
+        saved = {k: t for k, t in tensors.items() if k.startswith(BUFFERS)}
+        if odd := [k for k, t in saved.items() if k not in buffers or buffers[k].shape != t.shape]:
+            raise LookupError(f"{odd[0]} is another one")
     except (LookupError, AttributeError, TypeError, RuntimeError) as error:
         raise ValueError(f"`{path}` was built by other classes than are here: {error}. {by_hand}") from error
     for key, mine in weights_of(pair["model"], pair["guide"]).items():
         mine.data = mine.data.to(tensors[key].dtype) if key in tensors else mine.data
         if isinstance(mine, nn.Parameter) and (mine.is_floating_point() or mine.is_complex()):
             mine.requires_grad_(key not in header["frozen"])
+    for key, buffer in buffers.items():  # files of earlier versions have none
+        buffer.data = saved[key].to(buffer.device) if key in saved else buffer.data
     methods = build.get("methods", {})
     return tuple(_program(pair[role], methods.get(role)) for role in ("model", "guide"))
 

@@ -237,7 +237,7 @@ def read(path: str | Path, *, tensors: bool = True) -> tuple[dict[str, Any], dic
         header = Header(json.loads(metadata[HEADER]))
         if header["format"] != 1 and SEAL not in metadata:
             raise Damaged("its checksums are missing")
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"`{path}` is not a whole pyro-memory checkpoint: it is another file, or damaged ({error}). If a run wrote "
             "it, restore a copy; if not, give another name"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+BUFFERS = "buffers."
 OF_AN_INDEX = re.compile(r"\.then\.(weight_\d+|calls|print)$")
 
 
@@ -30,6 +31,19 @@ def weights_of(model: Callable[..., Any], guide: Callable[..., Any]) -> dict[str
         for role, module in modules.items()
         if module is not None
         for key, value in module.state_dict(keep_vars=True).items()
+    }
+
+
+def buffers_of(model: Callable[..., Any], guide: Callable[..., Any]) -> dict[str, Tensor]:
+    """The buffers that are no weights: constructors make them, in the default dtype of their process, or draw them."""
+    modules = {"model": module_of(model), "guide": module_of(guide)}
+    weights = weights_of(model, guide)
+    return {
+        f"{BUFFERS}{role}.{key}": value
+        for role, module in modules.items()
+        if module is not None
+        for key, value in module.named_buffers(remove_duplicate=False)
+        if f"{role}.{key}" not in weights
     }
 
 

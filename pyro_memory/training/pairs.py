@@ -54,7 +54,10 @@ def save(path: str | Path, model: Callable[..., Any], guide: Callable[..., Any],
 def rebuild(path: str | Path, own: Sequence[type] = ()) -> tuple[Any, Any, Any]:
     """Builds the pair of a checkpoint, in evaluation mode, and gives it with its stores: what ``load`` does of one."""
     path = Path(path)
-    header, tensors = read(path)
+    try:
+        header, tensors = read(path)
+    except RecursionError as error:
+        raise ValueError(f"`{path}` is not a checkpoint: its header is nested too deeply. Restore a copy") from error
     model, guide = pair_of(path, header, tensors, own_classes(own))
     copy(matched(path, header, tensors, model, guide))
     for program in (model, guide):

@@ -1,6 +1,7 @@
 """How a pair was built: what a record keeps, what JSON tells of it, what is made of that."""
 
 import copy
+import gc
 import json
 import pickle
 import random
@@ -8,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from rebuilt_pairs import DENSE, SHAPE
@@ -16,7 +18,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from pyro_memory import ContentAddress, NearestAddress, TemplateMemory, rebuildable
-from pyro_memory.building import make, recorded_build
+from pyro_memory.building import apart, make, recorded_build
 from pyro_memory.gate import CLASSES, construction
 from pyro_memory.gate.recording import LARGEST, PLACE
 from pyro_memory.guides import EmptyGuide, VAEGuide, VMAGuide
@@ -135,6 +137,7 @@ def test_a_tensor_is_copied_when_given_and_a_parameter_stays_one():
     holder = Holder(given=[tensor, parameter])
     expected = tensor.clone()
     tensor.zero_()
+    holder.given = [expected, parameter]
     new = again(holder)
     assert_close(new.given[0], expected)
     assert isinstance(new.given[1], nn.Parameter)
@@ -157,6 +160,8 @@ def test_a_large_tensor_is_kept_where_the_module_has_it_and_nowhere_else():
 def test_the_outermost_constructor_stays():
     assert told_of(VMA.mlp(**DENSE))["model"][0] == "VMA.mlp"
     assert told_of(Holder.wide(4))["model"] == ["own.Holder.wide", {"size": 4}]
+    wider = rebuildable(type("Wider", (Holder,), {})).wide(4)  # a class method that its base's decorator has recorded
+    assert told_of(wider)["model"] == ["own.Wider.wide", {"size": 4}]
     larger = told_of(Larger(3, VAE.mlp(**DENSE).likelihood, extra=2))["model"]
     assert (larger[0], larger[1]["extra"]) == ("own.Larger", 2)
     assert larger[1]["likelihood"]["build"][0] == "BernoulliImage"
@@ -209,15 +214,40 @@ def test_random_streams_stay_as_they_are():
     assert (before["numpy"][1] == after["numpy"][1]).all()
 
 
-def test_a_usual_name_is_used_once_too():
-    @rebuildable
-    class Usual(pyro.nn.PyroModule):
-        def __init__(self, name="usual"):
-            super().__init__(name)
+@rebuildable
+class Usual(pyro.nn.PyroModule):
+    """A user's class with a name of its own, and a part whose parameters are called by it."""
 
-    names = [m._pyro_name for m in (Usual(), again(Usual()), again(Usual()))]
+    def __init__(self, name="usual", sampled=False):
+        super().__init__(name)
+        self.inner = pyro.nn.PyroModule[nn.Linear](2, 2)
+        if sampled:
+            self.w = pyro.nn.PyroSample(dist.Normal(0.0, 1.0))
+
+
+def loaded(module):
+    return apart(nn.ModuleDict({"model": again(module)}))["model"]
+
+
+def test_a_usual_name_is_used_once_too_and_is_free_when_its_module_is_gone():
+    first = Usual()
+    others = [loaded(first), loaded(first)]
+    names = [m._pyro_name for m in (first, *others)]
     assert names[0] == "usual"
     assert len(set(names)) == 3
+    assert [m.inner._pyro_name for m in others] == [f"{name}.inner" for name in names[1:]]
+    del first, others
+    gc.collect()
+    copied = copy.deepcopy(Usual())
+    assert loaded(copied)._pyro_name == "usual"
+    pyro.param("usual.inner.weight", torch.zeros(2))
+    assert loaded(copied)._pyro_name != "usual"
+
+
+def test_a_name_that_sites_are_called_by_stays_and_a_warning_tells_of_the_store():
+    first = Usual("lines", sampled=True)
+    with pytest.warns(UserWarning, match=r"`lines` is the name of another module.*Call pyro\.clear_param_store\(\)"):
+        assert loaded(first)._pyro_name == "lines"
 
 
 def test_a_model_still_compiles_whole():

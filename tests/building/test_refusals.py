@@ -1,5 +1,7 @@
 """What cannot be told or built, and in which words; what a file cannot make happen."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from rebuilt_pairs import DENSE
@@ -10,6 +12,8 @@ from pyro_memory.building import make, recorded_build
 from pyro_memory.guides import EmptyGuide, VMAGuide
 from pyro_memory.models import VAE, LSTMMixer, SequenceModel
 from pyro_memory.training import save_checkpoint
+from pyro_memory.training.seal import load_file, save_file
+from pyro_memory.training.summary import HEADER
 
 pytestmark = pytest.mark.unchecked
 
@@ -28,6 +32,51 @@ class Bare(nn.Module):
 
 class Undecorated(VAE):
     pass
+
+
+class Mixin:
+    """As of a library that reads its own files."""
+
+    @classmethod
+    def read(cls, given=None):
+        raise AssertionError("called")
+
+
+@rebuildable
+class Mixed(Mixin, Box):
+    pass
+
+
+@rebuildable
+class Kept(pyro.nn.PyroModule):
+    """Attributes that are neither weights nor plain, and a default of the class."""
+
+    scale = 1.0
+
+    def __init__(self, random=False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+        self.mean, self.sizes, self.sides, self.options = torch.zeros(2), [1, 2], (1, {"a": 2}), {"a": [1, self.weight]}
+        self.order = torch.randperm(50) if random is True else None
+        self.hidden = [nn.Linear(2, 2)] if random == "hidden" else ()
+        self._private = 1.0
+        self.act = nn.functional.relu
+        self.prior = pyro.nn.PyroSample(dist.Independent(dist.Normal(torch.zeros(2), 1.0), 1))
+        self.drawn = pyro.nn.PyroSample(lambda self: dist.Normal(self.scale, 1.0))
+        self.share = pyro.nn.PyroParam(torch.tensor(0.5), dist.constraints.unit_interval)
+        self.register_buffer("mask", torch.ones(3), persistent=False)
+
+    def forward(self):
+        return self.prior, self.drawn, self.share
+
+
+def changed(change):
+    def build():
+        kept = Kept()
+        change(kept)
+        return kept
+
+    return build
 
 
 @rebuildable
@@ -103,6 +152,33 @@ REFUSED = {
         lambda: torch.compile(Box()), r"`model` is what torch\.compile made: save the module that it was given",
     ),
     "tied weights": (tied, r"model\.part\.1\.weight is the parameter model\.part\.0\.weight"),
+    "a tensor changed": (changed(lambda m: m.mean.add_(1)), r"model\.mean is a float32 tensor of shape \[2\] with"),
+    "a list longer": (changed(lambda m: m.sizes.append(7)), r"model\.sizes is list\(1, 2, 7\), and list\(1, 2\)"),
+    "a tuple changed": (changed(lambda m: m.sides[1].update(a=3)), r"model\.sides is tuple\(1, dict\('a': 3\)\), and"),
+    "a dict changed": (changed(lambda m: m.options["a"].pop()), r"model\.options is dict\('a': list\(1\)\), and dict"),
+    "a private number": (changed(lambda m: setattr(m, "_private", 4.0)), r"model\._private is 4\.0, and 1\.0 where"),
+    "an attribute more": (changed(lambda m: setattr(m, "extra", 3.0)), r"model\.extra is 3\.0, and not there where it"),
+    "an attribute less": (changed(lambda m: delattr(m, "sizes")), r"model\.sizes is not there, and list\(1, 2\) where"),
+    "a number for a list": (changed(lambda m: setattr(m, "sizes", 3)), r"model\.sizes is 3, and list\(1, 2\) where"),
+    "another function": (changed(lambda m: setattr(m, "act", torch.tanh)), r"model\.act is .*, and <code object relu"),
+    "another prior": (
+        changed(lambda m: m._pyro_samples.update(prior=dist.Normal(torch.zeros(2), 9.0).to_event(1))),
+        r"model\._pyro_samples is .*float32 tensor of shape \[2\].*, and .* where it is built again",
+    ),
+    "another drawn prior": (
+        changed(lambda m: setattr(m, "drawn", pyro.nn.PyroSample(lambda self: dist.Normal(0.0, 2.0)))),
+        r"model\._pyro_samples is .*<code object <lambda> at .*, and .*<code object <lambda> at",
+    ),
+    "another constraint": (
+        changed(lambda m: m._pyro_params.update(share=(dist.constraints.interval(0.0, 2.0), None))),
+        r"model\._pyro_params is .*'upper_bound': 2\.0.*, and .*'upper_bound': 1.* where",
+    ),
+    "a buffer's shape": (changed(lambda m: setattr(m, "mask", torch.ones(4))), r"model\.mask is the buffer .* \[4\]"),
+    "a tensor drawn": (lambda: Kept(random=True), r"model\.order is an int64 tensor of shape \[50\].*is drawn at"),
+    "a module in a list": (lambda: Kept(random="hidden"), r"model\.hidden is .*float32 tensor of shape \[2, 2\]"),
+    "a class method of a library": (
+        lambda: Box(Mixed.read), "`given` of `model`: the function read is no class or class method",
+    ),
     "two classes of a name": (lambda: Box(part=unnamed(part=unnamed())), "two of your classes are named Twin"),
 }  # fmt: skip
 
@@ -118,6 +194,17 @@ def test_what_no_file_can_tell_is_said_when_it_is_loaded_and_not_when_it_is_trai
         load(path)
     with pytest.raises(ValueError, match=message):
         save(tmp_path / "pair.safetensors", model, EmptyGuide())
+
+
+def test_what_is_as_it_was_built_is_not_refused_and_what_changes_after_a_save_is(tmp_path):
+    kept = Kept()
+    for _ in range(2):
+        assert load(save(tmp_path / "pair.safetensors", kept, EmptyGuide()), own=(Kept,))[0].sizes == [1, 2]
+        kept()
+        kept.compile(backend="eager")
+    kept.sizes.append(3)
+    with pytest.raises(ValueError, match=r"model\.sizes is list\(1, 2, 3\), and list\(1, 2\) where"):
+        save(tmp_path / "pair.safetensors", kept, EmptyGuide())
 
 
 def test_whatever_a_class_does_the_checkpoint_is_written(tmp_path):
@@ -198,6 +285,9 @@ HOSTILE = [
     (["VMA.__init__", {}], NO_METHOD),
     (["VMA.__init_subclass__", {}], NO_METHOD),
     (["own.Box.cpu", {}], NO_METHOD),
+    (["own.Mixed.read", {}], NO_METHOD),
+    (given("class", "own.Mixed.read"), NO_METHOD),
+    (given("partial", ["own.Mixed.read", {}]), NO_METHOD),
     (given("function", "torch.load"), NO_FUNCTION),
     (given("function", "torch.nn.functional.torch"), NO_FUNCTION),
     (given("function", "torch.nn.functional.importlib"), NO_FUNCTION),
@@ -215,7 +305,7 @@ HOSTILE = [
 def test_no_name_in_a_file_makes_anything_else_happen(tmp_path, monkeypatch, spec, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, LookupError, TypeError), match=message):
-        make({"model": spec, "guide": GUIDE}, {}, {"Box": Box})
+        make({"model": spec, "guide": GUIDE}, {}, {"Box": Box, "Mixed": Mixed})
     assert not list(tmp_path.iterdir())
 
 
@@ -229,6 +319,16 @@ def test_a_circle_of_shared_parts_ends():
     shared = {"a": ["torch.nn.Sequential", {"*": [{"shared": "a"}]}]}
     with pytest.raises(LookupError):
         make({"shared": shared, "model": ["torch.nn.Sequential", {"*": [{"shared": "a"}]}], "guide": GUIDE}, {}, {})
+
+
+@pytest.mark.parametrize("depth", [600, 5000])
+def test_a_header_that_is_nested_too_deeply_is_an_error_that_says_so(tmp_path, depth):
+    path = save(tmp_path / "pair.safetensors", Box(given="deep"), EmptyGuide())
+    metadata, tensors = load_file(path, tensors=True)
+    header = metadata[HEADER].replace('"deep"', "[" * depth + "]" * depth)
+    save_file(tensors, path, {HEADER: header})
+    with pytest.raises(ValueError, match=r"`.*pair\.safetensors`.*(recursion|too deep)"):
+        load(path, own=(Box,))
 
 
 def test_only_plain_public_attributes_are_set():
