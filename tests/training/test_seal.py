@@ -13,7 +13,7 @@ from safetensors.torch import save_file as foreign
 from pyro_memory.training import load_checkpoint, load_weights, read_header, save_checkpoint
 from pyro_memory.training.seal import load_file, save_file
 
-DAMAGED = "is not a whole pyro-memory checkpoint: it is damaged"
+DAMAGED = "is not a whole pyro-memory checkpoint: it is another file, or damaged"
 
 
 @pytest.fixture(scope="module")
