@@ -15,7 +15,7 @@ from pyro_memory.gate.annotations import SHAPED, check_of
 from pyro_memory.gate.kinds import ANYTHING
 from pyro_memory.gate.misfits import misfit
 from pyro_memory.gate.recording import CLASSES, recorded
-from pyro_memory.gate.tensors import Call
+from pyro_memory.gate.tensors import Call, as_tensor
 
 OWN = __name__.partition(".")[0]
 # The frames of these stand between a call and its function: they hand arguments on and make none.
@@ -123,8 +123,10 @@ def _admitted(checks: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
     for i, (name, check) in enumerate(places[: len(args)]):
         if i or not method:
             admitted[i] = check(name, args[i], call)
+    for i in range(len(places), len(args)):  # what a function hands on, as `*args` of a model
+        admitted[i] = as_tensor(args[i])
     for name, value in kwargs.items():
         check = named.get(name) or named.get("")
         if check is not None:
-            kwargs[name] = check(name, value, call)
+            kwargs[name] = check(name, value if name in named else as_tensor(value), call)
     return admitted

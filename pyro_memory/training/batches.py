@@ -114,7 +114,7 @@ def arguments(batch: Any, device: torch.device | str | None, further: tuple[Any,
 
 def warn_of_order(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Warns that a resumed run reads a ``Dataset`` in another order than it began with."""
-    changed = [key for key in ("batch_size", "seed") if then.get(key) != now[key]]
+    changed = [key for key in ("batch_size", "seed") if (then.get(key) or 0) != (now[key] or 0)]
     if changed and now["batch_size"] is not None:
         told_of = ", ".join(f"`{key}` was {then.get(key)} and is {now[key]}" for key in changed)
         warnings.warn(f"{told_of}: from here on the run has another order of data", stacklevel=4)

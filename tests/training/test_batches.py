@@ -10,7 +10,7 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pyro_memory import SlotMemory, fit
+from pyro_memory import SlotMemory, fit, importance_bound
 from pyro_memory.data import LabelledImages
 from pyro_memory.guides import VAEGuide
 from pyro_memory.models import VAE
@@ -110,6 +110,16 @@ def test_arrays_and_frames_become_tensors_of_the_default_dtype():
         (x,) = calls([(given,)], steps=1)
         assert x.dtype == torch.float32
         assert torch.equal(x, X)
+
+
+def test_measurements_take_arrays_and_frames_for_a_model_of_one_s_own():
+    pandas = pytest.importorskip("pandas")
+    model, memory = Offsets(), SlotMemory(torch.ones(2, 1))
+    rows = X.double().numpy()
+    wanted = importance_bound(model, nothing, X, memory, particles=1).bound
+    for given in (rows, pandas.DataFrame({"size": rows[:, 0]})):
+        assert torch.equal(importance_bound(model, nothing, given, memory, particles=1).bound, wanted)
+        assert torch.equal(importance_bound(model, nothing, x=given, memory=memory, particles=1).bound, wanted)
 
 
 def test_a_memory_takes_a_frame_where_it_takes_a_tensor():
