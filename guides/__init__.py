@@ -3,7 +3,8 @@
 Where is the thing that ... looks up an address from the target (``VMAGuide``, ``AddressedGuide``); samples nothing, for
 a model without latents (``EmptyGuide``); goes with a base (``VAEBaseGuide``, ``HierarchicalBaseGuide``,
 ``DiffusionBaseGuide``, ``AutoregressiveBaseGuide``); goes with any other model? It has the model's name, then Guide:
-``VSMGuide``, ``VAEGuide``, ``SoftAttentionVAEGuide``, ``ConsolidationGuide``, ``TitansAddressingGuide``. Imports:
+``VSMGuide``, ``VAEGuide``, ``SoftAttentionVAEGuide``, ``ConsolidationGuide``, ``TitansAddressingGuide``,
+``CachedTitansGuide``. Imports:
 ``addressing``, ``distributions``, ``nets``, ``recall``, ``stores``.
 """
 
@@ -18,7 +19,7 @@ from pyro_memory.guides.bases import (
 from pyro_memory.guides.consolidation import ConsolidationGuide
 from pyro_memory.guides.empty import EmptyGuide
 from pyro_memory.guides.soft_attention import SoftAttentionVAEGuide
-from pyro_memory.guides.titans import TitansAddressingGuide
+from pyro_memory.guides.titans import CachedTitansGuide, TitansAddressingGuide
 from pyro_memory.guides.vae import VAEGuide
 from pyro_memory.guides.vma import VMAGuide
 from pyro_memory.guides.vsm import VSMGuide
@@ -27,6 +28,7 @@ __all__ = [
     "AddressedGuide",
     "AutoregressiveBaseGuide",
     "BaseGuide",
+    "CachedTitansGuide",
     "ConsolidationGuide",
     "DiffusionBaseGuide",
     "EmptyGuide",

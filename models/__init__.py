@@ -6,7 +6,8 @@ Where is the thing that ... reads a sampled slot (``VMA``), or attends to all of
 converts episodes to concepts (``ConsolidationModel``); learns at test time (``NeuralMemory``, in ``TitansMAC``,
 ``TitansMAG``, ``TitansMAL``, ``TitansLMM``), or is what those are compared with (``TransformerMixer``, ``LSTMMixer``,
 ``DLinear``); writes a sequence down with any of these (``SequenceModel`` and its readouts); predicts an address from
-those before (``TitansAddressing``)? Imports: ``addressing``, ``distributions``, ``inference``, ``kernels``, ``nets``,
+those before (``TitansAddressing``); keeps states of a neural memory and asks one of them (``StateCache``,
+``CachedTitans``)? Imports: ``addressing``, ``distributions``, ``inference``, ``kernels``, ``nets``,
 ``recall``, ``stores``.
 """
 
@@ -16,12 +17,14 @@ from pyro_memory.models.bases import AutoregressiveBase, BaseModel, DiffusionBas
 from pyro_memory.models.consolidation import ConsolidationModel
 from pyro_memory.models.soft_attention import SoftAttentionVAE
 from pyro_memory.models.titans import (
+    CachedTitans,
     DLinear,
     LSTMMixer,
     NeuralMemory,
     NormalReadout,
     SequenceModel,
     SequenceState,
+    StateCache,
     StudentTReadout,
     TitansAddressing,
     TitansLMM,
@@ -43,6 +46,7 @@ __all__ = [
     "Attended",
     "AutoregressiveBase",
     "BaseModel",
+    "CachedTitans",
     "ConsolidationModel",
     "DLinear",
     "DiffusionBase",
@@ -53,6 +57,7 @@ __all__ = [
     "SequenceModel",
     "SequenceState",
     "SoftAttentionVAE",
+    "StateCache",
     "StudentTReadout",
     "TitansAddressing",
     "TitansLMM",

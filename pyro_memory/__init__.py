@@ -23,6 +23,7 @@ from pyro_memory.addressing import (
     LearnedPrior,
     NearestAddress,
     NormalizedKey,
+    RecallAddress,
     SlotIndex,
     UniformPrior,
 )
@@ -114,6 +115,7 @@ __all__ = [
     "RaoBlackwellELBO",
     "RateDistortion",
     "Recall",
+    "RecallAddress",
     "Recognition",
     "ShardedMemory",
     "SiteInformation",

@@ -24,6 +24,7 @@ from pyro_memory import (
 )
 from pyro_memory.guides import (
     AddressedGuide,
+    CachedTitansGuide,
     ConsolidationGuide,
     EmptyGuide,
     SoftAttentionVAEGuide,
@@ -36,6 +37,7 @@ from pyro_memory.models import (
     VMA,
     Addressed,
     Attended,
+    CachedTitans,
     ConsolidationModel,
     DLinear,
     LSTMMixer,
@@ -130,6 +132,12 @@ def series(model):
     return lambda: (model(), EmptyGuide())
 
 
+def cached():
+    mixer = partial(TransformerMixer, heads=2, window=3)
+    model = CachedTitans.tokens(7, mixer, dim=8, key_dim=4, segment=4, heads=2, chunk_size=2, none_slot=True)
+    return model, CachedTitansGuide.mlp(model.states, 8, none_slot=True)
+
+
 def consolidation():
     stores = set_parts.stores()
     loc, variance = torch.randn(4, set_parts.DIM), torch.full((4, set_parts.DIM), 0.2)
@@ -179,6 +187,7 @@ PAIRS = {
         ),
         lambda: (ink(2, 5, *SHAPE), SlotMemory(ink(4, *SHAPE))),
     ),
+    "cached titans": (cached, lambda: (torch.randint(7, (2, 5)), torch.randint(7, (2, 8)))),
     "consolidation": (lambda: (ConsolidationModel(8.0), ConsolidationGuide(8, 8.0)), consolidation),
     "DLinear": (
         series(lambda: DLinear(6, 2, kernel=3)), lambda: (torch.randn(3, 3, 2), None, torch.randn(3, 1, 2)),

@@ -29,9 +29,8 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLES = [
-    importlib.import_module(f"tables_{part}") for part in ("benchmarks", "images", "reliability", "sets", "titans")
-]
+PARTS = ("benchmarks", "cached", "images", "needles", "reliability", "sets", "titans")
+TABLES = [importlib.import_module(f"tables_{part}") for part in PARTS]
 RECIPES, DOCS = ROOT / "benchmarks" / "experiments" / "recipes", ROOT / "docs"
 
 

@@ -53,7 +53,7 @@ def train(name, model, guide, batches, objective, args, **more):
     if "learning_rate" in args:
         common["learning_rate"] = args.learning_rate
     result = fit(model, guide, batches, objective, **(common | more))
-    model.eval(), guide.eval()
+    getattr(model, "__self__", model).eval(), guide.eval()  # a method trains the module it is of
     return result
 
 

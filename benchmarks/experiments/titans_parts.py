@@ -2,6 +2,8 @@
 
 from functools import partial
 
+from torch import nn
+
 from pyro_memory import save_pretrained
 from pyro_memory.guides import EmptyGuide
 from pyro_memory.models import LSTMMixer, TitansLMM, TitansMAC, TitansMAG, TitansMAL, TransformerMixer
@@ -9,9 +11,12 @@ from pyro_memory.models import LSTMMixer, TitansLMM, TitansMAC, TitansMAG, Titan
 MIXERS = ("LMM", "MAC", "MAG", "MAL", "transformer", "LSTM")
 
 
-def mixers(heads, chunk, window):
-    """By name what makes a mixer; attention sees ``window`` tokens, a memory's gradient is shared by ``chunk``."""
-    memory = {"heads": heads, "chunk_size": chunk}
+def mixers(heads, chunk, window, **options):
+    """By name what makes a mixer; attention sees ``window`` tokens, a memory's gradient is shared by ``chunk``.
+
+    ``options`` are the memory's.
+    """
+    memory = {"heads": heads, "chunk_size": chunk, **options}
     return {
         "LMM": partial(TitansLMM, **memory),
         "MAC": partial(TitansMAC, segment=window, **memory),
@@ -20,6 +25,39 @@ def mixers(heads, chunk, window):
         "transformer": partial(TransformerMixer, heads=heads, window=window),
         "LSTM": partial(LSTMMixer),
     }
+
+
+# What sceptics of learning at test time ask (Test-Time Training with KV Binding Is Secretly Linear Attention, 2026,
+# https://arxiv.org/abs/2602.21204): does the memory need its gradient, its layers, its rates?
+
+
+def descent_turned(make, dim):
+    """A mixer whose memory climbs its loss: theta is negative."""
+    mixer = make(dim)
+    mixer.memory.max_lr *= -1
+    return mixer
+
+
+def last_layer_only(make, dim):
+    """A mixer whose memory learns in its last layer alone: theta is zero in the others."""
+    mixer = make(dim)
+    plain = mixer.memory._gates
+
+    def gates(x):
+        theta, *others = plain(x)
+        return [(*(0 * t for t in theta[:-1]), theta[-1]), *others]
+
+    mixer.memory._gates = gates
+    return mixer
+
+
+def constant_rates(make, dim):
+    """A mixer whose memory has the same learned theta, eta and alpha for every token."""
+    mixer = make(dim)
+    for linear in (mixer.memory.to_lr, mixer.memory.to_momentum, mixer.memory.to_decay):
+        if linear is not None:
+            nn.init.zeros_(linear.weight).requires_grad_(False)
+    return mixer
 
 
 def leave_weights(name, model, constructor, sizes, mixer, facts, folder):

@@ -121,10 +121,9 @@ class SequenceModel(PyroModule):
     def forward(
         self, x: Elements, mask: Bool[Tensor, "batch time"] | None = None, targets: Tensor | None = None
     ) -> None:
-        self._check(x)
+        hidden = self.hidden(x)
         data = x if targets is None else targets
         self._check_data(x, data, mask)
-        hidden = self._blocks(self._embed(x, first=True), None, None)[0]
         hidden = hidden[:, :-1] if targets is None else hidden[:, -data.shape[1] :]
         size = {"size": len(x)}
         if self.data_size is not None:
@@ -137,8 +136,13 @@ class SequenceModel(PyroModule):
     @pyro_method
     def x_dist(self, x: Elements) -> dist.Distribution:
         """p(x_t | x_<t) for every t, batch shape ``[batch, time]``."""
+        return self.readout(self.hidden(x)[:, :-1])
+
+    @pyro_method
+    def hidden(self, x: Elements, lengths: Lengths = None) -> Float[Tensor, "batch after dim"]:
+        """h_0 .. h_time, one more than elements: what the read-out maps to the distribution of the next one."""
         self._check(x)
-        return self.readout(self._blocks(self._embed(x, first=True), None, None)[0][:, :-1])
+        return self._blocks(self._embed(x, first=True), None, None if lengths is None else lengths + 1)[0]
 
     @pyro_method
     def read(

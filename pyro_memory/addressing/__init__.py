@@ -2,6 +2,7 @@
 
 Where is the thing that ... looks a datum up by its content (``ContentAddress``), with keys embedded beforehand
 (``FrozenAddress``), among the few nearest slots only (``NearestAddress``), found by an index (``SlotIndex``);
+by what cached memories answer (``RecallAddress``);
 compares a key with a query (``NormalizedKey``, ``Cosine``, ``Dot``); says what an address is before anything was
 looked up (``UniformPrior``, ``LearnedPrior``)? Imports: ``stores``, ``distributions``,
 ``nets``, ``kernels``.
@@ -12,6 +13,7 @@ from pyro_memory.addressing.frozen import FrozenAddress
 from pyro_memory.addressing.index import SlotIndex
 from pyro_memory.addressing.nearest import NearestAddress
 from pyro_memory.addressing.priors import LearnedPrior, UniformPrior
+from pyro_memory.addressing.recall import RecallAddress
 from pyro_memory.addressing.similarity import Cosine, Dot, NormalizedKey
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "LearnedPrior",
     "NearestAddress",
     "NormalizedKey",
+    "RecallAddress",
     "SlotIndex",
     "UniformPrior",
 ]

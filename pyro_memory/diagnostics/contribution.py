@@ -148,7 +148,7 @@ def memory_contribution(
         if given.batch_dim is not None and len(given.values) > 1:
             others.setdefault("shuffled", given.select(_derangement(len(given.values), seed)))
         if getattr(model, "none_slot", False):
-            others.setdefault("emptied", SlotMemory.empty(given.event_shape).to(given.values))
+            others.setdefault("emptied", _emptied(given))
     if "given" in others:
         raise ValueError(
             "`alternatives` must not be called 'given', as the memory that was given is; choose another name"
@@ -182,3 +182,9 @@ def _derangement(n: int, seed: int) -> Tensor:
     out = torch.empty_like(order)
     out[order] = order.roll(1)
     return out
+
+
+def _emptied(memory: SlotMemory) -> SlotMemory:
+    """A shared memory of no slots, with keys where there are keys."""
+    lead = memory.ages.dim()
+    return SlotMemory(*(t if t is None else t.new_zeros(0, *t.shape[lead:]) for t in (memory.values, memory.keys)))

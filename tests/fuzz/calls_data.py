@@ -156,7 +156,10 @@ def stream():
 
 
 def needles():
-    return {"text": text(), "split": "train", "length": 90, "depth": 0.5, "digits": 2, "batch": 2, "seed": 0}
+    return {
+        "text": text(), "split": "train", "length": 130, "depth": 0.5, "digits": 2, "batch": 2, "seed": 0,
+        "kind": "filler", "keys": 2, "questions": 1,
+    }  # fmt: skip
 
 
 def recalled():

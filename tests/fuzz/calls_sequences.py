@@ -136,6 +136,7 @@ MODELS = {
         called(x=torch.randn(2, 5, 2), mask=torch.ones(2, 5).bool(), targets=torch.randn(2, 5, 2)),
     ),
     "SequenceModel.x_dist": lambda: (tokens_model().x_dist, called(x=tokens())),
+    "SequenceModel.hidden": lambda: (tokens_model().hidden, called(x=tokens(), lengths=longs(5, 3))),
     "SequenceModel.read": lambda: (tokens_model().read, called(x=tokens(), state=state(), lengths=longs(5, 3))),
     "SequenceModel.step": lambda: (tokens_model().step, called(x=longs(0, 6), state=state())),
     "SequenceModel.next_dist": lambda: (tokens_model().next_dist, called(x=tokens(), lengths=longs(5, 3))),

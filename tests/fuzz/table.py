@@ -4,6 +4,7 @@ import importlib
 import inspect
 
 from fuzz import (
+    calls_cached,
     calls_data,
     calls_estimates,
     calls_measures,
@@ -21,6 +22,7 @@ ROOMS = {
     "estimates": calls_estimates.ROWS,
     "models": calls_models.ROWS,
     "sequences": calls_sequences.ROWS,
+    "cached": calls_cached.ROWS,
     "data": calls_data.ROWS,
     "measures": calls_measures.ROWS,
     "saving": calls_saving.ROWS,

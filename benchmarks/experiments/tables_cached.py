@@ -1,0 +1,41 @@
+"""Tables of a memory of memories: accuracy against length, what look-ups are worth, what they cost."""
+
+from cells import dotted, paired, table
+
+
+def _lengths(record):
+    return list(record["runs"][0]["by_length"])
+
+
+def cached_length(record, recipe):
+    """Accuracy at each length, the seeds beside each other."""
+    lengths = _lengths(record)
+    trained = int(lengths[0])
+    rows = [["accuracy at length", *(f"{n} ({int(n) // trained}x)" for n in lengths)]]
+    for kind, name in (("by_length", "asking the memories"), ("keys", "by keys alone")):
+        rows.append([name, *(" / ".join(dotted(run[kind][n][0]) for run in record["runs"]) for n in lengths)])
+    return table(rows)
+
+
+def cached_lookup(record, recipe):
+    """Nats of a look-up and of an answer, each run at each length."""
+    runs = [run for run in record["runs"] if "lookup" in run]
+    others = list(next(iter(runs[0]["lookup"].values()))["lost"])
+    head = ["length, seed", "slots", "nats an answer", "entropy of p(a)", "KL(q, p) of a lookup"]
+    rows = [[*head, *(f"lost, {name}" for name in others)]]
+    for length in runs[0]["lookup"]:
+        for run in runs:
+            found = run["lookup"][length]
+            cells = [paired(*found[k], 3) for k in ("nats an answer", "entropy of the prior", "KL of a lookup")]
+            lost = [paired(*found["lost"][name]) for name in others]
+            rows.append([f"{length}, {run['seed']}", found["slots"], *cells, *lost])
+    return table(rows)
+
+
+def cached_cost(record, recipe):
+    """Time and room against length, of the first seed."""
+    run = next(run for run in record["runs"] if "cost" in run)
+    rows = [["length", "us a token of the past", "ms an answer", "MB of cache"]]
+    for length, cost in run["cost"].items():
+        rows.append([length, *(f"{cost[k]:.{d}f}" for k, d in (("us a token", 0), ("ms an answer", 2), ("MB", 1)))])
+    return table(rows)

@@ -1,0 +1,19 @@
+"""Tables of needles in haystacks: exact match by model, length and depth."""
+
+from cells import dotted, table
+
+
+def needles(record, recipe):
+    """The share of texts whose answer is right in all its characters; the last row is what a guess reaches."""
+    cases = record["runs"][0]["exact"]
+    first = next(iter(cases.values()))
+    depths = list(next(iter(first.values())))
+    trained = int(next(iter(first)))
+    rows = [["exact match", "case", "characters", *(f"depth {float(d):g}" for d in depths)]]
+    for run in record["runs"]:
+        for case, lengths in run["exact"].items():
+            for length, cells in lengths.items():
+                told = length if int(length) == trained else f"{length} ({int(length) // trained}x)"
+                rows.append([run["model"], case, told, *map(dotted, cells.values())])
+    rows += [["a guess", case, "any", *[f"{record['chance'][case]:g}"] * len(depths)] for case in cases]
+    return table(rows)
