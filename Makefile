@@ -108,6 +108,7 @@ examples: install ## run every example and every experiment at a few steps
 	$(RUN) examples/episodic_semantic.py --targets 20 --particles 4 --out out/examples/episodic_semantic
 	$(RUN) examples/lifetime.py --stages 2 --steps 12 --out out/examples/lifetime
 	$(RUN) examples/titans_recall.py --steps 4 --sequences 8 --out out/examples/titans_recall
+	$(RUN) examples/cached_memory.py --sequences 2 --out out/examples/cached_memory
 	$(RUN) examples/surprise.py --write 50 --out out/examples/surprise
 	$(RUN) examples/diagnose.py --targets 16 --particles 10 --many 16 --out out/examples/diagnose
 	$(RUN) $(EXPERIMENTS)/vma_fewshot.py --steps 20 --evaluate 16 --particles 20 --out out/examples/fewshot
@@ -127,7 +128,7 @@ examples: install ## run every example and every experiment at a few steps
 	$(RUN) $(EXPERIMENTS)/titans_cached.py --pairs 8 --length 64 --vocabulary 64 --steps 8 --lookup-steps 2 --evaluate 8 --out out/examples/cached
 	$(RUN) $(EXPERIMENTS)/titans_needles.py --steps 4 --evaluate 2 --length 384 --factors 1 --cases prose keys --batch 2 --out out/examples/needles
 	$(RUN) $(EXPERIMENTS)/titans_language.py --steps 4 --batch 4 --evaluate 2048 --out out/examples/titans_language
-	$(RUN) $(EXPERIMENTS)/titans_forecast.py --steps 4 --batch 8 --draws 5 --out out/examples/titans_forecast
+	$(RUN) $(EXPERIMENTS)/titans_forecast.py --steps 4 --batch 8 --out out/examples/titans_forecast
 	$(RUN) benchmarks/training_speed.py --repeats 2 --out out/examples/training_speed
 	$(RUN) benchmarks/bases.py --repeats 2 --images 1 --out out/examples/bases
 	$(RUN) benchmarks/conversion.py --simulations 2 --steps 20 --out out/examples/conversion

@@ -5,10 +5,10 @@ Where is the thing that ... reads a sampled slot (``VMA``), or attends to all of
 ``AutoregressiveBase``); puts an address before any base (``Addressed``); is the baseline without memory (``VAE``);
 converts episodes to concepts (``ConsolidationModel``); learns at test time (``NeuralMemory``, in ``TitansMAC``,
 ``TitansMAG``, ``TitansMAL``, ``TitansLMM``), or is what those are compared with (``TransformerMixer``, ``LSTMMixer``,
-``DLinear``); writes a sequence down with any of these (``SequenceModel`` and its readouts); predicts an address from
-those before (``TitansAddressing``); keeps states of a neural memory and asks one of them (``StateCache``,
-``CachedTitans``)? Imports: ``addressing``, ``distributions``, ``inference``, ``kernels``, ``nets``,
-``recall``, ``stores``.
+``DLinear``); writes a sequence down with any of these (``SequenceModel`` and its readouts); forecasts a series
+(``PatchForecaster``); predicts an address from those before (``TitansAddressing``); keeps states of a neural memory and
+asks one of them (``StateCache``, ``CachedTitans``)? Imports: ``addressing``, ``distributions``, ``inference``,
+``kernels``, ``nets``, ``recall``, ``stores``.
 """
 
 from pyro_memory.models.addressed import Addressed
@@ -22,6 +22,7 @@ from pyro_memory.models.titans import (
     LSTMMixer,
     NeuralMemory,
     NormalReadout,
+    PatchForecaster,
     SequenceModel,
     SequenceState,
     StateCache,
@@ -54,6 +55,7 @@ __all__ = [
     "LSTMMixer",
     "NeuralMemory",
     "NormalReadout",
+    "PatchForecaster",
     "SequenceModel",
     "SequenceState",
     "SoftAttentionVAE",

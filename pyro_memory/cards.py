@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,3 +139,15 @@ def holds(tensor: Tensor, kept: Tensor) -> bool:
     scale = given.square().mean().sqrt().item() if given.numel() else 0.0
     close = torch.allclose(kept, given, rtol=CLOSE, atol=CLOSE * scale)
     return close and torch.equal(kept == 0, given == 0)
+
+
+def commit() -> str:
+    """Of the git repository that holds the running script, or else the working directory."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    folder = Path(script).parent if script else None
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=folder
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

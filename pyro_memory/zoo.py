@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -13,11 +11,10 @@ from typing import Any, Literal, overload
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pyro_memory import guides, models
 from pyro_memory.building import Description, NotRebuildable, apart, make, own_classes, recorded_build
-from pyro_memory.cards import FACTS, Card, Cards, checksum, fewest_bits, holds, opened, read_card
+from pyro_memory.cards import FACTS, Card, Cards, checksum, commit, fewest_bits, holds, opened, read_card
 from pyro_memory.gate import checked
-from pyro_memory.guides import AddressedGuide, DiffusionBaseGuide, EmptyGuide, VAEGuide, VMAGuide, VSMGuide
-from pyro_memory.models import VAE, VMA, VSM, Addressed, DiffusionBase, SequenceModel
 from pyro_memory.stores import StructuredMemory, replace_file
 from pyro_memory.training import read_header, rebuild
 
@@ -42,26 +39,30 @@ def pretrained(folder: str | Path = FOLDER) -> Cards:
     return Cards({name: card for name, card in found.items() if card is not None})
 
 
-Titans = Literal[
-    "titans-lmm-etth1-96", "titans-lmm-etth1-192", "titans-lmm-etth1-336", "titans-lmm-etth1-720",
-    "titans-lmm-recall", "titans-mag-tinyshakespeare",
-]  # fmt: skip
+Forecasters = Literal["titans-lmm-etth1-96", "titans-lmm-etth1-192", "titans-lmm-etth1-336", "titans-lmm-etth1-720"]
+Titans = Literal["titans-lmm-needles", "titans-lmm-recall", "titans-mag-tinyshakespeare"]
+Drawn = Literal["vma-autoregressive-omniglot28", "vma-diffusion-omniglot28"]
+Sets = Literal["vsm-diffusion-omniglot", "vsm-vae-omniglot"]
+Diffusion = Literal["diffusion-omniglot28"]
+Cached = Literal["titans-cached-recall32"]
 
 
 @overload
-def load_pretrained(name: Literal["vae-omniglot28"]) -> tuple[VAE, VAEGuide]: ...
+def load_pretrained(name: Literal["vae-omniglot28"]) -> tuple[models.VAE, guides.VAEGuide]: ...
 @overload
-def load_pretrained(name: Literal["vma-omniglot28"]) -> tuple[VMA, VMAGuide]: ...
+def load_pretrained(name: Literal["vma-omniglot28"]) -> tuple[models.VMA, guides.VMAGuide]: ...
 @overload
-def load_pretrained(name: Literal["diffusion-omniglot28"]) -> tuple[DiffusionBase, DiffusionBaseGuide]: ...
+def load_pretrained(name: Diffusion) -> tuple[models.DiffusionBase, guides.DiffusionBaseGuide]: ...
 @overload
-def load_pretrained(
-    name: Literal["vma-autoregressive-omniglot28", "vma-diffusion-omniglot28"],
-) -> tuple[Addressed, AddressedGuide]: ...
+def load_pretrained(name: Drawn) -> tuple[models.Addressed, guides.AddressedGuide]: ...
 @overload
-def load_pretrained(name: Literal["vsm-diffusion-omniglot", "vsm-vae-omniglot"]) -> tuple[VSM, VSMGuide]: ...
+def load_pretrained(name: Sets) -> tuple[models.VSM, guides.VSMGuide]: ...
 @overload
-def load_pretrained(name: Titans) -> tuple[SequenceModel, EmptyGuide]: ...
+def load_pretrained(name: Titans) -> tuple[models.SequenceModel, guides.EmptyGuide]: ...
+@overload
+def load_pretrained(name: Cached) -> tuple[models.CachedTitans, guides.CachedTitansGuide]: ...
+@overload
+def load_pretrained(name: Forecasters) -> tuple[models.PatchForecaster, guides.EmptyGuide]: ...
 @overload
 def load_pretrained(name: str, folder: str | Path = FOLDER) -> tuple[Any, Any]: ...
 @checked
@@ -203,7 +204,7 @@ def save_pretrained(
     old = read_card(path) if path.exists() else None
     if path.exists() and old is None:
         raise ValueError(f"`name` must be free, or that of a card; {path} is another file. Choose another name")
-    facts = {"commit": _commit()} | dict(facts)
+    facts = {"commit": commit()} | dict(facts)
     if missing := [key for key in FACTS if key not in facts]:
         raise ValueError(f"`facts` must tell {', '.join(FACTS)}; missing: {', '.join(missing)}")
     told_of = _description(model, guide) if build is None else Description(dict(build))
@@ -239,18 +240,6 @@ def save_pretrained(
     replace_file(path, lambda temporary: temporary.write_text(told))
     new.replace(weights_file)
     return Card(name, **card)
-
-
-def _commit() -> str:
-    """Of the git repository that holds the running script, or else the working directory."""
-    script = getattr(sys.modules.get("__main__"), "__file__", None)
-    folder = Path(script).parent if script else None
-    try:
-        return subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=folder
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _read(name: str, folder: str | Path) -> tuple[Card, dict[str, Tensor]]:

@@ -41,6 +41,7 @@ from pyro_memory.models import (
     ConsolidationModel,
     DLinear,
     LSTMMixer,
+    PatchForecaster,
     SequenceModel,
     SoftAttentionVAE,
     StudentTReadout,
@@ -189,6 +190,10 @@ PAIRS = {
     ),
     "cached titans": (cached, lambda: (torch.randint(7, (2, 5)), torch.randint(7, (2, 8)))),
     "consolidation": (lambda: (ConsolidationModel(8.0), ConsolidationGuide(8, 8.0)), consolidation),
+    "forecaster": (
+        series(lambda: PatchForecaster(6, 2, LSTMMixer, patch=2, dim=8)),
+        lambda: (torch.randn(3, 3, 2), None, torch.randn(3, 1, 2)),
+    ),
     "DLinear": (
         series(lambda: DLinear(6, 2, kernel=3)), lambda: (torch.randn(3, 3, 2), None, torch.randn(3, 1, 2)),
     ),

@@ -35,6 +35,7 @@ from pyro_memory.data import (
     CHARACTERS,
     CharacterText,
     FewShotTasks,
+    NeedleTasks,
     RecallTasks,
     SetTasks,
     glyphs,
@@ -249,6 +250,25 @@ def test_a_shipped_memory_recalls_at_four_times_its_training_length():
     assert right > 0.9  # a guess among the four values is right in a quarter
 
 
+@torch.no_grad()
+def test_a_shipped_cache_of_memories_recalls_at_sixteen_times_its_training_length():
+    """A guess among the values is right in one of 32 cases."""
+    model, _ = load_pretrained("titans-cached-recall32")
+    tokens, answers = RecallTasks(pairs=32, length=4096, vocabulary=512, gap=4096 - 128, batch=4, seed=10_000)[0]
+    x, past, asked = tokens[:, -64:], tokens[:, :-64], answers[:, -64:]
+    assert (model.x_dist(x, past).logits.argmax(-1) == x)[asked].float().mean() > 0.98
+
+
+@torch.no_grad()
+def test_a_shipped_memory_finds_a_needle_at_four_times_its_training_length():
+    card = pretrained()["titans-lmm-needles"]
+    text = CharacterText(load_text(), extra=CHARACTERS)
+    assert text.vocabulary == card.facts["vocabulary"]
+    tokens, answers = NeedleTasks(text, split="test", length=2048, depth=0.5, batch=24, seed=10_000)[0]
+    right = (load_pretrained(card.name)[0].x_dist(tokens).logits.argmax(-1) == tokens) | ~answers
+    assert right.all(-1).float().mean() > 0.9  # a guess is right once in ten thousand
+
+
 def test_a_shipped_language_model_knows_english_from_noise():
     card = pretrained()["titans-mag-tinyshakespeare"]
     model, guide = load_pretrained(card.name)
@@ -274,9 +294,9 @@ def test_a_shipped_language_model_reproduces_its_bits():
 def test_a_shipped_forecaster_reproduces_its_errors():
     forecast = experiment("titans_forecast")
     card = pretrained()["titans-lmm-etth1-96"]
-    model, guide = load_pretrained(card.name)
-    test = load_series("ETTh1").windows("test", past=96, horizon=96, batch=64)
-    args = SimpleNamespace(device="cpu", patch=8)
-    errors = forecast.errors(model, guide, forecast.Patches(test, 8), args)
+    series, args = load_series("ETTh1"), SimpleNamespace(device="cpu", past=96)
+    starts = series.windows("test", past=96, horizon=96, batch=1).starts
+    windows = forecast.Windows(forecast.without_profile(series, 24), starts, 96, args, 64)
+    errors = forecast.errors(load_pretrained(card.name)[0], windows, args)
     assert errors["mse"] == pytest.approx(told(card, "MSE"), abs=2e-3)
     assert errors["mae"] == pytest.approx(told(card, "MAE"), abs=2e-3)

@@ -12,29 +12,37 @@ def cached_length(record, recipe):
     lengths = _lengths(record)
     trained = int(lengths[0])
     rows = [["accuracy at length", *(f"{n} ({int(n) // trained}x)" for n in lengths)]]
-    for kind, name in (("by_length", "asking the memories"), ("keys", "by keys alone")):
+    for kind, name in (("by_length", "asking the memories"), ("keys", "the same model, answers not weighed")):
         rows.append([name, *(" / ".join(dotted(run[kind][n][0]) for run in record["runs"]) for n in lengths)])
     return table(rows)
 
 
 def cached_lookup(record, recipe):
     """Nats of a look-up and of an answer, each run at each length."""
-    runs = [run for run in record["runs"] if "lookup" in run]
+    runs = record["runs"]
     others = list(next(iter(runs[0]["lookup"].values()))["lost"])
-    head = ["length, seed", "slots", "nats an answer", "entropy of p(a)", "KL(q, p) of a lookup"]
+    head = [
+        "length, seed",
+        "slots",
+        "right slot likeliest",
+        "nats an answer",
+        "entropy of p(a)",
+        "KL(q, p) of a lookup",
+    ]
     rows = [[*head, *(f"lost, {name}" for name in others)]]
     for length in runs[0]["lookup"]:
         for run in runs:
             found = run["lookup"][length]
             cells = [paired(*found[k], 3) for k in ("nats an answer", "entropy of the prior", "KL of a lookup")]
             lost = [paired(*found["lost"][name]) for name in others]
-            rows.append([f"{length}, {run['seed']}", found["slots"], *cells, *lost])
+            right = paired(*found["found"], 3)
+            rows.append([f"{length}, {run['seed']}", found["slots"], right, *cells, *lost])
     return table(rows)
 
 
 def cached_cost(record, recipe):
     """Time and room against length, of the first seed."""
-    run = next(run for run in record["runs"] if "cost" in run)
+    run = record["runs"][0]
     rows = [["length", "us a token of the past", "ms an answer", "MB of cache"]]
     for length, cost in run["cost"].items():
         rows.append([length, *(f"{cost[k]:.{d}f}" for k, d in (("us a token", 0), ("ms an answer", 2), ("MB", 1)))])

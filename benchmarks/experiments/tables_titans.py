@@ -1,7 +1,7 @@
 """Tables of Titans: recall, language, forecasts, sequential addressing."""
 
 import math
-from statistics import fmean
+from statistics import fmean, stdev
 
 from cells import dotted, table
 
@@ -43,16 +43,28 @@ def language(record, recipe):
 
 
 def forecast(record, recipe):
-    horizons = list(dict.fromkeys(run["horizon"] for run in record["runs"]))
-    rows = [["MSE / MAE", *map(str, horizons), "mean", "90% intervals cover"]]
-    for model in dict.fromkeys(run["model"] for run in record["runs"]):
-        runs = [run for run in record["runs"] if run["model"] == model]
-        pairs = [(run["mse"], run["mae"]) for run in runs]
-        pairs.append(tuple(fmean(column) for column in zip(*pairs, strict=True)))
-        cover = " ".join(dotted(run["coverage of 90%"], 2) for run in runs)
-        rows.append([model, *(" / ".join(map(dotted, pair)) for pair in pairs), cover])
+    """Errors by horizon, over seeds the mean; where that is of several, the spread over them of the last column."""
+    runs = record["runs"]
+    horizons = list(dict.fromkeys(run["horizon"] for run in runs))
+    scored = "crps" in runs[0]
+    shares = [key for key in runs[0] if key.startswith("coverage")]
+    rows = [["MSE / MAE", *map(str, horizons), "mean", *["CRPS"] * scored]]
+    rows[0] += [f"{key.removeprefix('coverage of ')} intervals cover" for key in shares]
+    for model in dict.fromkeys(run["model"] for run in runs):
+        at = [[run for run in runs if (run["model"], run["horizon"]) == (model, h)] for h in horizons]
+
+        def mean(key, at=at):
+            return [fmean(run[key] for run in seeds) for seeds in at]
+
+        pairs = [*zip(mean("mse"), mean("mae"), strict=True), (fmean(mean("mse")), fmean(mean("mae")))]
+        cells = [" / ".join(map(dotted, pair)) for pair in pairs]
+        if len(at[0]) > 1:
+            each = [[fmean(run[key] for run in one) for one in zip(*at, strict=True)] for key in ("mse", "mae")]
+            cells[-1] += f" ({' / '.join(dotted(stdev(column)) for column in each)})"
+        cells += [dotted(fmean(mean("crps")))] if scored else []
+        rows.append([model, *cells, *(" ".join(dotted(share, 2) for share in mean(key)) for key in shares)])
     for name, cells in recipe.get("published", {}).items():
-        rows.append([f"*{name}*", *cells, ""])
+        rows.append([f"*{name}*", *cells, *[""] * (len(rows[0]) - 1 - len(cells))])
     return table(rows)
 
 

@@ -19,7 +19,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from study import leave, mean_se, options, train
 from tables_cached import cached_cost, cached_length, cached_lookup
 
-from pyro_memory import information_gain, memory_contribution, warm_cosine
+from pyro_memory import information_gain, memory_contribution, save_pretrained, warm_cosine
 from pyro_memory.data import RecallTasks
 from pyro_memory.diagnostics import BLUE, GREY, ORANGE
 from pyro_memory.guides import CachedTitansGuide, EmptyGuide
@@ -31,13 +31,14 @@ STAGES = ((0.1, 8), (0.2, 4), (0.35, 2), (1.0, 1))  # until what share of the st
 
 def arguments():
     parser = options(
-        __doc__, "out/titans_cached", data=(), device=True,
+        __doc__, "out/titans_cached", data=(),
         pairs=(32, "pairs a sequence"), vocabulary=(512, "different tokens, 8 of them fillers"),
         length=(256, "training length"), segment=(16, "tokens a cached state has read"),
         chunk=(8, "tokens that a memory's gradient is shared by"), dim=(64, "of the hidden vectors"),
         steps=(1200, "training steps of each model"), lookup_steps=(300, "training steps of the guide"),
         batch=(8, "sequences a step"), learning_rate=(4e-3, "at its highest"),
         evaluate=(64, "test sequences at each length, a quarter at the longest"), seeds=([0], "a run each"),
+        weights=(False, "leave the first seed's in --out/weights"),
     )  # fmt: skip
     return parser.parse_args()
 
@@ -76,7 +77,8 @@ class Curriculum:
     def __init__(self, args, seed):
         self.ends = [share * args.steps for share, _ in STAGES]
         self.stages = [
-            Questions(args, args.length // part, seed, args.batch * part, args.pairs // part) for _, part in STAGES
+            Questions(args, args.length // part, seed, args.batch * part, max(1, args.pairs // part))
+            for _, part in STAGES
         ]
 
     def __getitem__(self, index):
@@ -88,7 +90,7 @@ def accuracy(x_dist, questions, evaluate, args):
     """The share of right answers of ``x_dist(*arguments)``, and its standard error over sequences."""
     shares = []
     for i in range(-(-evaluate // questions.tasks.batch)):
-        x, past, mask = (t.to(args.device) for t in questions[i])
+        x, past, mask = questions[i]
         right = (x_dist(x, past).logits.argmax(-1) == x) & mask
         shares.append(right.sum(-1) / args.pairs)
     return mean_se(torch.cat(shares)[:evaluate])
@@ -117,8 +119,8 @@ def run(seed, args):
     model = CachedTitans.tokens(
         args.vocabulary, partial(TransformerMixer, heads=2, window=4), dim=args.dim, segment=args.segment,
         none_slot=True, **options,
-    ).to(args.device)  # fmt: skip
-    guide = CachedTitansGuide.mlp(model.states, none_slot=True).to(args.device)
+    )  # fmt: skip
+    guide = CachedTitansGuide.mlp(model.states, none_slot=True)
     result = train(
         f"cached-{seed}", model.marginal, EmptyGuide(), Curriculum(args, seed), Trace_ELBO(max_plate_nesting=2), args,
         **schedule(args.steps, args), seed=seed,
@@ -135,24 +137,44 @@ def run(seed, args):
     )  # fmt: skip
     found["lookup"] = {f * args.length: lookup(model, guide, f * args.length, args) for f in (1, 16)}
     count = sum(p.numel() for p in model.parameters())
+    if args.weights and seed == args.seeds[0]:
+        told, name = facts(found, args), f"titans-cached-recall{args.pairs}"
+        print(f"\n{save_pretrained(name, model, guide, facts=told, folder=args.out / 'weights')}")
     return {"seed": seed, "parameters": count, **found}
+
+
+def facts(found, args):
+    """What the card of its weights says."""
+    return {
+        "about": "CachedTitans and its guide trained on associative recall",
+        "data": f"MQAR (Arora et al., 2023), {args.pairs} pairs of {args.vocabulary} tokens, drawn by RecallTasks",
+        "licence": "none needed: made from random numbers",
+        "protocol": f"trained at length {args.length}, questions last; the share of right answers on "
+        f"{args.evaluate} new sequences, a quarter of them at the longest",
+        "numbers": {f"length {n}": f"{a:.4f} ({se:.4f})" for n, (a, se) in found["by_length"].items()},
+        "training": f"{args.steps} steps of {args.batch} sequences, then {args.lookup_steps} of the guide, seed "
+        f"{args.seeds[0]}",
+    }
 
 
 @torch.no_grad()
 def lookup(model, guide, length, args):
     """What the answers were worth to the look-ups, and what the cache to the answers, in nats an answer."""
-    x, past, mask = Questions(args, length, 30_000, max(2, args.batch * args.length // length))[0]
+    x, past, mask = Questions(args, length, 30_000, 16)[0]
     cache = model.states.remember(past)
-    gain = information_gain(model, guide, x, cache, mask, draws=1, max_plate_nesting=2)["a"].kl.reshape(x.shape)[mask]
-    slots = torch.arange(cache.slots + 1).reshape(-1, 1, 1)
-    prior = model.a_dist(model.states.present(x), cache.with_none()).log_prob(slots)
-    entropy = -(prior.exp() * prior.clamp_min(-1e4)).sum(0)[mask]
+
+    def told(nats):  # by sequence, whose answers are not independent
+        return mean_se(nats.reshape(x.shape)[mask].reshape(len(x), -1).mean(-1))
+
+    gain = information_gain(model, guide, x, cache, mask, draws=1, max_plate_nesting=2)["a"].kl
+    probs = model.a_dist(model.states.present(x), cache.with_none()).probs
+    stands = past[:, None, : 2 * args.pairs : 2] == torch.cat([x[:, :1], x[:, :-1]], 1)[..., None]
+    found = probs.argmax(-1) == 2 * stands.int().argmax(-1) // args.segment
     worth = memory_contribution(model, guide, x, cache, mask, particles=1, exact=("a",), max_plate_nesting=2)
-    answers = worth.given.bound.reshape(x.shape)[mask]
-    lost = {name: mean_se(worth.differences(name).reshape(x.shape)[mask]) for name in worth.alternatives}
     return {
-        "slots": cache.slots, "nats an answer": mean_se(-answers), "KL of a lookup": mean_se(gain),
-        "entropy of the prior": mean_se(entropy), "lost": lost,
+        "slots": cache.slots, "found": told(found.double()), "nats an answer": told(-worth.given.bound),
+        "KL of a lookup": told(gain), "entropy of the prior": told(-torch.special.xlogy(probs, probs).sum(-1)),
+        "lost": {name: told(worth.differences(name)) for name in worth.alternatives},
     }  # fmt: skip
 
 
@@ -162,6 +184,7 @@ def cost(model, args):
     out = {}
     for factor in FACTORS:
         x, past, _ = Questions(args, factor * args.length, 40_000, 1)[0]
+        model.x_dist(x, model.states.remember(past))  # the first call of a shape takes longer
         start = time.perf_counter()
         cache = model.states.remember(past)
         read = time.perf_counter()
@@ -177,7 +200,7 @@ def cost(model, args):
 def draw(rows, args, path):
     fig, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
     for row in rows:
-        for kind, color, label in (("by_length", BLUE, "asking the memories"), ("keys", GREY, "by keys alone")):
+        for kind, color, label in (("by_length", BLUE, "asking the memories"), ("keys", GREY, "answers not weighed")):
             where, values = zip(*row[kind].items(), strict=True)
             mean, se = zip(*values, strict=True)
             label = label if row is rows[0] else None

@@ -106,12 +106,15 @@ def run(name, mixer, seed, args):
     count = sum(p.numel() for p in model.parameters())
     print(f"\n{name}, seed {seed}: {count:,} parameters, {args.steps} steps of {args.batch} sequences")
     test = tasks(args, args.length, 10_000)
-    batches = Curriculum(args, seed) if args.curriculum else tasks(args, args.length, seed)
+    batches, more = tasks(args, args.length, seed), {}
+    if args.curriculum:  # at a high rate a second moment that forgets soon
+        batches, more = Curriculum(args, seed), {"optimizer": partial(torch.optim.Adam, betas=(0.9, 0.98))}
     result = train(
         f"{name.replace(',', '').replace(' ', '-')}-{seed}", model, EmptyGuide(), batches,
         Trace_ELBO(max_plate_nesting=1), args, schedule=warm_cosine(args.steps, warm=50),
         clip_norm=float(args.batch * args.pairs), seed=seed,
         evaluate=lambda step: {"accuracy": accuracy(model, test, args)[0]}, evaluate_every=max(1, args.steps // 10),
+        **more,
     )  # fmt: skip
     lengths, gaps = {}, {}
     for factor in FACTORS:
@@ -123,7 +126,8 @@ def run(name, mixer, seed, args):
     if name == args.weights and seed == args.seeds[0]:
         told = facts(name, lengths, args)
         size = {"vocabulary": args.vocabulary, **sizes(args)}
-        leave_weights(f"titans-{name.lower()}-recall", model, "tokens", size, mixer, told, args.out / "weights")
+        file = f"titans-{name.lower()}-recall{'' if args.pairs == 4 else args.pairs}"
+        leave_weights(file, model, "tokens", size, mixer, told, args.out / "weights")
     return {
         "model": name, "seed": seed, "parameters": count, "seconds": result.seconds,
         "learning": result.history["evaluation"], "by_length": lengths, "by_gap": gaps,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -42,9 +44,9 @@ class CachedTitansGuide(PyroModule):
         cls, states: nn.Module, hidden: int = 128, *, none_slot: bool = False, name: str | None = None
     ) -> CachedTitansGuide:
         """Builds it with a ``RecallAddress`` over a ``ContentAddress``, MLPs in both."""
-        query = mlp([2 * states.dim, hidden, states.key_dim])
-        content = ContentAddress(query, nn.Linear(states.key_dim, states.key_dim))
-        address = RecallAddress(states, content, dim=2 * states.dim, hidden=hidden)
+        dim, key_dim = cast(int, states.dim), cast(int, states.key_dim)
+        content = ContentAddress(mlp([2 * dim, hidden, key_dim]), nn.Linear(key_dim, key_dim))
+        address = RecallAddress(states, content, dim=2 * dim, hidden=hidden)
         return cls(states, address, none_slot=none_slot, name=name)
 
     def a_dist(
@@ -58,8 +60,7 @@ class CachedTitansGuide(PyroModule):
         past: SlotMemory | Int[Tensor, "batch before"] | Float[Tensor, "batch before feature"],
         mask: Bool[Tensor, "batch time"] | None = None,
     ) -> None:  # fmt: skip
-        cache = past if isinstance(past, SlotMemory) else self.states.remember(past)
-        cache = cache.with_none() if self.none_slot else cache
+        cache = self.states.given(x, past, self.none_slot)
         asked = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         with pyro.plate("batch", x.shape[0], dim=-2), pyro.plate("time", x.shape[1], dim=-1), poutine.mask(mask=asked):
             pyro.sample("a", self.a_dist(x, cache), infer={"enumerate": "parallel"})

@@ -11,6 +11,7 @@ from pyro_memory.models.titans.attention import WindowAttention, WindowState
 from pyro_memory.models.titans.baselines import DLinear, LSTMMixer, LSTMState, TransformerMixer
 from pyro_memory.models.titans.cached import CachedTitans
 from pyro_memory.models.titans.context import ContextState, TitansMAC
+from pyro_memory.models.titans.forecaster import PatchForecaster
 from pyro_memory.models.titans.neural_memory import MemoryState, NeuralMemory
 from pyro_memory.models.titans.readouts import NormalReadout, StudentTReadout, TokenReadout
 from pyro_memory.models.titans.sequence import SequenceModel
@@ -28,6 +29,7 @@ __all__ = [
     "MemoryState",
     "NeuralMemory",
     "NormalReadout",
+    "PatchForecaster",
     "SequenceModel",
     "SequenceState",
     "StateCache",

@@ -40,7 +40,8 @@ class CachedTitans(PyroModule):
         states: makes the cache; the guide takes the same instance.
         address: maps ``(h, cache)`` to the distribution of a_t: ``RecallAddress``, or any address by content from
             ``states.dim`` dimensions to ``states.key_dim``; None leaves the prior uniform.
-        none_slot: appends a slot of zeros, that of no memory, so that an empty cache is legal; set it for both.
+        none_slot: appends a slot of zeros, so that an empty cache is legal; set it for both. What a memory of zero
+            weights answers is a learned map of the question, zero only without ``residual_norm``.
 
     ``forward(x, past, mask=None)``: ``x [batch, time]`` is the present segment, ``past`` the cache of what came before
     (a ``SlotMemory`` of ``states.remember``, shared or one a sequence with ``batch_dim=-2``), or the past's elements
@@ -48,9 +49,10 @@ class CachedTitans(PyroModule):
     and ``time``; where ``mask [batch, time]`` is false, an element is read, but neither looked up nor scored.
 
     Raises:
-        ValueError: for a cache that holds nothing, other shapes.
+        ValueError: for a cache that holds nothing, other states, other shapes.
 
-    Cost: a read of the memory for every element and slot where addresses are summed, for every element where drawn.
+    Cost: a read of the memory for every element and slot, by a ``RecallAddress`` or where addresses are summed out; by
+    keys alone, and drawn, one for every element.
 
     References: Memory Caching (Behrouz et al., 2026), https://arxiv.org/abs/2602.24281; the latent address is that of
     Variational Memory Addressing in Generative Models (Bornschein et al., 2017), https://arxiv.org/abs/1709.07116;
@@ -83,10 +85,13 @@ class CachedTitans(PyroModule):
         self, a: Int[Tensor, "*address"], h: Float[Tensor, "batch time dim"], cache: SlotMemory
     ) -> dist.Distribution:
         """p(x_t | h_t, M_{a_t}), at addresses that were drawn or enumerated."""
-        return self.states.reader.readout(self.states.norm(h + self.states.recall(h, cache[a])))
+        return self._answer(h, self.states.recall(h, cache[a]))
+
+    def _answer(self, h: Tensor, recalled: Tensor) -> dist.Distribution:
+        return self.states.reader.readout(self.states.norm(h + recalled))
 
     def forward(self, x: Elements, past: Past, mask: Bool[Tensor, "batch time"] | None = None) -> None:
-        cache, h = self._given(x, past), self.states.present(x)
+        cache, h = self.states.given(x, past, self.none_slot), self.states.present(x)
         asked = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         with pyro.plate("batch", x.shape[0], dim=-2), pyro.plate("time", x.shape[1], dim=-1), poutine.mask(mask=asked):
             a = pyro.sample("a", self.a_dist(h, cache))
@@ -110,30 +115,20 @@ class CachedTitans(PyroModule):
                 "`x_dist` is for tokens, whose mixture over slots is a Categorical again; this reader ends in a "
                 f"{type(self.states.reader.readout).__name__}. Take log_evidence, or x_dist_at of drawn addresses"
             )
-        cache, h = self._given(x, past), self.states.present(x)
-        slots = torch.arange(cache.slots, device=x.device).reshape(-1, 1, 1)
-        logits = self.x_dist_at(slots, h, cache).logits
-        return dist.Categorical(logits=(self.a_dist(h, cache).log_prob(slots).unsqueeze(-1) + logits).logsumexp(0))
+        weights, answers = self._of_every_slot(x, past)
+        return dist.Categorical(logits=(weights.unsqueeze(-1) + answers.logits).logsumexp(0))
 
+    @pyro_method
     def log_evidence(self, x: Elements, past: Past) -> Float[Tensor, "batch time"]:
         """Computes log p(x_t | x_<t, past) in nats, exactly. Cost: O(batch x time x slots) reads."""
-        cache, h = self._given(x, past), self.states.present(x)
-        slots = torch.arange(cache.slots, device=x.device).reshape(-1, 1, 1)
-        return (self.a_dist(h, cache).log_prob(slots) + self.x_dist_at(slots, h, cache).log_prob(x)).logsumexp(0)
+        weights, answers = self._of_every_slot(x, past)
+        return (weights + answers.log_prob(x)).logsumexp(0)
 
-    def _given(self, x: Tensor, past: Past) -> SlotMemory:
-        """Checks the arguments; gives the cache."""
-        cache = past if isinstance(past, SlotMemory) else self.states.remember(past)
-        cache = cache.with_none() if self.none_slot else cache
-        cache.check_filled()
-        if cache.event_shape != self.states.event_shape:
-            raise ValueError(
-                f"`past` must hold states of this memory, {list(self.states.event_shape)} numbers each; got "
-                f"{list(cache.event_shape)}"
-            )
-        if cache.batch_dim is not None and (cache.batch_dim != -2 or len(cache.values) != len(x)):
-            raise ValueError(
-                f"`past` must be shared, or one for each of the {len(x)} sequences with batch_dim=-2; got "
-                f"{len(cache.values)} memories with batch_dim={cache.batch_dim}"
-            )
-        return cache
+    def _of_every_slot(self, x: Tensor, past: Past) -> tuple[Tensor, dist.Distribution]:
+        """log p(a) and p(x | a) for each slot, in the first dimension; each memory is asked once."""
+        cache, h = self.states.given(x, past, self.none_slot), self.states.present(x)
+        slots = self.states.every(cache)
+        recalled = self.states.recall(h, cache[slots])
+        asks = isinstance(self.address, RecallAddress)
+        a_dist = self.address(h, cache, recalled) if asks else self.a_dist(h, cache)
+        return a_dist.log_prob(slots), self._answer(h, recalled)

@@ -18,7 +18,7 @@ from pyro_memory.gate import checked
 from pyro_memory.inference import KeepFrozen, check_given
 from pyro_memory.models.titans.block import Block
 from pyro_memory.models.titans.readouts import NormalReadout, Readout, TokenReadout
-from pyro_memory.models.titans.state import Lengths, SequenceState
+from pyro_memory.models.titans.state import Lengths, SequenceState, check_lengths
 from pyro_memory.naming import unique_name
 
 MakeMixer = Callable[[int], nn.Module]
@@ -142,6 +142,7 @@ class SequenceModel(PyroModule):
     def hidden(self, x: Elements, lengths: Lengths = None) -> Float[Tensor, "batch after dim"]:
         """h_0 .. h_time, one more than elements: what the read-out maps to the distribution of the next one."""
         self._check(x)
+        check_lengths(x, lengths, least=0)
         return self._blocks(self._embed(x, first=True), None, None if lengths is None else lengths + 1)[0]
 
     @pyro_method
@@ -159,7 +160,7 @@ class SequenceModel(PyroModule):
         first = state is None
         if x.shape[1] + first == 0:
             raise ValueError("`x` must hold at least one element where a `state` is given; got none")
-        self._check_lengths(x, lengths, least=0 if first else 1)
+        check_lengths(x, lengths, least=0 if first else 1)
         ends = None if lengths is None else lengths + first
         hidden, state = self._blocks(self._embed(x, first=first), state, ends)
         last = hidden[:, -1] if ends is None else hidden[torch.arange(len(x), device=x.device), ends - 1]
@@ -280,14 +281,3 @@ class SequenceModel(PyroModule):
             )
         if self.data_size is not None and self.data_size < len(x):
             raise ValueError(f"`data_size` must be at least the batch's {len(x)}; got {self.data_size}")
-
-    @staticmethod
-    def _check_lengths(x: Tensor, lengths: Tensor | None, *, least: int) -> None:
-        if lengths is None:
-            return
-        inside = lengths.shape == x.shape[:1] and bool(((lengths >= least) & (lengths <= x.shape[1])).all())
-        if not inside:
-            raise ValueError(
-                f"`lengths` must be one for each of {len(x)} sequences, in {least} .. {x.shape[1]}; got "
-                f"{lengths.tolist()}"
-            )

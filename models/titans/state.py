@@ -251,3 +251,14 @@ def last_tokens(x: Tensor, size: int, lengths: Tensor | None) -> Tensor:
         return x[:, x.shape[1] - size :].clone(memory_format=torch.contiguous_format)
     place = lengths[:, None] + torch.arange(size, device=x.device)
     return torch.take_along_dim(x, place.view(*place.shape, *[1] * (x.dim() - 2)), 1)
+
+
+def check_lengths(x: Tensor, lengths: Tensor | None, *, least: int) -> None:
+    """Raises a ValueError unless there is a length for each sequence of x, between ``least`` and its elements."""
+    if lengths is None:
+        return
+    inside = lengths.shape == x.shape[:1] and bool(((lengths >= least) & (lengths <= x.shape[1])).all())
+    if not inside:
+        raise ValueError(
+            f"`lengths` must be one for each of {len(x)} sequences, in {least} .. {x.shape[1]}; got {lengths.tolist()}"
+        )

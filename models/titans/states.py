@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
+from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_memory.gate import check_least, checked
 from pyro_memory.models.titans.neural_memory import NeuralMemory
 from pyro_memory.models.titans.sequence import Elements, SequenceModel
-from pyro_memory.models.titans.state import Lengths
+from pyro_memory.models.titans.state import Lengths, check_lengths
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import PlainModule, mlp
 from pyro_memory.stores import SlotMemory
@@ -28,7 +29,8 @@ class StateCache(PlainModule):
         key = sum_t g_t f(h_t) / sum_t g_t                    what a slot is found by; g_t = sigmoid(w h_t)
 
     As each segment starts from the initial weights, a slot holds its own segment and nothing else, decay works within
-    a segment only, and all segments are read at once. Model and guide take one instance, as they take templates.
+    a segment only, and all segments are read at once. Model and guide take one instance, as they take templates; build
+    both before the first call, or Pyro says that a "submodule has executed outside of supermodule".
 
     Args:
         reader: a sequence model, trained or not, whose hidden vectors the memory learns.
@@ -79,16 +81,49 @@ class StateCache(PlainModule):
             lengths: how many elements of each sequence count; only without a ``cache``.
 
         Raises:
-            ValueError: for a past that the reader cannot read, or an empty one; a cache of other shapes.
+            ValueError: for a past that the reader cannot read, or an empty one; lengths outside it, or beside a cache;
+                a cache of other shapes.
         """
-        hidden, sizes, keys, filled = self._segments(past, lengths)
-        _, state = self.memory(hidden, None, sizes)
-        values = torch.cat([w.flatten(1) for w in state.weights], 1).unflatten(0, filled.shape)
-        if cache is None:
-            return SlotMemory(values, keys, None if filled.all() else filled, batch_dim=-2)
-        if not filled.all():
+        if cache is not None and lengths is not None:
             raise ValueError("`lengths` must be left out where a `cache` is given: it takes a slot for every segment")
-        return cache.write(values, keys)
+        if past.shape[1] == 0:
+            raise ValueError("`past` must hold at least one element; got none. An empty cache is reserve(batch, slots)")
+        hidden, sizes = self._segments(past, lengths)
+        inside = torch.arange(self.segment, device=past.device) < sizes.flatten()[:, None]
+        gate = self.to_gate(hidden).squeeze(-1).sigmoid() * inside
+        keys = (gate.unsqueeze(1) @ self.to_key(hidden)).squeeze(1) / gate.sum(1, keepdim=True).clamp_min(1e-6)
+        with poutine.block():  # a memory that records its surprise records that of the present
+            _, state = self.memory(hidden, None, sizes.flatten())
+        values = torch.cat([w.flatten(1) for w in state.weights], 1)
+        values, keys = (t.to(hidden.dtype).unflatten(0, sizes.shape) for t in (values, keys))
+        if cache is not None:
+            return cache.write(values, keys)
+        filled = sizes > 0
+        return SlotMemory(values, keys, None if filled.all() else filled, batch_dim=-2)
+
+    def given(self, x: Elements, past: Past, none_slot: bool) -> SlotMemory:
+        """Gives the cache that ``x`` is read with, checked: what model and guide do with their arguments.
+
+        Raises:
+            ValueError: for an x without elements, a cache that holds nothing, other states or other sequences.
+        """
+        if not x.numel():
+            raise ValueError(f"`x` must hold at least one element; got shape {list(x.shape)}")
+        cache = past if isinstance(past, SlotMemory) else self.remember(past)
+        cache = cache.with_none() if none_slot else cache
+        cache.check_filled()
+        key = (self.key_dim,)
+        if cache.event_shape != self.event_shape or cache.keys is None or cache.keys.shape[-1:] != key:
+            raise ValueError(
+                f"`past` must hold states of this memory, {list(self.event_shape)} numbers each, keys of {list(key)}; "
+                f"got {list(cache.event_shape)} and keys {None if cache.keys is None else list(cache.keys.shape[-1:])}"
+            )
+        if cache.batch_dim is not None and (cache.batch_dim != -2 or len(cache.values) != len(x)):
+            raise ValueError(
+                f"`past` must be shared, or one for each of the {len(x)} sequences with batch_dim=-2; got "
+                f"{len(cache.values)} memories with batch_dim={cache.batch_dim}"
+            )
+        return cache
 
     def present(self, x: Elements) -> Float[Tensor, "batch time dim"]:
         """h_t, from x_<t of the present segment alone."""
@@ -104,24 +139,24 @@ class StateCache(PlainModule):
         q = self.to_recall(h).expand(*lead, -1).reshape(-1, lead[-1] // apart, self.to_recall.out_features)
         return self.memory.retrieve(q, self.weights(slots.expand(*lead[:-1], apart, -1))).reshape(*lead, -1)
 
+    @staticmethod
+    def every(cache: SlotMemory) -> Int[Tensor, "slot one one"]:
+        """The addresses of all slots, as parallel enumeration lays them out."""
+        return torch.arange(cache.slots, device=cache.values.device).reshape(-1, 1, 1)
+
     def weights(self, slots: Float[Tensor, "*read number"]) -> tuple[Tensor, ...]:
         """Takes slots' values apart: the memory's weights, each ``[read, head, in, out]``."""
         sizes = [self.memory.heads * a * b for a, b in self.memory.shapes]
         parts = slots.reshape(-1, slots.shape[-1]).split(sizes, -1)
         return tuple(w.view(-1, self.memory.heads, a, b) for w, (a, b) in zip(parts, self.memory.shapes, strict=True))
 
-    def _segments(self, past: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Hidden vectors of all segments, their lengths, their keys, and which of them hold anything."""
+    def _segments(self, past: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Hidden vectors of all segments, ``[batch * segment, time, dim]``, and their lengths, ``[batch, segment]``."""
         batch, time = past.shape[:2]
-        if not time:
-            raise ValueError("`past` must hold at least one element; got none. An empty cache is reserve(batch, slots)")
+        check_lengths(past, lengths, least=0)
         total = torch.full((batch,), time, device=past.device) if lengths is None else lengths
         count = -(-time // self.segment)
         padded = torch.cat([past, past[:, -1:].expand(-1, count * self.segment - time, *past.shape[2:])], 1)
-        first = torch.arange(count, device=past.device) * self.segment
-        sizes = (total[:, None] - first).clamp(0, self.segment)
-        hidden = self.reader.hidden(padded.unflatten(1, (count, self.segment)).flatten(0, 1), sizes.flatten())[:, 1:]
-        inside = torch.arange(self.segment, device=past.device) < sizes.flatten()[:, None]
-        gate = self.to_gate(hidden).squeeze(-1).sigmoid() * inside
-        keys = (gate.unsqueeze(1) @ self.to_key(hidden)).squeeze(1) / gate.sum(1, keepdim=True).clamp_min(1e-6)
-        return hidden, sizes.flatten(), keys.unflatten(0, (batch, count)), sizes > 0
+        sizes = (total[:, None] - torch.arange(count, device=past.device) * self.segment).clamp(0, self.segment)
+        hidden = self.reader.hidden(padded.unflatten(1, (count, self.segment)).flatten(0, 1), sizes.flatten())
+        return hidden[:, 1:], sizes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
@@ -20,26 +22,38 @@ class RecallAddress(nn.Module):
 
         p(a | h, cache) = softmax_a (content(h, key_a) + f(h, M_a(h W)))        f an MLP with one hidden layer
 
-    A key sums a segment up, and fails first where segments hold much. What a memory answers tells whether it has seen
-    what it is asked for: where keys alone found the right one of four states of eight pairs in 93% of cases, it is
-    found in 99% (docs/titans.md).
+    A key sums a segment up, and fails first where segments hold much; what a memory answers tells whether it has seen
+    what it is asked for (docs/recall.md).
 
     Args:
         states: the ``StateCache`` that made the cache.
-        content: an address by key, that gives a Categorical.
+        content: an address by key that gives a Categorical, such as ``ContentAddress(..., stream=False)``.
         dim: of what is looked up by; its first ``states.dim`` dimensions are what the memories are asked.
         hidden: of f.
 
-    Cost: a read of the memory for every element and slot.
+    Raises:
+        TypeError: for a content that gives another distribution.
+
+    Cost: a read of the memory for every element and slot; ``recalled``, where these were read before, spares it.
     """
 
     def __init__(self, states: nn.Module, content: nn.Module, *, dim: int | None = None, hidden: int = 128) -> None:
         super().__init__()
         self.states, self.content = states, content
-        self.score = mlp([(dim or states.dim) + states.dim, hidden, 1])
+        own = cast(int, states.dim)
+        self.score = mlp([(dim or own) + own, hidden, 1])
 
-    def forward(self, h: Float[Tensor, "batch time width"], cache: SlotMemory) -> dist.Categorical:
-        slots = cache[torch.arange(cache.slots, device=h.device).reshape(-1, 1, 1)]
-        recalled = self.states.recall(h[..., : self.states.dim], slots)
+    def forward(
+        self, h: Float[Tensor, "batch time width"], cache: SlotMemory,
+        recalled: Float[Tensor, "slot batch time dim"] | None = None,
+    ) -> dist.Categorical:  # fmt: skip
+        by_key = self.content(h, cache)
+        if not isinstance(by_key, dist.Categorical):
+            raise TypeError(
+                f"`content` must give a Categorical, to which the answers' scores are added; got a "
+                f"{type(by_key).__name__}. Build it with stream=False; a NearestAddress goes around a RecallAddress"
+            )
+        if recalled is None:
+            recalled = self.states.recall(h[..., : self.states.dim], cache[self.states.every(cache)])
         score = self.score(torch.cat([h.expand(*recalled.shape[:-1], -1), recalled], -1)).squeeze(-1)
-        return dist.Categorical(logits=self.content(h, cache).logits + score.movedim(0, -1))
+        return dist.Categorical(logits=by_key.logits + score.movedim(0, -1))

@@ -14,6 +14,7 @@ from pyro_memory.models import (
     LSTMMixer,
     NeuralMemory,
     NormalReadout,
+    PatchForecaster,
     SequenceModel,
     SequenceState,
     StudentTReadout,
@@ -52,6 +53,10 @@ CLASSES = {
 
 def called(**call):
     return call
+
+
+def forecaster():
+    return PatchForecaster(6, 2, LSTMMixer, patch=2, dim=8)
 
 
 def tokens():
@@ -153,6 +158,15 @@ MODELS = {
         called(which=torch.tensor([True, False]), start=tokens_model().read(tokens()[:1, :0])[1]),
     ),
     "SequenceState.allclose": lambda: (state().allclose, called(other=state(), rtol=1e-5, atol=1e-8)),
+    "PatchForecaster": lambda: (
+        PatchForecaster,
+        called(past=6, horizon=2, mixer=LSTMMixer, patch=2, dim=8, blocks=1, eps=0.01, name="forecaster"),
+    ),
+    "PatchForecaster.next_dist": lambda: (forecaster().next_dist, called(x=torch.randn(3, 3, 2))),
+    "PatchForecaster.forward": lambda: (
+        forecaster(),
+        called(x=torch.randn(3, 3, 2), mask=None, targets=torch.randn(3, 1, 2)),
+    ),
     "DLinear": lambda: (DLinear, called(past=6, horizon=2, kernel=3, name="dlinear")),
     "DLinear.next_dist": lambda: (DLinear(6, 2, kernel=3).next_dist, called(x=torch.randn(3, 3, 2))),
     "DLinear.forward": lambda: (

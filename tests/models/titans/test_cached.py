@@ -1,10 +1,12 @@
 """A memory of memories: what is cached of a past, and what an address over it reads."""
 
+import math
 from functools import partial
 
 import pytest
 import torch
 from conftest import sharpen
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import nn
 from torch.testing import assert_close
@@ -13,6 +15,7 @@ from pyro_memory import (
     VIMCO,
     ContentAddress,
     NearestAddress,
+    RecallAddress,
     SlotMemory,
     fit,
     information_gain,
@@ -121,6 +124,27 @@ def test_the_bound_is_the_evidence_minus_the_guides_error_where_it_is_asked(pair
         assert_close(bound, expected[mask].sum())
 
 
+def test_the_present_is_the_reader_and_what_the_memory_makes_of_it(pair):
+    states, x = pair[0].states, drawn(2, 5)
+    hidden = states.reader.hidden(x)[:, :5]
+    mixed = hidden + states.memory(hidden)[0]
+    assert_close(
+        states.present(x),
+        mixed / mixed.square().mean(-1, keepdim=True).sqrt() * states.norm.weight,
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    states.present(x).square().sum().backward()
+    assert states.reader.embedding.weight.grad.abs().max() > 0
+
+
+def test_a_memory_that_records_its_surprise_records_that_of_the_present():
+    model = CachedTitans.tokens(11, mixer, dim=8, key_dim=6, segment=4, heads=2, chunk_size=2, surprise=True)
+    trace = poutine.trace(model).get_trace(drawn(2, 5), drawn(2, 8))
+    (site,) = [name for name in trace.nodes if name.endswith("surprise")]
+    assert trace.nodes[site]["value"].shape == (2, 5, 2)
+
+
 def test_nothing_looks_ahead_of_the_element_it_explains(pair):
     model, guide = pair
     x, cache = drawn(1, 6), model.states.remember(drawn(1, 8))
@@ -167,6 +191,8 @@ def test_what_a_lookup_was_worth_is_measured_with_the_usual_tools(pair):
     assert_close(gain.kl.reshape(4, 5), torch.distributions.kl_divergence(q, p))
     worth = memory_contribution(model, guide, x, cache, particles=1, exact=("a",), max_plate_nesting=2)
     assert set(worth.alternatives) == {"shuffled", "emptied"}
+    empty = model.log_evidence(x, model.states.reserve(4, 1))
+    assert_close(worth.alternatives["emptied"].bound.sum().float(), empty.sum())
     assert_close(worth.given.bound.sum().float(), model.log_evidence(x, cache).sum())
 
 
@@ -179,8 +205,10 @@ def test_any_address_of_the_package_reads_it(pair):
     x, cache = drawn(2, 5), model.states.remember(drawn(2, 16))
     shared = SlotMemory(cache.values[0].detach(), cache.keys[0].detach())
     for other, given in ((nearest, cache), (uniform, cache), (streamed, shared)):
-        loss = VIMCO(4, max_plate_nesting=2).loss(other, guide, x, given)
-        assert abs(loss + other.log_evidence(x, given).sum().item()) < 5
+        loss = VIMCO(300, max_plate_nesting=2).loss(other, guide, x, given)
+        assert loss == pytest.approx(-other.log_evidence(x, given).sum().item(), abs=0.3)
+    with pytest.raises(TypeError, match=r"`content` must give a Categorical.*StreamedCategorical. Build it"):
+        RecallAddress(model.states, streamed.address)(model.states.present(x), shared)
     assert_close(uniform.a_dist(model.states.present(x), cache).probs, torch.full((2, 5, 4), 0.25))
 
 
@@ -194,12 +222,14 @@ def test_a_pair_is_saved_with_its_cache(pair, tmp_path):
     assert_close(its_guide.a_dist(x, kept).probs, guide.a_dist(x, cache).probs)
 
 
-def test_a_series_is_read_by_its_evidence(pair):
+def test_a_series_is_read_by_its_evidence_and_bounded_by_its_guide(pair):
     reader = SequenceModel.series(2, mixer, dim=8, blocks=1)
     states = StateCache(reader, NeuralMemory(8, heads=2, chunk_size=2), key_dim=6, segment=4)
     model = CachedTitans(states, ContentAddress(nn.Linear(8, 6), nn.Identity()))
     x, past = torch.randn(3, 5, 2), torch.randn(3, 8, 2)
-    assert model.log_evidence(x, past).shape == (3, 5)
+    guide = CachedTitansGuide.mlp(states, 7)
+    bound = -ENUMERATED.loss(model, guide, x, past)
+    assert 0 <= model.log_evidence(x, past).sum().item() - bound < 3 * 5 * math.log(2)  # of two slots
     with pytest.raises(TypeError, match=r"`x_dist` is for tokens.*NormalReadout. Take log_evidence"):
         model.x_dist(x, past)
 
@@ -223,12 +253,15 @@ def test_the_marginal_model_is_the_evidence_where_it_is_asked(pair):
         (lambda s: SlotMemory(torch.zeros(2, 3, 5), batch_dim=-2), r"`past` must hold states of this memory, \[\d+\]"),
         (lambda s: s.remember(drawn(3, 8)), "one for each of the 2 sequences with batch_dim=-2; got 3"),
         (lambda s: s.reserve(2, 3), "`memory` must hold at least one item"),
+        (lambda s: SlotMemory(torch.zeros(2, 3, *s.event_shape), batch_dim=-2), "keys of .6.; got .* and keys None"),
         (lambda s: torch.full((2, 4), 11), r"`x` must hold tokens 0 .. 10; got 11 .. 11"),
     ],
 )
 def test_a_past_that_does_not_fit_is_refused(pair, given, message):
-    with pytest.raises(ValueError, match=message):
-        pair[0](drawn(2, 3), given(pair[0].states))
+    past = given(pair[0].states)
+    for call in (pair[0], pair[1], lambda *args: ENUMERATED.loss(*pair, *args)):
+        with pytest.raises(ValueError, match=message):
+            call(drawn(2, 3), past)
 
 
 def test_sizes_that_do_not_fit_are_refused(pair):
@@ -239,7 +272,12 @@ def test_sizes_that_do_not_fit_are_refused(pair):
         StateCache(reader, NeuralMemory(8), segment=0)
     states = pair[0].states
     with pytest.raises(ValueError, match="`lengths` must be left out where a `cache` is given"):
-        states.remember(drawn(2, 8), states.reserve(2, 4), torch.tensor([8, 3]))
+        states.remember(drawn(2, 8), states.reserve(2, 4), torch.tensor([8, 8]))
+    for outside in ([9, 8], [8, -1]):
+        with pytest.raises(ValueError, match=r"`lengths` must be one for each of 2 sequences, in 0 .. 8; got"):
+            states.remember(drawn(2, 8), lengths=torch.tensor(outside))
+    with pytest.raises(ValueError, match="`x` must hold at least one element"):
+        pair[0](drawn(2, 0), drawn(2, 8))
 
 
 def test_without_a_past_the_slot_of_no_memory_is_read():
