@@ -67,6 +67,10 @@ ROWS = {
     "StateCache.recall": of(states, "recall", lambda s: {
         "h": torch.randn(2, 5, 8), "slots": s.remember(tokens(4)).values.detach(),
     }),
+    "StateCache.given": of(states, "given", lambda s: {
+        "x": tokens(), "past": s.remember(tokens(8)).detach(), "none_slot": True,
+    }),
+    "StateCache.every": of(states, "every", lambda s: {"cache": s.remember(tokens(8)).detach()}),
     "StateCache.weights": of(states, "weights", lambda s: {"slots": torch.randn(2, *s.event_shape)}),
     "CachedTitans": lambda: (CachedTitans, {
         "states": (one := model()).states, "address": one.address, "none_slot": True, "name": "cached",
