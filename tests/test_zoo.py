@@ -251,6 +251,15 @@ def test_a_shipped_memory_recalls_at_four_times_its_training_length():
 
 
 @torch.no_grad()
+def test_a_shipped_memory_recalls_32_pairs_at_four_times_its_training_length():
+    card = pretrained()["titans-lmm-recall32"]
+    tokens, answers = RecallTasks(pairs=32, length=1024, vocabulary=512, batch=8, seed=10_000)[0]
+    right = (load_pretrained(card.name)[0].x_dist(tokens).logits.argmax(-1) == tokens)[answers].float().mean()
+    assert right == pytest.approx(told(card, "length 1024"), abs=0.03)
+    assert right > 0.95  # a guess among the values is right in one of 32 cases
+
+
+@torch.no_grad()
 def test_a_shipped_cache_of_memories_recalls_at_sixteen_times_its_training_length():
     """A guess among the values is right in one of 32 cases."""
     model, _ = load_pretrained("titans-cached-recall32")

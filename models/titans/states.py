@@ -41,7 +41,7 @@ class StateCache(PlainModule):
     Cost: that of reader and memory over the past; a slot is as large as the memory's weights.
 
     References: Memory Caching: RNNs with Growing Memory (Behrouz et al., 2026), https://arxiv.org/abs/2602.24281, where
-    all cached states are read together, by gates. Here one is read, and which one is latent.
+    cached states are added up, by gates or a selected few. Here one is read, and which one is latent.
     """
 
     def __init__(
