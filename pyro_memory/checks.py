@@ -74,9 +74,14 @@ def resolve_memory(module: nn.Module, x: Tensor, memory: SlotMemory | None) -> S
         raise ValueError(
             f"`memory` must hold items of the shape of `x`, {list(x.shape[1:])}; got {list(memory.event_shape)}"
         )
-    if memory.batch_dim is not None and (memory.batch_dim != -1 or memory.values.shape[0] != len(x)):
-        raise ValueError(
-            f"`memory` must be shared, or one for each of the {len(x)} data with batch_dim=-1; got "
-            f"{memory.values.shape[0]} memories with batch_dim={memory.batch_dim}"
-        )
+    check_owners("memory", memory, len(x), "data", -1)
     return memory
+
+
+def check_owners(name: str, memory: SlotMemory, count: int, owners: str, batch_dim: int) -> None:
+    """Raises a ValueError unless a memory is shared, or there is one for each of ``count`` owners at ``batch_dim``."""
+    if memory.batch_dim is not None and (memory.batch_dim != batch_dim or len(memory.values) != count):
+        raise ValueError(
+            f"`{name}` must be shared, or one for each of the {count} {owners} with batch_dim={batch_dim}; got "
+            f"{len(memory.values)} memories with batch_dim={memory.batch_dim}"
+        )

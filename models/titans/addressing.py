@@ -13,6 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_memory.addressing import ContentAddress
+from pyro_memory.checks import check_owners
 from pyro_memory.distributions import AddressedBernoulli
 from pyro_memory.gate import checked
 from pyro_memory.models.titans.variants import TitansLMM
@@ -126,8 +127,4 @@ class TitansAddressing(PyroModule):
                 f"`memory` must hold items of the shape of those in `x`, [batch, time, *event] = {list(x.shape)}; got "
                 f"{list(memory.event_shape)}"
             )
-        if memory.batch_dim is not None and (memory.batch_dim != -2 or len(memory.values) != len(x)):
-            raise ValueError(
-                f"`memory` must be shared, or one for each of the {len(x)} sequences with batch_dim=-2; got "
-                f"{len(memory.values)} memories with batch_dim={memory.batch_dim}"
-            )
+        check_owners("memory", memory, len(x), "sequences", -2)

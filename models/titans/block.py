@@ -44,3 +44,12 @@ class Block(PlainModule):
 
     def _after(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.mlp_norm(x))
+
+
+def check_maker(mixer: Any) -> None:
+    """Raises a TypeError for a mixer that is built already, where one is made for each block."""
+    if isinstance(mixer, nn.Module):
+        raise TypeError(
+            f"`mixer` must make one a block from `dim`; got a {type(mixer).__name__} that is built already. Give "
+            "the class, or partial(TitansLMM, heads=2)"
+        )

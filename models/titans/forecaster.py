@@ -12,7 +12,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from pyro_memory.gate import check_least, checked
-from pyro_memory.models.titans.block import Block
+from pyro_memory.models.titans.block import Block, check_maker
 from pyro_memory.models.titans.sequence import MakeMixer
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import out_of_autocast
@@ -75,11 +75,7 @@ class PatchForecaster(PyroModule):
             raise ValueError(f"`patch` must divide `past` {past}; got {patch}")
         if not 0 <= eps < math.inf:
             raise ValueError(f"`eps` must be at least 0 and finite, a deviation in the series' units; got {eps}")
-        if isinstance(mixer, nn.Module):
-            raise TypeError(
-                f"`mixer` must make one a block from `dim`; got a {type(mixer).__name__} that is built already. Give "
-                "the class, or partial(TitansLMM, heads=2)"
-            )
+        check_maker(mixer)
         self.past, self.horizon, self.patch, self.eps = past, horizon, patch, eps
         self.linear = nn.Linear(past, horizon)
         nn.init.zeros_(self.linear.weight)  # at first the mean of the past, which is 0 here

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyro_memory.gate import checked
 from pyro_memory.inference import KeepFrozen, check_given
-from pyro_memory.models.titans.block import Block
+from pyro_memory.models.titans.block import Block, check_maker
 from pyro_memory.models.titans.readouts import NormalReadout, Readout, TokenReadout
 from pyro_memory.models.titans.state import Lengths, SequenceState, check_lengths
 from pyro_memory.naming import unique_name
@@ -82,11 +82,7 @@ class SequenceModel(PyroModule):
         super().__init__(name or unique_name(self))
         if blocks < 1:
             raise ValueError(f"`blocks` must be at least 1; got {blocks}")
-        if isinstance(mixer, nn.Module):
-            raise TypeError(
-                f"`mixer` must make one a block from `dim`; got a {type(mixer).__name__} that is built already. Give "
-                "the class, or partial(TitansLMM, heads=2)"
-            )
+        check_maker(mixer)
         self.embedding = embedding
         self.start = nn.Parameter(torch.randn(dim))
         self.norm = nn.RMSNorm(dim)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_memory.checks import check_owners
 from pyro_memory.gate import check_least, checked
 from pyro_memory.models.titans.neural_memory import NeuralMemory
 from pyro_memory.models.titans.sequence import Elements, SequenceModel
@@ -118,11 +119,7 @@ class StateCache(PlainModule):
                 f"`past` must hold states of this memory, {list(self.event_shape)} numbers each, keys of {list(key)}; "
                 f"got {list(cache.event_shape)} and keys {None if cache.keys is None else list(cache.keys.shape[-1:])}"
             )
-        if cache.batch_dim is not None and (cache.batch_dim != -2 or len(cache.values) != len(x)):
-            raise ValueError(
-                f"`past` must be shared, or one for each of the {len(x)} sequences with batch_dim=-2; got "
-                f"{len(cache.values)} memories with batch_dim={cache.batch_dim}"
-            )
+        check_owners("past", cache, len(x), "sequences", -2)
         return cache
 
     def present(self, x: Elements) -> Float[Tensor, "batch time dim"]:
