@@ -89,6 +89,8 @@ def draw(model, found, args, path):
 
 if __name__ == "__main__":
     args = parser.parse_args()
+    if args.sequences < 2:
+        parser.error(f"--sequences must be 2 or more, for a standard error; got {args.sequences}")
     args.out.mkdir(parents=True, exist_ok=True)
     model, guide = load_pretrained("titans-cached-recall32")
     found = {factor * TRAINED: ask(model, factor * TRAINED, args) for factor in FACTORS}

@@ -40,7 +40,12 @@ def arguments():
         evaluate=(64, "test sequences at each length, a quarter at the longest"), seeds=([0], "a run each"),
         weights=(False, "leave the first seed's in --out/weights"),
     )  # fmt: skip
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.pairs < 1 or args.length < 8 * args.pairs:
+        parser.error(
+            f"--length must be at least 8 * --pairs, with --pairs of 1 or more; got {args.length}, {args.pairs}"
+        )
+    return args
 
 
 class Questions:
