@@ -42,9 +42,7 @@ def arguments():
     )  # fmt: skip
     args = parser.parse_args()
     if args.pairs < 1 or args.length < 8 * args.pairs:
-        parser.error(
-            f"--length must be at least 8 * --pairs, with --pairs of 1 or more; got {args.length}, {args.pairs}"
-        )
+        parser.error(f"--length must be 8 * --pairs or more, --pairs at least 1; got {args.length}, {args.pairs}")
     return args
 
 
