@@ -1,5 +1,7 @@
 """Tables of needles in haystacks: exact match by model, length and depth."""
 
+from statistics import fmean
+
 from cells import dotted, table
 
 
@@ -17,3 +19,15 @@ def needles(record, recipe):
                 rows.append([run["model"], case, told, *map(dotted, cells.values())])
     rows += [["a guess", case, "any", *[f"{record['chance'][case]:g}"] * len(depths)] for case in cases]
     return table(rows)
+
+
+def needles_by_length(record, recipe):
+    """The same by length, over all depths, with its binomial error."""
+    rows = []
+    for run in record["runs"]:
+        for case, lengths in run["exact"].items():
+            shares = [fmean(cells.values()) for cells in lengths.values()]
+            texts = len(next(iter(lengths.values()))) * record["arguments"]["evaluate"]
+            cells = [f"{dotted(p)} ({dotted((p * (1 - p) / texts) ** 0.5)})" for p in shares]
+            rows.append([run["model"], case, *cells])
+    return table([["exact match", "case", *(f"{n} characters" for n in lengths)], *rows])

@@ -1,10 +1,10 @@
 """Long-horizon forecasting: a linear map of the past, the same and a mixer over its patches, and DLinear.
 
-Each channel is a sequence of its own, without its daily profile: the mean of each hour (or quarter of an hour) over the
-training part (ETT; the embedded recording has no days). DLinear gets it whole, as where it was published. The step with
-the least absolute error in the validation part is kept; errors, CRPS and coverage are over every window of the test
-part, in deviations of the training part. Writes results.json, checkpoints and figures to --out; run it again to go on
-from there: what is trained is kept.
+Each channel is a sequence of its own, without its daily profile, the mean of each hour or quarter of an hour over the
+training part (ETT has days). DLinear gets it whole, as where it was published, and so do "linear-daily" and
+"linear-daily-squared", which learns by squared errors. The step with the least absolute error in the validation part is
+kept; errors, CRPS and coverage are over every window of the test part, in deviations of the training part. Writes
+results.json, checkpoints and figures to --out; run it again to go on from there.
 
     python benchmarks/experiments/titans_forecast.py
     python benchmarks/experiments/titans_forecast.py --data ETTh1 --data-dir FOLDER
@@ -17,6 +17,7 @@ from contextlib import suppress
 from statistics import fmean
 
 import matplotlib.pyplot as plt
+import pyro.distributions as dist
 import torch
 from pyro.infer import Trace_ELBO
 from safetensors.torch import load_file, save_file
@@ -57,7 +58,7 @@ def arguments():
         seeds=(1, "how many, from --seed on"),
         pretrained=(False, "measure the package's titans-MODEL-DATA-HORIZON; train nothing"),
     )  # fmt: skip
-    models = (*MIXERS, "linear", "DLinear")
+    models = (*MIXERS, "linear", "linear-daily", "linear-daily-squared", "DLinear")
     parser.add_argument("--models", nargs="+", choices=models, default=["LMM", "linear", "DLinear"])
     parser.add_argument("--horizons", metavar="N", type=int, nargs="+", help="default 96 192 336 720 (eeg: 24 48)")
     parser.add_argument("--weights", choices=MIXERS, help="leave this model's weights in --out/weights")
@@ -78,6 +79,11 @@ def without_profile(series, day):
         return series.values
     profile = series.values[: series.ends[0] // day * day].unflatten(0, (-1, day)).mean(0)
     return series.values - profile[torch.arange(len(series.values)) % day]
+
+
+def whole(name):
+    """Whether a model gets the daily profile."""
+    return name == "DLinear" or "daily" in name
 
 
 class Windows:
@@ -102,9 +108,9 @@ def crps(future, y):
     """The continuous ranked probability score of a Laplace or normal distribution, in closed form."""
     scale = future.scale
     z = (y - future.loc) / scale
-    if isinstance(future, torch.distributions.Laplace):
+    if isinstance(future, dist.Laplace):
         return scale * (z.abs() + (-z.abs()).exp() - 0.75)
-    normal = torch.distributions.Normal(0.0, 1.0)
+    normal = dist.Normal(0.0, 1.0)
     return scale * (z * (2 * normal.cdf(z) - 1) + 2 * normal.log_prob(z).exp() - math.pi**-0.5)
 
 
@@ -126,11 +132,19 @@ def errors(model, windows, args):
 def build(name, horizon, args):
     if name == "DLinear":
         return DLinear(args.past, horizon)
-    return PatchForecaster(args.past, horizon, mixer_of(name, args), patch=args.patch, dim=args.dim)
+    kind = SquaredForecaster if name.endswith("squared") else PatchForecaster
+    return kind(args.past, horizon, mixer_of(name, args), patch=args.patch, dim=args.dim)
+
+
+class SquaredForecaster(PatchForecaster):
+    """The same with a normal likelihood."""
+
+    def next_dist(self, x):
+        return dist.Normal((future := super().next_dist(x).base_dist).loc, future.scale).to_event(1)
 
 
 def mixer_of(name, args):
-    return None if name == "linear" else mixers(args.heads, 4, 16)[name]
+    return None if name.startswith("linear") else mixers(args.heads, 4, 16)[name]
 
 
 def spent(history, patience):
@@ -178,7 +192,7 @@ def run(name, horizon, seed, values, series, args):
 
     def windows(part, batch, step=1, seed=None):
         starts = series.windows(part, past=args.past, horizon=horizon, batch=1).starts[::step]
-        return Windows(series.values if name == "DLinear" else values, starts, horizon, args, batch, seed)
+        return Windows(series.values if whole(name) else values, starts, horizon, args, batch, seed)
 
     row = {"model": name, "horizon": horizon, "seed": seed, "parameters": sum(p.numel() for p in model.parameters())}
     print(f"\n{name}, horizon {horizon}, seed {seed}")
@@ -220,16 +234,15 @@ def leave_weights(model, row, series, args):
 @torch.no_grad()
 def draw_fans(shown, values, series, args, path):
     """One test window of the last channel at each horizon: the past, what came, and intervals of 50 and 90 percent."""
-    columns = min(2, len(shown))
-    lines = -(-len(shown) // columns)
+    lines, columns = -(-len(shown) // 2), min(2, len(shown))
     fig, axes = plt.subplots(lines, columns, figsize=(6.5 * columns, 3 * lines), layout="constrained", squeeze=False)
     for ax, (horizon, (name, model)) in zip(axes.flat, shown.items(), strict=False):
         starts = series.windows("test", past=args.past, horizon=horizon, batch=1).starts
         at = int(starts[len(starts) // 3])
-        x = values[at : at + args.past, -1:].unsqueeze(0).to(args.device)
-        future = model.next_dist(x).base_dist
-        span = slice(at, at + args.past + horizon)
-        profile = (series.values - values)[span, -1]
+        given = series.values if whole(name) else values
+        x = given[at : at + args.past, -1:].unsqueeze(0).to(args.device)
+        future, span = model.next_dist(x).base_dist, slice(at, at + args.past + horizon)
+        profile = (series.values - given)[span, -1]
         low, lower, upper, high = (
             future.icdf(torch.tensor(q, device=args.device))[0].cpu() + profile[args.past :] for q in QUARTERS
         )

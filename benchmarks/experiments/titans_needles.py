@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import torch
 from pyro.infer import Trace_ELBO
 from study import leave, options, train
-from tables_needles import needles
+from tables_needles import needles, needles_by_length
 from titans_parts import MIXERS, leave_weights, mixers
 
 from pyro_memory import warm_cosine
@@ -32,6 +32,17 @@ MEMORY = {
     "depth": 2, "expansion": 2, "momentum": False, "weight_decay": False, "max_lr": 8.0, "steady": True,
     "persistent": 0,
 }  # fmt: skip
+PARTS = {
+    "none": ("{}", {}),
+    "decay": ("{} with decay", {"weight_decay": True}),
+    "momentum": ("{} with momentum", {"momentum": True}),
+    "plain": ("{}, plain rule", {"steady": False}),
+    "bound": ("{}, theta to 0.5", {"max_lr": 0.5}),
+    "linear": ("{}, linear memory", {"depth": 1, "residual_norm": False}),
+    "narrow": ("{} without convolution", {"convolution": 1}),
+    "wide": ("{}, convolution of 12", {"convolution": 12}),
+    "chunk": ("{}, chunk 64", {"chunk": 64}),
+}
 
 
 def arguments():
@@ -46,27 +57,34 @@ def arguments():
     )  # fmt: skip
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["prose"], help="what is hidden in what")
     parser.add_argument("--models", nargs="+", choices=MIXERS, default=["LMM", "MAG", "transformer"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["none"], help="what of a memory is changed")
     parser.add_argument("--weights", choices=MIXERS, help="leave this model's weights in --out/weights")
     args = parser.parse_args()
-    if args.weights and args.weights not in args.models:
-        parser.error(f"--weights must be one of --models {' '.join(args.models)}; got {args.weights}")
+    if args.weights and (args.weights not in args.models or "none" not in args.parts):
+        parser.error(f"--weights must be one of --models {' '.join(args.models)}, whole; got {args.weights}")
     return args
 
 
 class Growing:
-    """Training batches, each case in turn: at first the shortest texts, then the longest in every second turn."""
+    """Training batches, each case in turn: at first the shortest texts, then the longest in every second turn.
+
+    Of several keys there is one at first; then half of them, in the longest texts too.
+    """
 
     def __init__(self, text, args):
         self.first = round(args.first * args.steps)
         self.tasks = []
         for case in map(CASES.get, args.cases):
-            keys = case.get("keys", 1)
-            shortest, lengths = args.begin * keys, [args.length]
-            while lengths[-1] > shortest:
-                lengths.append(max(shortest, lengths[-1] // 2))
-            # All that is planted is asked for: more answers to learn from.
-            make = partial(NeedleTasks, text, batch=args.batch, seed=args.seed, questions=keys, **case)
-            self.tasks.append([make(length=length) for length in lengths])
+            keys, lengths = case.get("keys", 1), [args.length]
+            while lengths[-1] > args.begin:
+                lengths.append(max(args.begin, lengths[-1] // 2))
+            made = []
+            for i, length in enumerate(lengths):
+                # All that is planted is asked for: more answers to learn from.
+                held = max(1, min(keys if i == 0 else keys // 2, length // args.begin))
+                make = partial(NeedleTasks, text, batch=args.batch, seed=args.seed, length=length)
+                made.append(make(**case | {"keys": held, "questions": held}))
+            self.tasks.append(made)
 
     def __getitem__(self, step):
         turn, case = divmod(step, len(self.tasks))
@@ -98,8 +116,8 @@ def run(name, mixer, text, args):
         return exact(model, NeedleTasks(text, seed=10_000, **options), args)
 
     result = train(
-        name, model, EmptyGuide(), Growing(text, args), Trace_ELBO(max_plate_nesting=1), args,
-        schedule=warm_cosine(args.steps, warm=50), clip_norm=4.0 * args.batch,
+        name.replace(",", "").replace(" ", "-"), model, EmptyGuide(), Growing(text, args),
+        Trace_ELBO(max_plate_nesting=1), args, schedule=warm_cosine(args.steps, warm=50), clip_norm=4.0 * args.batch,
         evaluate=lambda step: {case: measured(case, args.length, None, "valid") for case in args.cases},
         evaluate_every=max(1, args.steps // 10),
     )  # fmt: skip
@@ -154,16 +172,26 @@ def draw(rows, args, path):
     fig.savefig(path, dpi=120)
 
 
+def made(args):
+    """By label what makes each mixer."""
+    out = {}
+    for name in args.models:
+        for part in args.parts if name in ("LMM", "MAC", "MAG", "MAL") else ["none"]:
+            label, change = PARTS[part]
+            memory = {"heads": 2, "chunk": args.chunk, "window": args.window, **MEMORY} | change
+            out[label.format(name)] = mixers(**memory)[name]
+    return out
+
+
 def main():
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     text = CharacterText(load_text(args.data_dir), extra=CHARACTERS)
     print(text)
-    made = mixers(2, args.chunk, args.window, **MEMORY)
-    rows = [run(name, made[name], text, args) for name in args.models]
+    rows = [run(name, mixer, text, args) for name, mixer in made(args).items()]
     draw(rows, args, args.out / "needles.png")
     chance = {case: NeedleTasks(text, length=args.length, **CASES[case]).chance for case in args.cases}
-    leave({"text": repr(text), "chance": chance, "runs": rows}, args, needles)
+    leave({"text": repr(text), "chance": chance, "runs": rows}, args, needles, needles_by_length)
 
 
 if __name__ == "__main__":

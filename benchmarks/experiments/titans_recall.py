@@ -36,8 +36,8 @@ PARTS = {
     "layers": ("{}, last layer only", last_layer_only),
     "rates": ("{}, constant rates", constant_rates),
 }
-# Of a curriculum: until what share of the steps, what part of the pairs at 4 tokens each; then all, at full length.
-STAGES = ((0.27, 8), (0.37, 4), (0.45, 2), (0.7, 1))
+# Of a curriculum: until what share of the steps, what part of the pairs, and the filler till then; then the task.
+STAGES, FILLER = ((0.27, 8), (0.37, 4), (0.45, 2), (0.7, 1)), 8
 
 
 def arguments():
@@ -50,7 +50,7 @@ def arguments():
         heads=(1, "of attention and memory"), expansion=(4, "how much wider than its keys a memory is"),
         persistent=(16, "persistent tokens"), no_decay=(False, "a memory that forgets nothing"),
         steps=(500, "training steps of each model"), batch=(64, "sequences a step"),
-        curriculum=(False, "begin with an eighth of the pairs, without filler"), learning_rate=(5e-3, "at its highest"),
+        curriculum=(False, "begin with few pairs and little filler"), learning_rate=(5e-3, "at its highest"),
         evaluate=(256, "test sequences at each length"), seeds=([0], "a run each"),
     )  # fmt: skip
     parser.add_argument("--models", nargs="+", choices=(*MIXERS, "attention"), default=["LMM", "transformer", "LSTM"])
@@ -70,15 +70,20 @@ def tasks(args, length, seed, gap=None, batch=None, pairs=None):
 
 
 class Curriculum:
-    """Batches of as many tokens each: few pairs that fill their sequences, then more, at last the task itself."""
+    """Batches of as many tokens each: few pairs and little filler, then more pairs, at last the task itself.
+
+    The filler is more than the convolutions of two blocks reach over: without it the third of three seeds learned
+    slowly, and not the task.
+    """
 
     def __init__(self, args, seed):
         self.ends = [share * args.steps for share, _ in STAGES] + [args.steps]
-        sizes = [(max(1, args.pairs // part), 4 * max(1, args.pairs // part)) for _, part in STAGES]
-        self.stages = [
-            tasks(args, length, seed, batch=args.batch * args.length // length, pairs=pairs)
-            for pairs, length in [*sizes, (args.pairs, args.length)]
-        ]
+        sizes = [(max(1, args.pairs // part), FILLER) for _, part in STAGES] + [(args.pairs, None)]
+        self.stages = []
+        for pairs, gap in sizes:
+            length = args.length if gap is None else 4 * pairs + gap
+            batch = args.batch * args.length // length
+            self.stages.append(tasks(args, length, seed, gap, batch, pairs))
 
     def __getitem__(self, index):
         return next(tasks for end, tasks in zip(self.ends, self.stages, strict=True) if index < end)[index]

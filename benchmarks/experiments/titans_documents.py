@@ -1,0 +1,217 @@
+"""Does a memory's gain grow with the position in a document? Bits per character of Python's own source files.
+
+Names of functions and variables come back over thousands of characters of a module. Trains language models that differ
+only in what mixes their characters, at equal numbers of parameters, on the standard library of this Python, and reads
+the first --read characters of modules from packages that none of them saw. ``--models transformer:2.5`` trains that one
+for 2.5 times the steps: beside a model of as many steps one of as much time. Attention sees --window characters,
+"attention" the whole of a training window. New names are words that no training file holds. Writes results.json,
+checkpoints and a figure to --out; run it again to go on.
+
+    python benchmarks/experiments/titans_documents.py
+    python benchmarks/experiments/titans_documents.py --models LMM MAG transformer transformer:2.5 attention:0.4
+"""
+
+import math
+import re
+import sys
+import sysconfig
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from zlib import crc32
+
+import matplotlib.pyplot as plt
+import torch
+from pyro.infer import Trace_ELBO
+from study import leave, mean_se, options, train
+from tables_documents import by_occurrence, by_position
+from titans_parts import MIXERS, mixers
+
+from pyro_memory import TokenSurprise, token_surprise, warm_cosine
+from pyro_memory.data import CharacterText
+from pyro_memory.guides import EmptyGuide
+from pyro_memory.models import SequenceModel
+
+KNOWN = (*MIXERS, "attention")
+SIZE = {"dim": 64, "blocks": 2, "parameters": 190_000}
+BEGINNINGS = (0, 128, 512, 1024, 2048, 4096)  # of the stretches of a document that are told apart
+TIMES = (1, 2, 3, 4, 8)  # a name's occurrences, from each of these on to the next
+SKIPPED = {"test", "tests", "idle_test", "site-packages", "lib2to3", "turtledemo"}
+FAR = 128  # characters since the last occurrence, further than attention reaches back
+
+
+def arguments():
+    parser = options(
+        __doc__, "out/titans_documents", data=(), device=True,
+        length=(1024, "characters of a training window"), batch=(4, "windows a step"),
+        window=(64, "characters that attention sees; two blocks reach back 126"),
+        read=(8192, "characters of each test document"), steps=(2000, "training steps, to be multiplied"),
+        learning_rate=(4e-3, "at its highest"), evaluate=(128, "test documents at most"),
+    )  # fmt: skip
+    told = f"what to train, of {', '.join(KNOWN)}; the gain is the first one's, over each other"
+    parser.add_argument("--models", nargs="+", metavar="NAME[:FACTOR]", default=["LMM", "transformer"], help=told)
+    args = parser.parse_args()
+    for name, _, factor in (word.partition(":") for word in args.models):
+        if name not in KNOWN or not re.fullmatch(r"(\d*\.)?\d+|", factor):
+            parser.error(f"--models takes names as LMM or LMM:1.5, of {', '.join(KNOWN)}; got {name}:{factor}")
+    if args.length % 2 or args.read <= BEGINNINGS[-1] or (args.read - args.length) % (args.length // 2):
+        parser.error(
+            f"--length must be even and --read {BEGINNINGS[-1] + 1} or more, --length and some halves of it; got "
+            f"{args.length} and {args.read}"
+        )
+    return args
+
+
+def modules():
+    """The files of the standard library by the package that each is of, in ASCII."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found = defaultdict(list)
+    for file in sorted(root.rglob("*.py")):
+        inside = file.relative_to(root)
+        if not SKIPPED.intersection(inside.parts):
+            found[inside.parts[0]].append(file.read_text("utf-8", "replace").encode("ascii", "replace").decode())
+    return found
+
+
+def parts(args):
+    """The text to train on and the documents to read, of packages that are held out by the sum of their names."""
+    packages = modules()
+    held = {name for name in packages if crc32(name.encode()) % 5 == 0}
+    train = "\n".join(text for name in packages if name not in held for text in packages[name])
+    tests = [text for name in sorted(held) for text in packages[name] if len(text) >= args.read]
+    if len(tests) < 2 or args.evaluate < 2:
+        raise SystemExit(f"--read {args.read} and --evaluate must leave two documents; there are {len(tests)} so long")
+    spread = torch.linspace(0, len(tests) - 1, min(args.evaluate, len(tests))).long().tolist()
+    return train, [tests[i][: args.read] for i in spread]
+
+
+def read(model, tokens):
+    """The surprise at each character, in bits, [document, character]."""
+    parts = tokens.split(max(1, 8192 // tokens.shape[1]))
+    return TokenSurprise.cat([token_surprise(model, part) for part in parts]).nats.cpu() / math.log(2)
+
+
+def read_cut(model, tokens, length):
+    """The same by a model that starts anew every half a training window: it knows of half to a whole one."""
+    half = length // 2
+    bits = read(model, tokens.unfold(1, length, half).flatten(0, 1)).unflatten(0, (len(tokens), -1))
+    return torch.cat([bits[:, 0], bits[:, 1:, half:].flatten(1)], 1)
+
+
+def new_names(documents, known):
+    """Where words stand that training never held: (document, first, last) by how often the word has been there.
+
+    Of those that come back only such whose last occurrence lies further back than attention reaches.
+    """
+    found = defaultdict(list)
+    for i, document in enumerate(documents):
+        before = defaultdict(list)
+        for match in re.finditer(r"[A-Za-z_]\w{4,}", document):
+            word, (first, last) = match.group(), match.span()
+            if word in known:
+                continue
+            if not before[word] or first - before[word][-1] > FAR:
+                times = len(before[word]) + 1
+                found[max(t for t in TIMES if t <= times)].append((i, first, last))
+            before[word].append(last)
+    return found
+
+
+def occurrences(bits, places):
+    """Bits per character of a new name, by how often it has been in its document, with errors over documents."""
+    out = {}
+    for times in TIMES:
+        sums, counts = torch.zeros(len(bits), dtype=torch.double), torch.zeros(len(bits), dtype=torch.double)
+        for i, first, last in places[times]:
+            sums[i] += bits[i, first:last].sum()
+            counts[i] += last - first
+        mean = (sums.sum() / counts.sum()).item()
+        _, se = mean_se((sums - mean * counts) / counts.mean())
+        out[times] = (mean, se, len(places[times]))
+    return out
+
+
+def run(label, mixer, steps, text, args):
+    """Trains one model; gives it with the facts of its training."""
+    torch.manual_seed(args.seed)
+    model = SequenceModel.tokens(len(text.vocabulary), mixer, **SIZE).to(args.device)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"\n{label}: {count:,} parameters, {steps} steps of {args.batch} x {args.length} characters")
+    valid = text.windows("valid", length=args.length)[:32].to(args.device)
+    result = train(
+        label.replace(":", "-"), model, EmptyGuide(),
+        text.batches("train", length=args.length, batch=args.batch, seed=args.seed), Trace_ELBO(max_plate_nesting=1),
+        args, steps=steps, schedule=warm_cosine(steps, warm=50), clip_norm=float(args.batch * args.length),
+        evaluate=lambda step: {"bits": token_surprise(model, valid).bits}, evaluate_every=max(1, steps // 10),
+    )  # fmt: skip
+    learning = result.history["evaluation"]
+    return model, {"parameters": count, "steps": steps, "seconds": result.seconds, "learning": learning}
+
+
+def stretches(bits):
+    """Means over the stretches of documents, [document, stretch]."""
+    ends = (*BEGINNINGS[1:], bits.shape[1])
+    return torch.stack([bits[:, a:b].mean(1) for a, b in zip(BEGINNINGS, ends, strict=True)], 1)
+
+
+def measured(label, bits, first, places):
+    """What is told of a model: bits by position and occurrence, and what the first model gains, in each document."""
+    gained = stretches(bits) - stretches(first)
+    return {
+        "model": label,
+        "by_position": {b: mean_se(column) for b, column in zip(BEGINNINGS, stretches(bits).T, strict=True)},
+        "gained": {b: mean_se(column) for b, column in zip(BEGINNINGS, gained.T, strict=True)},
+        "grown": mean_se(gained[:, -1] - gained[:, 0]), "by_occurrence": occurrences(bits, places),
+    }  # fmt: skip
+
+
+def draw(rows, args, path):
+    """Bits by position, what the first model gains over the others, and new names by how often they were seen."""
+    fig, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    ends = (*BEGINNINGS[1:], args.read)
+    places = [f"{a}–{b}" for a, b in zip(BEGINNINGS, ends, strict=True)]
+    for i, row in enumerate(rows):
+        for ax, key, skip in zip(axes, ("by_position", "gained", "by_occurrence"), (False, i == 0, False), strict=True):
+            if skip:
+                continue
+            mean, se = ([cell[k] for cell in row[key].values()] for k in (0, 1))
+            x = [str(t) for t in TIMES] if key == "by_occurrence" else places
+            ax.errorbar(x, mean, se, marker="o", markersize=3, capsize=2, color=f"C{i}", label=row["model"])
+    first = rows[0]["model"]
+    axes[0].set(ylabel="bits per character", xlabel="position in the document", title="Modules of unseen packages")
+    axes[1].set(ylabel="bits per character", xlabel="position in the document", title=f"What {first} gains over each")
+    axes[1].axhline(0, color="0.6", linewidth=0.8)
+    axes[2].set(ylabel="bits per character of the name", xlabel="occurrence (the last is of that many or more)")
+    axes[2].set(title=f"Names new to training, more than {FAR} characters apart")
+    for ax in axes[:2]:
+        ax.tick_params(axis="x", labelrotation=20)
+    axes[0].legend(frameon=False)
+    fig.savefig(path, dpi=120)
+
+
+def main():
+    args = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    training, documents = parts(args)
+    text = CharacterText(training, valid=0.02, test=0.0, extra="".join(map(chr, (9, 10, 12, *range(32, 127)))))
+    tokens = torch.stack([text.encode(document) for document in documents]).to(args.device)
+    places = new_names(documents, set(re.findall(r"[A-Za-z_]\w{4,}", training)))
+    print(f"{text}; {len(documents)} documents of {args.read} to read")
+    made = mixers(2, 16, args.window, expansion=2, persistent=0)
+    made["attention"] = partial(made["transformer"], window=args.length)
+    rows, first = [], None
+    for label in args.models:
+        name, _, factor = label.partition(":")
+        model, trained = run(label, made[name], round(args.steps * float(factor or 1)), text, args)
+        bits = read(model, tokens)
+        whole, first = first is None, bits if first is None else first
+        rows.append(measured(label, bits, first, places) | trained)
+        if whole:
+            rows.append(measured(f"{label}, its past cut off", read_cut(model, tokens, args.length), bits, places))
+    draw(rows, args, args.out / "documents.png")
+    facts = {"python": sys.version.split()[0], "text": repr(text), "documents": len(documents)}
+    leave(facts | {"runs": rows}, args, by_position, by_occurrence)
+
+
+if __name__ == "__main__":
+    main()
