@@ -69,6 +69,16 @@ def leave(record, args, *tables, unused=()):
     print(f"\nfigures and results.json are in {args.out} ({seconds:.0f} s)")
 
 
+class Curriculum:
+    """Batches of one stage after the other: ``(tasks, until what share of the steps)`` each, the last to the end."""
+
+    def __init__(self, steps, stages):
+        self.stages = [(tasks, share * steps) for tasks, share in stages]
+
+    def __getitem__(self, index):
+        return next((tasks for tasks, end in self.stages if index < end), self.stages[-1][0])[index]
+
+
 def mean_se(values):
     """Mean and standard error."""
     return values.mean().item(), (values.std() / math.sqrt(len(values))).item()

@@ -16,7 +16,7 @@ from functools import partial
 import matplotlib.pyplot as plt
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
-from study import leave, mean_se, options, train
+from study import Curriculum, leave, mean_se, options, train
 from tables_cached import cached_cost, cached_length, cached_lookup
 
 from pyro_memory import information_gain, memory_contribution, save_pretrained, warm_cosine
@@ -74,18 +74,13 @@ class Remembered:
         return x, self.states.remember(past), mask
 
 
-class Curriculum:
+def curriculum(args, seed):
     """Few pairs in short sequences first."""
-
-    def __init__(self, args, seed):
-        self.ends = [share * args.steps for share, _ in STAGES]
-        self.stages = [
-            Questions(args, args.length // part, seed, args.batch * part, max(1, args.pairs // part))
-            for _, part in STAGES
-        ]
-
-    def __getitem__(self, index):
-        return next(stage for end, stage in zip(self.ends, self.stages, strict=True) if index < end)[index]
+    stages = []
+    for share, part in STAGES:
+        questions = Questions(args, args.length // part, seed, args.batch * part, max(1, args.pairs // part))
+        stages.append((questions, share))
+    return Curriculum(args.steps, stages)
 
 
 @torch.no_grad()
@@ -125,7 +120,7 @@ def run(seed, args):
     )  # fmt: skip
     guide = CachedTitansGuide.mlp(model.states, none_slot=True)
     result = train(
-        f"cached-{seed}", model.marginal, EmptyGuide(), Curriculum(args, seed), Trace_ELBO(max_plate_nesting=2), args,
+        f"cached-{seed}", model.marginal, EmptyGuide(), curriculum(args, seed), Trace_ELBO(max_plate_nesting=2), args,
         **schedule(args.steps, args), seed=seed,
     )  # fmt: skip
     found = {"by_length": by_length(model.x_dist, args), "cost": cost(model, args), "seconds": result.seconds}

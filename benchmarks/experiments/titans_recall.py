@@ -14,7 +14,7 @@ from functools import partial
 import matplotlib.pyplot as plt
 import torch
 from pyro.infer import Trace_ELBO
-from study import leave, mean_se, options, train
+from study import Curriculum, leave, mean_se, options, train
 from tables_titans import by_gap, by_length
 from titans_parts import MIXERS, constant_rates, descent_turned, last_layer_only, leave_weights, mixers
 
@@ -69,24 +69,18 @@ def tasks(args, length, seed, gap=None, batch=None, pairs=None):
     )  # fmt: skip
 
 
-class Curriculum:
+def curriculum(args, seed):
     """Batches of as many tokens each: few pairs and little filler, then more pairs, at last the task itself.
 
     The filler is more than the convolutions of two blocks reach over: without it the third of three seeds learned
     slowly, and not the task.
     """
-
-    def __init__(self, args, seed):
-        self.ends = [share * args.steps for share, _ in STAGES] + [args.steps]
-        sizes = [(max(1, args.pairs // part), FILLER) for _, part in STAGES] + [(args.pairs, None)]
-        self.stages = []
-        for pairs, gap in sizes:
-            length = args.length if gap is None else 4 * pairs + gap
-            batch = args.batch * args.length // length
-            self.stages.append(tasks(args, length, seed, gap, batch, pairs))
-
-    def __getitem__(self, index):
-        return next(tasks for end, tasks in zip(self.ends, self.stages, strict=True) if index < end)[index]
+    stages = []
+    for share, part in STAGES:
+        pairs = max(1, args.pairs // part)
+        length = 4 * pairs + FILLER
+        stages.append((tasks(args, length, seed, FILLER, args.batch * args.length // length, pairs), share))
+    return Curriculum(args.steps, [*stages, (tasks(args, args.length, seed), 1.0)])
 
 
 @torch.no_grad()
@@ -113,7 +107,7 @@ def run(name, mixer, seed, args):
     test = tasks(args, args.length, 10_000)
     batches, more = tasks(args, args.length, seed), {}
     if args.curriculum:  # at a high rate a second moment that forgets soon
-        batches, more = Curriculum(args, seed), {"optimizer": partial(torch.optim.Adam, betas=(0.9, 0.98))}
+        batches, more = curriculum(args, seed), {"optimizer": partial(torch.optim.Adam, betas=(0.9, 0.98))}
     result = train(
         f"{name.replace(',', '').replace(' ', '-')}-{seed}", model, EmptyGuide(), batches,
         Trace_ELBO(max_plate_nesting=1), args, schedule=warm_cosine(args.steps, warm=50),
