@@ -32,6 +32,16 @@ def by_gap(record, recipe):
     return _by("by_gap", "accuracy at a gap of", record)
 
 
+def ladder(record, recipe):
+    """Accuracy of each rung of a ladder by the length in training lengths."""
+    first = [int(n) for n in record["runs"][0]["by_length"]]
+    rows = [["accuracy", "trained at", "steps", *(f"{n // first[0]}x" for n in first)]]
+    for run in record["runs"]:
+        cells = [f"{dotted(mean)} ({dotted(se)})" for mean, se in run["by_length"].values()]
+        rows.append([run["model"], next(iter(run["by_length"])), f"{run['steps']:,}", *cells])
+    return table(rows)
+
+
 def language(record, recipe):
     tests = [key for key in record["runs"][0] if key.startswith("test_")]
     rows = [["bits per character", *(f"windows of {key[5:]}" for key in tests), "seconds of training"]]
