@@ -47,3 +47,14 @@ def cached_cost(record, recipe):
     for length, cost in run["cost"].items():
         rows.append([length, *(f"{cost[k]:.{d}f}" for k, d in (("us a token", 0), ("ms an answer", 2), ("MB", 1)))])
     return table(rows)
+
+
+def cached_needles(record, recipe):
+    """Exact match of needles through a cache, and where its addresses look."""
+    trained = record["arguments"]["length"]
+    found = record["by_length"]
+    rows = [["characters", *(f"{n} ({int(n) // trained}x)" for n in found)]]
+    for key in ("exact", "on its slots"):
+        name = {"exact": "exact match", "on its slots": "p(a) on slots that read the needle"}[key]
+        rows.append([name, *(f"{dotted(mean)} ({dotted(se)})" for mean, se in (row[key] for row in found.values()))])
+    return table([*rows, ["slots", *(row["slots"] for row in found.values())]])
