@@ -52,9 +52,23 @@ def train(name, model, guide, batches, objective, args, **more):
     }  # fmt: skip
     if "learning_rate" in args:
         common["learning_rate"] = args.learning_rate
+    _tell_changes(name, args)
     result = fit(model, guide, batches, objective, **(common | more))
     getattr(model, "__self__", model).eval(), guide.eval()  # a method trains the module it is of
     return result
+
+
+def _tell_changes(name, args):
+    """Says which arguments differ from those that a checkpoint was begun with: ``fit`` goes on from it all the same."""
+    file = args.out / f"{name}.arguments.json"
+    now = {k: str(v) for k, v in vars(args).items() if k not in ("out", "fresh", "data_dir", "device")}
+    before = json.loads(file.read_text()) if file.exists() and not args.fresh else {}
+    changed = [f"{k} {before[k]}, now {now[k]}" for k in now if before.get(k, now[k]) != now[k]]
+    if changed:
+        print(f"note: {name} was begun with {'; '.join(changed)}. It goes on from there; --fresh starts anew")
+    else:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(now))
 
 
 def leave(record, args, *tables, unused=()):

@@ -25,6 +25,10 @@ def by_occurrence(record, recipe):
     times = runs[0]["by_occurrence"]
     heads = [a if int(b) - int(a) == 1 else f"{a} to {int(b) - 1}" for a, b in pairwise(times)]
     rows = [["bits per character at occurrence", *heads, f"{[*times][-1]} or more"]]
-    rows += [[run["model"], *(f"{m:.2f} ({dotted(se)})" for m, se, _ in run["by_occurrence"].values())] for run in runs]
+    rows += [
+        [run["model"], *(f"{m:.2f} ({dotted(se)})" for m, se, _ in run["by_occurrence"].values())]
+        for run in runs
+        if run["by_occurrence"]
+    ]
     rows.append(["names", *(f"{count:,}" for *_, count in times.values())])
     return table(rows)

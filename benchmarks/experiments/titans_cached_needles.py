@@ -36,10 +36,10 @@ def arguments():
         factors=([1, 4, 16, 64], "times the training length, to test at"),
     )  # fmt: skip
     args = parser.parse_args()
-    if not 0 <= args.overlap < args.segment or args.begin <= 2 * QUESTION or args.length < args.begin:
+    if not QUESTION <= args.overlap < args.segment or args.begin <= 2 * QUESTION or args.length < args.begin:
         parser.error(
-            f"--overlap must be below --segment and --length at least --begin, that above {2 * QUESTION}; got "
-            f"{args.overlap}, {args.segment}, {args.length} and {args.begin}"
+            f"--overlap must lie in {QUESTION} .. --segment, --length be at least --begin, that above {2 * QUESTION}; "
+            f"got {args.overlap}, {args.segment}, {args.length} and {args.begin}"
         )
     return args
 
@@ -60,7 +60,7 @@ class Questions:
         return tokens[:, -QUESTION:], past, answers[:, -QUESTION:]
 
     def starts(self, time):
-        count = 1 - (self.segment - time) // self.stride
+        count = 1 - min(0, (self.segment - time) // self.stride)
         return (time - self.segment - self.stride * torch.arange(count)).clamp_min(0).flip(0)
 
     def holding(self, index):
@@ -112,6 +112,7 @@ def main():
     )  # fmt: skip
     stages = [(Questions(text, args, n, args.seed), share) for n, share in ((args.begin, 1 / 3), (args.length, 1.0))]
     valid = Questions(text, args, args.length, 10_000, split="valid")
+    tests = {n * args.length: Questions(text, args, n * args.length, 10_000, split="test") for n in args.factors}
     result = train(
         "cached", model.marginal, EmptyGuide(), Curriculum(args.steps, stages), Trace_ELBO(max_plate_nesting=2), args,
         schedule=warm_cosine(args.steps, warm=50), clip_norm=4.0 * args.batch,
@@ -119,8 +120,8 @@ def main():
         evaluate_every=max(1, args.steps // 10),
     )  # fmt: skip
     found = {}
-    for length in (factor * args.length for factor in args.factors):
-        found[length] = measured(model, Questions(text, args, length, 10_000, split="test"), args)
+    for length, questions in tests.items():
+        found[length] = measured(model, questions, args)
         print(f"{length} characters: {found[length]}", flush=True)
     draw(found, args, args.out / "cached_needles.png")
     count = sum(p.numel() for p in model.parameters())

@@ -36,7 +36,7 @@ PARTS = {
     "none": ("{}", {}),
     "decay": ("{} with decay", {"weight_decay": True}),
     "momentum": ("{} with momentum", {"momentum": True}),
-    "plain": ("{}, plain rule", {"steady": False}),
+    "plain": ("{}, plain rule, theta to 4", {"steady": False, "max_lr": 4.0}),
     "bound": ("{}, theta to 0.5", {"max_lr": 0.5}),
     "linear": ("{}, linear memory", {"depth": 1, "residual_norm": False}),
     "narrow": ("{} without convolution", {"convolution": 1}),
@@ -62,13 +62,17 @@ def arguments():
     args = parser.parse_args()
     if args.weights and (args.weights not in args.models or "none" not in args.parts):
         parser.error(f"--weights must be one of --models {' '.join(args.models)}, whole; got {args.weights}")
+    if "keys" in args.cases and args.length < args.begin * CASES["keys"]["keys"]:
+        parser.error(f"--length must hold {CASES['keys']['keys']} times --begin for keys; got {args.length}")
+    if "chunk" in args.parts and "MAC" in args.models:
+        parser.error("--parts chunk is for models other than MAC, whose segment, --window, is shorter than 64")
     return args
 
 
 class Growing:
     """Training batches, each case in turn: at first the shortest texts, then the longest in every second turn.
 
-    Of several keys there is one at first; then half of them, in the longest texts too.
+    Of several keys the longest texts hold all, shorter ones half at most, the shortest one.
     """
 
     def __init__(self, text, args):

@@ -61,7 +61,7 @@ def constant_rates(make, dim):
 
 
 def slow_decay(make, dim):
-    """A mixer whose memory forgets, at first half in 34,000 tokens, not in 620 (of chunks of 16)."""
+    """A mixer whose memory forgets, at first half in 33,000 tokens, not in 620 (of chunks of 16)."""
     mixer = make(dim, weight_decay=True)
     nn.init.constant_(mixer.memory.to_decay.bias, -8.0)
     return mixer

@@ -79,8 +79,9 @@ def curriculum(args, seed):
     stages = []
     for share, part in STAGES:
         pairs = max(1, args.pairs // part)
-        length = 4 * pairs + FILLER
-        stages.append((tasks(args, length, seed, FILLER, args.batch * args.length // length, pairs), share))
+        length = min(4 * pairs + FILLER, args.length)
+        batch = args.batch * args.length // length
+        stages.append((tasks(args, length, seed, length - 4 * pairs, batch, pairs), share))
     return Curriculum(args.steps, [*stages, (tasks(args, args.length, seed), 1.0)])
 
 
