@@ -8,7 +8,7 @@ characters, "attention" the whole of a training window. New names are words that
 results.json, checkpoints and a figure to --out; run it again to go on.
 
     python benchmarks/experiments/titans_documents.py
-    python benchmarks/experiments/titans_documents.py --models LMM MAG transformer transformer:2.4 attention:0.6
+    python benchmarks/experiments/titans_documents.py --models LMM MAG transformer transformer:2.4 attention:0.8
 """
 
 import math
