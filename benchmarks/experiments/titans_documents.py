@@ -2,13 +2,14 @@
 
 Names of functions and variables come back over thousands of characters of a module. Trains language models that differ
 only in what mixes their characters, at equal numbers of parameters, on the standard library of this Python, and reads
-the first --read characters of the longest module of each package that none of them saw. ``--models transformer:2.4``
-trains that one for 2.4 times the steps: beside a model of as many steps one of as much time. Attention sees --window
+the first --read characters of the longest module of each package that none of them saw. At first all of them copy: in
+strings of random characters that come back and back there is nothing else to learn. ``--models transformer:2.4`` trains
+that one for 2.4 times the steps: beside a model of as many steps one of as much time. Attention sees --window
 characters, "attention" the whole of a training window. New names are words that no training file holds. Writes
 results.json, checkpoints and a figure to --out; run it again to go on.
 
     python benchmarks/experiments/titans_documents.py
-    python benchmarks/experiments/titans_documents.py --models LMM MAG transformer transformer:2.4 attention:0.8
+    python benchmarks/experiments/titans_documents.py --models LMM MAG transformer transformer:2.4 LSTM
 """
 
 import math
@@ -23,7 +24,7 @@ from zlib import crc32
 import matplotlib.pyplot as plt
 import torch
 from pyro.infer import Trace_ELBO
-from study import leave, mean_se, options, train
+from study import Curriculum, leave, mean_se, options, train
 from tables_documents import by_occurrence, by_position
 from titans_parts import MIXERS, mixers
 
@@ -36,6 +37,7 @@ KNOWN = (*MIXERS, "attention")
 SIZE = {"dim": 64, "blocks": 2, "parameters": 190_000}
 BEGINNINGS = (0, 128, 512, 1024, 2048, 4096)  # of the stretches of a document that are told apart
 TIMES = (1, 2, 3, 4, 8)  # a name's occurrences, from each of these on to the next
+STRINGS = (((10, 14), 0.6), ((24, 32), 0.8), ((64, 100), 1.0))  # to copy, until what share of the copying
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "lib2to3", "turtledemo"}
 TABLES = {"encodings", "pydoc_data"}  # code pages, and a dump of prose
 COPIES = {"posixpath.py", "sunau.py"}  # share four characters in ten with ntpath.py and wave.py, which are trained on
@@ -44,10 +46,13 @@ COPIES = {"posixpath.py", "sunau.py"}  # share four characters in ten with ntpat
 def arguments():
     parser = options(
         __doc__, "out/titans_documents", data=(), device=True,
-        length=(1024, "characters of a training window"), batch=(4, "windows a step"),
+        length=(4096, "characters of a training window"), batch=(1, "windows a step"),
+        copying=(0.25, "the share of the steps that copy"), decay=(False, "a memory that forgets"),
         window=(64, "characters that attention sees; two blocks reach back 126"),
-        read=(8192, "characters of each test document"), steps=(2000, "training steps, to be multiplied"),
-        learning_rate=(4e-3, "at its highest"), evaluate=(64, "test documents at most"),
+        read=(8192, "characters of each test document"),
+        cut=(512, "characters that the first model knows in a second reading, half of them at least"),
+        steps=(2000, "training steps, to be multiplied"),
+        learning_rate=(6e-3, "at its highest"), evaluate=(64, "test documents at most"),
     )  # fmt: skip
     told = f"what to train, of {', '.join(KNOWN)}; the gain is the first one's, over each other"
     parser.add_argument("--models", nargs="+", metavar="NAME[:FACTOR]", default=["LMM", "transformer"], help=told)
@@ -55,15 +60,13 @@ def arguments():
     for name, _, factor in (word.partition(":") for word in args.models):
         if name not in KNOWN or (factor and not (re.fullmatch(r"\d*\.?\d+", factor) and float(factor))):
             parser.error(f"--models takes names as LMM or LMM:1.5, of {', '.join(KNOWN)}; got {name}:{factor}")
-    if (
-        args.length % 2
-        or args.read <= max(BEGINNINGS[-1], args.length)
-        or (args.read - args.length) % (args.length // 2)
-    ):
+    if args.cut % 2 or args.read <= max(BEGINNINGS[-1], args.cut) or (args.read - args.cut) % (args.cut // 2):
         parser.error(
-            f"--length must be even and --read {BEGINNINGS[-1] + 1} or more, --length and some halves of it; got "
-            f"{args.length} and {args.read}"
+            f"--cut must be even and --read above {BEGINNINGS[-1]}, --cut and some halves of it; got {args.cut} and "
+            f"{args.read}"
         )
+    if not 0 <= args.copying < 1:
+        parser.error(f"--copying must be a share below 1; got {args.copying}")
     return args
 
 
@@ -90,6 +93,20 @@ def divided(args):
     return training, tests
 
 
+class Copies:
+    """Random strings of one of two lengths, each over and over for 256 characters."""
+
+    def __init__(self, characters, lengths, args):
+        self.characters, self.lengths, self.seed = characters, lengths, args.seed
+        self.batch = max(1, args.batch * args.length // 256)
+
+    def __getitem__(self, index):
+        draw = torch.Generator().manual_seed(1_000_003 * self.seed + index)
+        length = self.lengths[index % 2]
+        string = torch.randint(self.characters, (self.batch, length), generator=draw)
+        return (string.repeat(1, 256 // length + 1)[:, :256],)
+
+
 def read(model, tokens):
     """The surprise at each character, in bits, [document, character]."""
     batches = tokens.split(max(1, 8192 // tokens.shape[1]))
@@ -97,7 +114,7 @@ def read(model, tokens):
 
 
 def read_cut(model, tokens, length):
-    """The same by a model that starts anew every half a training window: it knows of half to a whole one."""
+    """The same by a model that starts anew every half a ``length``: it knows of half to a whole one."""
     half = length // 2
     bits = read(model, tokens.unfold(1, length, half).flatten(0, 1)).unflatten(0, (len(tokens), -1))
     return torch.cat([bits[:, 0], bits[:, 1:, half:].flatten(1)], 1)
@@ -145,12 +162,17 @@ def run(label, mixer, steps, text, args):
     model = SequenceModel.tokens(len(text.vocabulary), mixer, **SIZE).to(args.device)
     count = sum(p.numel() for p in model.parameters())
     print(f"\n{label}: {count:,} parameters, {steps} steps of {args.batch} x {args.length} characters")
-    valid = text.windows("valid", length=args.length)[:32].to(args.device)
+    valid = text.windows("valid", length=args.length)[: max(1, 32_768 // args.length)].to(args.device)
+    batches, more = text.batches("train", length=args.length, batch=args.batch, seed=args.seed), {}
+    if args.copying:  # more and longer strings, then the text; at a high rate a second moment that forgets soon
+        first = [(Copies(len(text.vocabulary), n, args), share * args.copying) for n, share in STRINGS]
+        batches = Curriculum(steps, [*first, (batches, 1.0)])
+        more["optimizer"] = partial(torch.optim.Adam, betas=(0.9, 0.98))
     result = train(
-        label.replace(":", "-"), model, EmptyGuide(),
-        text.batches("train", length=args.length, batch=args.batch, seed=args.seed), Trace_ELBO(max_plate_nesting=1),
-        args, steps=steps, schedule=warm_cosine(steps, warm=50), clip_norm=float(args.batch * args.length),
+        label.replace(":", "-"), model, EmptyGuide(), batches, Trace_ELBO(max_plate_nesting=1), args, steps=steps,
+        schedule=warm_cosine(steps, warm=50), clip_norm=float(args.batch * args.length),
         evaluate=lambda step: {"bits": token_surprise(model, valid).bits}, evaluate_every=max(1, steps // 10),
+        **more,
     )  # fmt: skip
     learning = result.history["evaluation"]
     return model, {"parameters": count, "steps": steps, "seconds": result.seconds, "learning": learning}
@@ -205,7 +227,7 @@ def main():
     tokens = torch.stack([text.encode(document) for document in documents]).to(args.device)
     places = new_names(documents, set(re.findall(r"[A-Za-z_]\w{4,}", training)), 2 * args.window)
     print(f"{text}; {len(documents)} documents of {args.read} to read")
-    made = mixers(2, 16, args.window, expansion=2, persistent=0)
+    made = mixers(2, 16, args.window, expansion=2, persistent=0, weight_decay=args.decay)
     made["attention"] = partial(made["transformer"], window=args.length + 1)  # and the start
     rows, first = [], None
     for label in args.models:
@@ -215,7 +237,9 @@ def main():
         whole, first = first is None, bits if first is None else first
         rows.append(measured(label, bits, first, places) | trained)
         if whole:
-            rows.append(measured(f"{label}, its past cut off", read_cut(model, tokens, args.length), bits, None))
+            rows.append(
+                measured(f"{label}, its past cut off at {args.cut}", read_cut(model, tokens, args.cut), bits, None)
+            )
     draw(rows, args, args.out / "documents.png")
     facts = {"python": sys.version.split()[0], "text": repr(text), "documents": len(documents)}
     leave(facts | {"runs": rows}, args, by_position, by_occurrence)
