@@ -129,7 +129,7 @@ examples: install ## run every example and every experiment at a few steps
 	$(RUN) $(EXPERIMENTS)/titans_cached.py --pairs 8 --length 64 --vocabulary 64 --steps 8 --lookup-steps 2 --evaluate 8 --out out/examples/cached
 	$(RUN) $(EXPERIMENTS)/titans_cached_needles.py --steps 4 --evaluate 4 --factors 1 4 --out out/examples/cached_needles
 	$(RUN) $(EXPERIMENTS)/titans_needles.py --steps 4 --evaluate 2 --length 384 --factors 1 --cases prose keys --models LMM transformer --parts none wide --batch 2 --out out/examples/needles
-	$(RUN) $(EXPERIMENTS)/titans_documents.py --steps 8 --length 256 --cut 64 --window 16 --read 6016 --evaluate 4 --out out/examples/documents
+	$(RUN) $(EXPERIMENTS)/titans_documents.py --steps 8 --length 64 --cut 64 --window 16 --read 6016 --evaluate 4 --out out/examples/documents
 	$(RUN) $(EXPERIMENTS)/titans_language.py --steps 4 --batch 4 --evaluate 2048 --out out/examples/titans_language
 	$(RUN) $(EXPERIMENTS)/titans_forecast.py --steps 4 --batch 8 --out out/examples/titans_forecast
 	$(RUN) benchmarks/training_speed.py --repeats 2 --out out/examples/training_speed

@@ -2,14 +2,16 @@
 
 Names of functions and variables come back over thousands of characters of a module. Trains language models that differ
 only in what mixes their characters, at equal numbers of parameters, on the standard library of this Python, and reads
-the first --read characters of the longest module of each package that none of them saw. At first all of them copy: in
-strings of random characters that come back and back there is nothing else to learn. ``--models transformer:2.4`` trains
-that one for 2.4 times the steps: beside a model of as many steps one of as much time. Attention sees --window
-characters, "attention" the whole of a training window. New names are words that no training file holds. Writes
-results.json, checkpoints and a figure to --out; run it again to go on.
+the first --read characters of the longest module of each package that none of them saw. New names are words that no
+training file holds. Attention sees --window characters, "attention" the whole of a training window.
+
+``--models transformer:2.4`` trains that one for 2.4 times the steps: beside a model of as many steps one of as much
+time. ``LMM+copies`` first copies for a quarter of its steps: strings of random characters that come back and back, in
+which there is nothing else to learn; then it reads windows four times as long, a quarter as many, its memory without
+decay. Writes results.json, checkpoints and a figure to --out; run it again to go on.
 
     python benchmarks/experiments/titans_documents.py
-    python benchmarks/experiments/titans_documents.py --models LMM MAG transformer transformer:2.4 LSTM
+    python benchmarks/experiments/titans_documents.py --models LMM+copies LMM MAG transformer transformer:2.4 LSTM
 """
 
 import math
@@ -37,7 +39,7 @@ KNOWN = (*MIXERS, "attention")
 SIZE = {"dim": 64, "blocks": 2, "parameters": 190_000}
 BEGINNINGS = (0, 128, 512, 1024, 2048, 4096)  # of the stretches of a document that are told apart
 TIMES = (1, 2, 3, 4, 8)  # a name's occurrences, from each of these on to the next
-STRINGS = (((10, 14), 0.6), ((24, 32), 0.8), ((64, 100), 1.0))  # to copy, until what share of the copying
+STRINGS = (((10, 14), 0.15), ((24, 32), 0.2), ((64, 100), 0.25))  # lengths to copy, until what share of the steps
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "lib2to3", "turtledemo"}
 TABLES = {"encodings", "pydoc_data"}  # code pages, and a dump of prose
 COPIES = {"posixpath.py", "sunau.py"}  # share four characters in ten with ntpath.py and wave.py, which are trained on
@@ -46,27 +48,31 @@ COPIES = {"posixpath.py", "sunau.py"}  # share four characters in ten with ntpat
 def arguments():
     parser = options(
         __doc__, "out/titans_documents", data=(), device=True,
-        length=(4096, "characters of a training window"), batch=(1, "windows a step"),
-        copying=(0.25, "the share of the steps that copy"), decay=(False, "a memory that forgets"),
+        length=(1024, "characters of a training window"), batch=(4, "windows a step"),
         window=(64, "characters that attention sees; two blocks reach back 126"),
         read=(8192, "characters of each test document"),
         cut=(512, "characters that the first model knows in a second reading, half of them at least"),
         steps=(2000, "training steps, to be multiplied"),
-        learning_rate=(6e-3, "at its highest"), evaluate=(64, "test documents at most"),
+        learning_rate=(4e-3, "at its highest, half as much again with copies"), evaluate=(64, "test documents at most"),
     )  # fmt: skip
     told = f"what to train, of {', '.join(KNOWN)}; the gain is the first one's, over each other"
-    parser.add_argument("--models", nargs="+", metavar="NAME[:FACTOR]", default=["LMM", "transformer"], help=told)
+    parser.add_argument(
+        "--models", nargs="+", metavar="NAME[+copies][:FACTOR]", default=["LMM+copies", "transformer"], help=told
+    )
     args = parser.parse_args()
-    for name, _, factor in (word.partition(":") for word in args.models):
-        if name not in KNOWN or (factor and not (re.fullmatch(r"\d*\.?\d+", factor) and float(factor))):
-            parser.error(f"--models takes names as LMM or LMM:1.5, of {', '.join(KNOWN)}; got {name}:{factor}")
+    for word in args.models:
+        name, _, factor = word.partition(":")
+        if name.removesuffix("+copies") not in KNOWN or not re.fullmatch(r"(\d*\.?\d*[1-9]\d*)?", factor):
+            parser.error(f"--models takes names as LMM, LMM+copies or LMM:1.5, of {', '.join(KNOWN)}; got {word}")
     if args.cut % 2 or args.read <= max(BEGINNINGS[-1], args.cut) or (args.read - args.cut) % (args.cut // 2):
         parser.error(
             f"--cut must be even and --read above {BEGINNINGS[-1]}, --cut and some halves of it; got {args.cut} and "
             f"{args.read}"
         )
-    if not 0 <= args.copying < 1:
-        parser.error(f"--copying must be a share below 1; got {args.copying}")
+    if args.batch % 4:
+        parser.error(
+            f"--batch must be a multiple of 4, as there are a quarter as many longer windows; got {args.batch}"
+        )
     return args
 
 
@@ -156,21 +162,26 @@ def occurrences(bits, places):
     return out
 
 
-def run(label, mixer, steps, text, args):
+def run(label, text, args):
     """Trains one model; gives it with the facts of its training."""
+    name, _, factor = label.partition(":")
+    name, steps, copies = name.removesuffix("+copies"), round(args.steps * float(factor or 1)), "+copies" in label
+    length, batch = (4 * args.length, args.batch // 4) if copies else (args.length, args.batch)
+    made = mixers(2, 16, args.window, expansion=2, persistent=0, weight_decay=not copies)
+    made["attention"] = partial(made["transformer"], window=length + 1)  # and the start
     torch.manual_seed(args.seed)
-    model = SequenceModel.tokens(len(text.vocabulary), mixer, **SIZE).to(args.device)
+    model = SequenceModel.tokens(len(text.vocabulary), made[name], **SIZE).to(args.device)
     count = sum(p.numel() for p in model.parameters())
-    print(f"\n{label}: {count:,} parameters, {steps} steps of {args.batch} x {args.length} characters")
-    valid = text.windows("valid", length=args.length)[: max(1, 32_768 // args.length)].to(args.device)
-    batches, more = text.batches("train", length=args.length, batch=args.batch, seed=args.seed), {}
-    if args.copying:  # more and longer strings, then the text; at a high rate a second moment that forgets soon
-        first = [(Copies(len(text.vocabulary), n, args), share * args.copying) for n, share in STRINGS]
+    print(f"\n{label}: {count:,} parameters, {steps} steps of {batch} x {length} characters")
+    batches, more = text.batches("train", length=length, batch=batch, seed=args.seed), {}
+    if copies:  # at a high rate a second moment that forgets soon
+        first = [(Copies(len(text.vocabulary), n, args), share) for n, share in STRINGS]
         batches = Curriculum(steps, [*first, (batches, 1.0)])
-        more["optimizer"] = partial(torch.optim.Adam, betas=(0.9, 0.98))
+        more = {"optimizer": partial(torch.optim.Adam, betas=(0.9, 0.98)), "learning_rate": 1.5 * args.learning_rate}
+    valid = text.windows("valid", length=length)[: 32 * args.length // length].to(args.device)
     result = train(
-        label.replace(":", "-"), model, EmptyGuide(), batches, Trace_ELBO(max_plate_nesting=1), args, steps=steps,
-        schedule=warm_cosine(steps, warm=50), clip_norm=float(args.batch * args.length),
+        label.replace(":", "-").replace("+", "-"), model, EmptyGuide(), batches, Trace_ELBO(max_plate_nesting=1), args,
+        steps=steps, schedule=warm_cosine(steps, warm=50), clip_norm=float(args.batch * args.length),
         evaluate=lambda step: {"bits": token_surprise(model, valid).bits}, evaluate_every=max(1, steps // 10),
         **more,
     )  # fmt: skip
@@ -197,7 +208,7 @@ def measured(label, bits, first, places):
 
 def draw(rows, args, path):
     """Bits by position, what the first model gains over the others, and new names by how often they were seen."""
-    fig, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     ends = (*BEGINNINGS[1:], args.read)
     places = [f"{a}–{b}" for a, b in zip(BEGINNINGS, ends, strict=True)]
     for i, row in enumerate(rows):
@@ -212,10 +223,10 @@ def draw(rows, args, path):
     axes[1].set(ylabel="bits per character", xlabel="position in the document", title=f"What {first} gains over each")
     axes[1].axhline(0, color="0.6", linewidth=0.8)
     axes[2].set(ylabel="bits per character of the name", xlabel="occurrence (the last is of that many or more)")
-    axes[2].set(title=f"Names new to training, {2 * args.window} characters apart or more")
+    axes[2].set(title=f"New names, more than {2 * args.window} characters apart")
     for ax in axes[:2]:
         ax.tick_params(axis="x", labelrotation=20)
-    axes[0].legend(frameon=False)
+    fig.legend(*axes[0].get_legend_handles_labels(), frameon=False, ncols=5, loc="outside lower center")
     fig.savefig(path, dpi=120)
 
 
@@ -227,19 +238,15 @@ def main():
     tokens = torch.stack([text.encode(document) for document in documents]).to(args.device)
     places = new_names(documents, set(re.findall(r"[A-Za-z_]\w{4,}", training)), 2 * args.window)
     print(f"{text}; {len(documents)} documents of {args.read} to read")
-    made = mixers(2, 16, args.window, expansion=2, persistent=0, weight_decay=args.decay)
-    made["attention"] = partial(made["transformer"], window=args.length + 1)  # and the start
     rows, first = [], None
     for label in args.models:
-        name, _, factor = label.partition(":")
-        model, trained = run(label, made[name], round(args.steps * float(factor or 1)), text, args)
+        model, trained = run(label, text, args)
         bits = read(model, tokens)
         whole, first = first is None, bits if first is None else first
         rows.append(measured(label, bits, first, places) | trained)
         if whole:
-            rows.append(
-                measured(f"{label}, its past cut off at {args.cut}", read_cut(model, tokens, args.cut), bits, None)
-            )
+            cut = read_cut(model, tokens, args.cut)
+            rows.append(measured(f"{label}, its past cut off at {args.cut}", cut, bits, None))
     draw(rows, args, args.out / "documents.png")
     facts = {"python": sys.version.split()[0], "text": repr(text), "documents": len(documents)}
     leave(facts | {"runs": rows}, args, by_position, by_occurrence)

@@ -37,8 +37,8 @@ PARTS = {
     "layers": ("{}, last layer only", last_layer_only),
     "rates": ("{}, constant rates", constant_rates),
 }
-# Of a curriculum: until what share of the steps, what part of the pairs, and the filler till then; then the task.
-STAGES, FILLER = ((0.27, 8), (0.37, 4), (0.45, 2), (0.7, 1)), 8
+# Of a curriculum: until what share of the steps, what share of the pairs, four at least, and the filler till then.
+STAGES, FILLER = ((0.27, 0), (0.37, 1 / 4), (0.45, 1 / 2), (0.7, 1)), 8
 
 
 def arguments():
@@ -78,7 +78,7 @@ def curriculum(args, seed):
     """
     stages = []
     for share, part in STAGES:
-        pairs = max(1, args.pairs // part)
+        pairs = min(args.pairs, max(4, round(part * args.pairs)))
         length = min(4 * pairs + FILLER, args.length)
         batch = args.batch * args.length // length
         stages.append((tasks(args, length, seed, length - 4 * pairs, batch, pairs), share))
