@@ -35,7 +35,7 @@ from pyro_memory.data import CharacterText
 from pyro_memory.guides import EmptyGuide
 from pyro_memory.models import SequenceModel
 
-KNOWN = (*MIXERS, "attention")
+KNOWN, MEMORIES = (*MIXERS, "attention"), ("LMM", "MAC", "MAG", "MAL")
 SIZE = {"dim": 64, "blocks": 2, "parameters": 190_000}
 BEGINNINGS = (0, 128, 512, 1024, 2048, 4096)  # of the stretches of a document that are told apart
 TIMES = (1, 2, 3, 4, 8)  # a name's occurrences, from each of these on to the next
@@ -51,7 +51,7 @@ def arguments():
         length=(1024, "characters of a training window"), batch=(4, "windows a step"),
         window=(64, "characters that attention sees; two blocks reach back 126"),
         read=(8192, "characters of each test document"),
-        cut=(512, "characters that the first model knows in a second reading, half of them at least"),
+        cut=(512, "characters that a memory knows in a second reading, half of them at least"),
         steps=(2000, "training steps, to be multiplied"),
         learning_rate=(4e-3, "at its highest, half as much again with copies"), evaluate=(64, "test documents at most"),
     )  # fmt: skip
@@ -242,11 +242,11 @@ def main():
     for label in args.models:
         model, trained = run(label, text, args)
         bits = read(model, tokens)
-        whole, first = first is None, bits if first is None else first
+        first = bits if first is None else first
         rows.append(measured(label, bits, first, places) | trained)
-        if whole:
+        if label[:3] in MEMORIES:
             cut = read_cut(model, tokens, args.cut)
-            rows.append(measured(f"{label}, its past cut off at {args.cut}", cut, bits, None))
+            rows.append(measured(f"{label}, its past cut off at {args.cut}", cut, first, None))
     draw(rows, args, args.out / "documents.png")
     facts = {"python": sys.version.split()[0], "text": repr(text), "documents": len(documents)}
     leave(facts | {"runs": rows}, args, by_position, by_occurrence)
