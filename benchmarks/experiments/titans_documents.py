@@ -211,13 +211,16 @@ def draw(rows, args, path):
     fig, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     ends = (*BEGINNINGS[1:], args.read)
     places = [f"{a}–{b}" for a, b in zip(BEGINNINGS, ends, strict=True)]
-    for i, row in enumerate(rows):
+    colors = {}
+    for row in rows:
+        name, _, cut = row["model"].partition(",")
+        style = {"color": colors.setdefault(name, f"C{len(colors)}"), "linestyle": "--" if cut else "-"}
         for ax, key in zip(axes, ("by_position", "gained", "by_occurrence"), strict=True):
-            if not row[key] or (key == "gained" and i == 0):
+            if not row[key] or (key == "gained" and row is rows[0]):
                 continue
             mean, se, *_ = zip(*row[key].values(), strict=True)
             x = [str(t) for t in TIMES] if key == "by_occurrence" else places
-            ax.errorbar(x, mean, se, marker="o", markersize=3, capsize=2, color=f"C{i}", label=row["model"])
+            ax.errorbar(x, mean, se, marker="o", markersize=3, capsize=2, label=row["model"], **style)
     first = rows[0]["model"]
     axes[0].set(ylabel="bits per character", xlabel="position in the document", title="Modules of unseen packages")
     axes[1].set(ylabel="bits per character", xlabel="position in the document", title=f"What {first} gains over each")
