@@ -49,7 +49,7 @@ def arguments():
     parser = options(
         __doc__, "out/titans_needles", data=("text",), device=True,
         length=(512, "characters of the longest training texts"), begin=(96, "characters of the first"),
-        window=(16, "characters that attention sees; two blocks reach 31, and from answer to answer it is 35"),
+        window=(16, "characters that attention sees; two blocks reach back 30, and from answer to answer it is 35"),
         chunk=(16, "characters a memory's gradient is shared by"),
         steps=(1200, "training steps of each model"), batch=(16, "texts a step"),
         learning_rate=(3e-3, "at its highest"), first=(0.3, "the share of steps on the shortest texts"),
