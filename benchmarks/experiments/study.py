@@ -12,6 +12,8 @@ from pyro_memory import fit, warm_cosine
 from pyro_memory.data import NAMES
 
 BEGUN = time.perf_counter()
+# Arguments that choose what is trained, where, and how it is measured; the others are of the training itself.
+CHOOSING = {"out", "fresh", "data_dir", "device", "models", "seeds", "ablations", "parts", "evaluate", "weights"}
 
 
 def options(doc, out, data=NAMES, device=False, **more):
@@ -61,12 +63,12 @@ def train(name, model, guide, batches, objective, args, **more):
 def _tell_changes(name, args):
     """Says which arguments differ from those that a checkpoint was begun with: ``fit`` goes on from it all the same."""
     file = args.out / f"{name}.arguments.json"
-    now = {k: str(v) for k, v in vars(args).items() if k not in ("out", "fresh", "data_dir", "device")}
+    now = {k: str(v) for k, v in vars(args).items() if k not in CHOOSING}
     before = json.loads(file.read_text()) if file.exists() and not args.fresh else {}
     changed = [f"{k} {before[k]}, now {now[k]}" for k in now if before.get(k, now[k]) != now[k]]
     if changed:
         print(f"note: {name} was begun with {'; '.join(changed)}. It goes on from there; --fresh starts anew")
-    else:
+    elif not before:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(now))
 

@@ -62,7 +62,7 @@ def arguments():
     args = parser.parse_args()
     for word in args.models:
         name, _, factor = word.partition(":")
-        if name.removesuffix("+copies") not in KNOWN or not re.fullmatch(r"(\d*\.?\d*[1-9]\d*)?", factor):
+        if name.removesuffix("+copies") not in KNOWN or not re.fullmatch(r"|(?=.*[1-9])\d*\.?\d+", factor):
             parser.error(f"--models takes names as LMM, LMM+copies or LMM:1.5, of {', '.join(KNOWN)}; got {word}")
     if args.cut % 2 or args.read <= max(BEGINNINGS[-1], args.cut) or (args.read - args.cut) % (args.cut // 2):
         parser.error(
