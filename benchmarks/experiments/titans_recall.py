@@ -16,7 +16,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from study import Curriculum, leave, mean_se, options, train
 from tables_titans import by_gap, by_length
-from titans_parts import MIXERS, constant_rates, descent_turned, last_layer_only, leave_weights, mixers, slow_decay
+from titans_parts import MIXERS, constant_rates, descent_turned, fast_decay, last_layer_only, leave_weights, mixers
 
 from pyro_memory import warm_cosine
 from pyro_memory.data import RecallTasks
@@ -32,7 +32,7 @@ PARTS = {
     "decay": ("{} without decay", {"weight_decay": False}),
     "persistent": ("{} without persistent", {"persistent": 0}),
     "forgetting": ("{} with decay", {"weight_decay": True}),
-    "slowly": ("{} with decay, slow at first", slow_decay),
+    "fast": ("{} with decay, fast at first", fast_decay),
     "ascent": ("{}, ascent for descent", descent_turned),
     "layers": ("{}, last layer only", last_layer_only),
     "rates": ("{}, constant rates", constant_rates),
