@@ -7,12 +7,19 @@ def _lengths(record):
     return list(record["runs"][0]["by_length"])
 
 
+def kinds(run):
+    """What was measured by length, and its name."""
+    if "keys" not in run:
+        return [("by_length", "trained to choose by keys alone")]
+    return [("by_length", "asking the memories"), ("keys", "the same model, answers not weighed")]
+
+
 def cached_length(record, recipe):
     """Accuracy at each length, the seeds beside each other."""
     lengths = _lengths(record)
     trained = int(lengths[0])
     rows = [["accuracy at length", *(f"{n} ({int(n) // trained}x)" for n in lengths)]]
-    for kind, name in (("by_length", "asking the memories"), ("keys", "the same model, answers not weighed")):
+    for kind, name in kinds(record["runs"][0]):
         rows.append([name, *(" / ".join(dotted(run[kind][n][0]) for run in record["runs"]) for n in lengths)])
     return table(rows)
 

@@ -4,8 +4,9 @@ Pairs of tokens come first, then filler, then every key once more (MQAR; Arora e
 https://arxiv.org/abs/2312.04927). CachedTitans reads all but the questions in segments, keeps the state of a neural
 memory after each, and answers by the state that it looks up; its addresses are summed out in training. Then a guide
 learns to look them up from the answer, the model held: the KL of the address says what knowing the answer would be
-worth. The memory decays; one memory that goes on over the whole sequence is in titans_recall.py. Writes results.json,
-checkpoints and a figure to --out; run it again to go on.
+worth. With --keys-alone a state is chosen by its key, not by how its answer looks. The memory decays; one memory that
+goes on over the whole sequence is in titans_recall.py. Writes results.json, checkpoints and a figure to --out; run it
+again to go on.
 
     python benchmarks/experiments/titans_cached.py --steps 100
 """
@@ -17,7 +18,7 @@ import matplotlib.pyplot as plt
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from study import Curriculum, leave, mean_se, options, train
-from tables_cached import cached_cost, cached_length, cached_lookup
+from tables_cached import cached_cost, cached_length, cached_lookup, kinds
 
 from pyro_memory import information_gain, memory_contribution, save_pretrained, warm_cosine
 from pyro_memory.data import RecallTasks
@@ -38,6 +39,7 @@ def arguments():
         steps=(1200, "training steps of each model"), lookup_steps=(300, "training steps of the guide"),
         batch=(8, "sequences a step"), learning_rate=(4e-3, "at its highest"),
         evaluate=(64, "test sequences at each length, a quarter at the longest"), seeds=([0], "a run each"),
+        keys_alone=(False, "choose states by their keys alone"),
         weights=(False, "leave the first seed's in --out/weights"),
     )  # fmt: skip
     args = parser.parse_args()
@@ -118,15 +120,18 @@ def run(seed, args):
         args.vocabulary, partial(TransformerMixer, heads=2, window=4), dim=args.dim, segment=args.segment,
         none_slot=True, **options,
     )  # fmt: skip
+    if args.keys_alone:
+        model.address = model.address.content
     guide = CachedTitansGuide.mlp(model.states, none_slot=True)
     result = train(
         f"cached-{seed}", model.marginal, EmptyGuide(), curriculum(args, seed), Trace_ELBO(max_plate_nesting=2), args,
         **schedule(args.steps, args), seed=seed,
     )  # fmt: skip
     found = {"by_length": by_length(model.x_dist, args), "cost": cost(model, args), "seconds": result.seconds}
-    whole, model.address = model.address, model.address.content
-    found["keys"] = by_length(model.x_dist, args)
-    model.address = whole
+    if not args.keys_alone:
+        whole, model.address = model.address, model.address.content
+        found["keys"] = by_length(model.x_dist, args)
+        model.address = whole
     model.requires_grad_(False).eval()
     train(
         f"guide-{seed}", model, guide, Remembered(Questions(args, args.length, seed), model.states),
@@ -198,10 +203,11 @@ def cost(model, args):
 def draw(rows, args, path):
     fig, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
     for row in rows:
-        for kind, color, label in (("by_length", BLUE, "asking the memories"), ("keys", GREY, "answers not weighed")):
+        for kind, label in kinds(row):
             where, values = zip(*row[kind].items(), strict=True)
             mean, se = zip(*values, strict=True)
             label = label if row is rows[0] else None
+            color = BLUE if kind == "by_length" else GREY
             axes[0].errorbar(where, mean, [2 * s for s in se], color=color, marker="o", capsize=2, label=label)
         cost = row["cost"].values()
         axes[1].plot(where, [c["us a token"] for c in cost], color=BLUE, marker="o")

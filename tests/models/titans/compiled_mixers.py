@@ -42,11 +42,11 @@ def a_token_is_one_graph(name):
 
 
 def sequences_of_any_length_are_one_graph(name):
-    mixer = build(name)
+    mixer = build(name).double()
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(mixer, fullgraph=True, dynamic=True, backend=counter)
     for time in (13, 22, 8, 31, 9):  # a multiple of MAG's window is another graph
-        x = torch.randn(2, time, 8)
+        x = torch.randn(2, time, 8, dtype=torch.float64)
         for actual, expected in zip(parts(*compiled(x)), parts(*mixer(x)), strict=True):
             assert_close(actual, expected)
     assert counter.frame_count == 1
