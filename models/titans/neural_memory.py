@@ -70,6 +70,9 @@ class NeuralMemory(PlainModule):
     start, where a pass teaches nearly as much as by the plain rule (docs/titans.md, "Depth"). By the plain rule, at
     depth 1 and 2, they grow where one token is repeated for hundreds, and with decay at its bound.
 
+    Gates start halfway to their bounds, decay at sigmoid(-8) of its own: half of what was written is left after 2,100
+    ``chunk_size / max_decay`` tokens. Decay started at sigmoid(-4) lost pairs that stood far back (docs/recall.md).
+
     Args:
         dim: width of a token.
         heads, head_dim: memories side by side, and the width of their keys and values; dim / heads by default.
@@ -173,7 +176,7 @@ class NeuralMemory(PlainModule):
         self.to_out = PlainLinear(inner, dim, bias=False)
         self.read_norm = nn.Parameter(torch.ones(inner))
         if self.to_decay is not None:
-            nn.init.constant_(self.to_decay.bias, -8.0)  # half of what is written is left after 33,000 tokens, in 16s
+            nn.init.constant_(self.to_decay.bias, -8.0)
         for layer, (a, b) in enumerate(self.shapes):
             # keys are of unit length, what comes after of unit variance, of which an activation leaves half
             scale = 1 if layer == 0 else ((2 if self.steady else 1) / a) ** 0.5
