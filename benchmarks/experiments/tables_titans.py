@@ -32,14 +32,23 @@ def by_gap(record, recipe):
     return _by("by_gap", "accuracy at a gap of", record)
 
 
-def ladder(record, recipe):
-    """Accuracy of each rung of a ladder by the length in training lengths."""
-    first = [int(n) for n in record["runs"][0]["by_length"]]
-    rows = [["accuracy", "trained at", "steps", *(f"{n // first[0]}x" for n in first)]]
+def _rungs(kind, title, record):
+    """Accuracy of each rung of a ladder, with its error, by multiples of what it was trained on."""
+    first = [int(n) for n in record["runs"][0][kind]]
+    rows = [[title, "trained at length", "steps", *(f"{n // first[0]}x" for n in first)]]
     for run in record["runs"]:
-        cells = [f"{dotted(mean)} ({dotted(se)})" for mean, se in run["by_length"].values()]
+        cells = [f"{dotted(mean)} ({dotted(se)})" for mean, se in run[kind].values()]
+        cells += [""] * (len(first) - len(cells))
         rows.append([run["model"], next(iter(run["by_length"])), f"{run['steps']:,}", *cells])
     return table(rows)
+
+
+def ladder(record, recipe):
+    return _rungs("by_length", "the same pairs, at lengths of", record)
+
+
+def ladder_pairs(record, recipe):
+    return _rungs("by_pairs", "so many times the pairs and the length", record)
 
 
 def language(record, recipe):

@@ -1,8 +1,8 @@
 """A ladder of associative recall: how many pairs does a memory keep, and how far?
 
 The task of titans_recall.py with more and more pairs, in sequences of 8 tokens a pair, as many tokens a step; every
-rung is a model of its own, with the curriculum. Asks at up to 16 times the training length. Writes results.json,
-checkpoints and a figure to --out; run it again to go on.
+rung is a model of its own, with the curriculum. Asks at up to 16 times the training length, then with up to 16 times
+as many pairs. Writes results.json, checkpoints and a figure to --out; run it again to go on.
 
     python benchmarks/experiments/titans_ladder.py --pairs 8 16 --steps 1000 1500
 """
@@ -11,7 +11,7 @@ import argparse
 
 import matplotlib.pyplot as plt
 from study import leave, options
-from tables_titans import ladder
+from tables_titans import ladder, ladder_pairs
 from titans_parts import mixers
 from titans_recall import FACTORS, run
 
@@ -43,14 +43,19 @@ def rung(pairs, steps, args):
 
 
 def draw(rows, path):
-    fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    fig, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
     for row in rows:
-        mean, se = zip(*row["by_length"].values(), strict=True)
-        ax.errorbar(FACTORS, mean, [2 * s for s in se], marker="o", markersize=4, capsize=2, label=row["model"])
-    ax.set(xlabel="length, in training lengths", ylabel="accuracy", ylim=(0, 1.03), title="Titans LMM")
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(FACTORS, [f"{f}x" for f in FACTORS])
-    ax.legend(frameon=False)
+        for ax, kind in zip(axes, ("by_length", "by_pairs"), strict=True):
+            mean, se = zip(*row[kind].values(), strict=True)
+            wrong = [1 - m for m in mean]
+            ax.errorbar(FACTORS[: len(mean)], wrong, [2 * s for s in se], marker="o", capsize=2, label=row["model"])
+    axes[0].set(xlabel="length, in training lengths", title="as many pairs as trained on")
+    axes[1].set(xlabel="pairs, and length, in those trained on", title="more pairs")
+    for ax in axes:
+        ax.set(ylabel="wrong answers", ylim=(0, None), xscale="log")
+        ax.set_xticks(FACTORS, [f"{f}x" for f in FACTORS], minor=False)
+        ax.minorticks_off()
+    axes[0].legend(frameon=False)
     fig.savefig(path, dpi=120)
 
 
@@ -63,7 +68,7 @@ def main():
         row = run("LMM", make, args.seed, rung(pairs, steps, args))
         rows.append(row | {"model": f"{pairs} pairs", "steps": steps})
     draw(rows, args.out / "ladder.png")
-    leave({"runs": rows}, args, ladder)
+    leave({"runs": rows}, args, ladder, ladder_pairs)
 
 
 if __name__ == "__main__":

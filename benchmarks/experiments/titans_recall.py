@@ -2,8 +2,9 @@
 
 Trains sequence models that differ only in what mixes their tokens, at equal numbers of parameters, to answer for the
 value of each key (MQAR; Arora et al., 2023, https://arxiv.org/abs/2312.04927), then asks at up to 16 times the training
-length. A window of attention sees --window tokens, "attention" all. With --curriculum sequences are short and hold few
-pairs at first. Writes results.json, checkpoints and a figure to --out; run it again to go on.
+length, and with up to 16 times as many pairs. A window of attention sees --window tokens, "attention" all. With
+--curriculum sequences are short and hold few pairs at first. Writes results.json, checkpoints and a figure to --out;
+run it again to go on.
 
     python benchmarks/experiments/titans_recall.py
     python benchmarks/experiments/titans_recall.py --models LMM --ablations none linear momentum --seeds 0 1
@@ -92,7 +93,7 @@ def accuracy(model, batches, args):
     for i in range(-(-args.evaluate // batches.batch)):
         tokens, answers = (t.to(args.device) for t in batches[i])
         right = (model.x_dist(tokens).logits.argmax(-1) == tokens) & answers
-        shares.append(right.sum(-1) / args.pairs)
+        shares.append(right.sum(-1) / batches.pairs)
     return mean_se(torch.cat(shares))
 
 
@@ -117,13 +118,16 @@ def run(name, mixer, seed, args):
         evaluate=lambda step: {"accuracy": accuracy(model, test, args)[0]}, evaluate_every=max(1, args.steps // 10),
         **more,
     )  # fmt: skip
-    lengths, gaps = {}, {}
+    lengths, gaps, crowds = {}, {}, {}
     for factor in FACTORS:
         length = factor * args.length
         small = max(1, args.batch // factor)
         lengths[length] = accuracy(model, tasks(args, length, 10_000, batch=small), args)
         gap = length - 4 * args.pairs
         gaps[gap] = accuracy(model, tasks(args, length, 20_000, gap, small), args)
+        pairs = factor * args.pairs
+        if 2 * pairs + 8 <= args.vocabulary:  # the fillers are 8
+            crowds[pairs] = accuracy(model, tasks(args, length, 30_000, None, small, pairs), args)
     if name == args.weights and seed == args.seeds[0]:
         told = facts(name, lengths, args)
         size = {"vocabulary": args.vocabulary, **sizes(args)}
@@ -131,7 +135,7 @@ def run(name, mixer, seed, args):
         leave_weights(file, model, "tokens", size, mixer, told, args.out / "weights")
     return {
         "model": name, "seed": seed, "parameters": count, "seconds": result.seconds,
-        "learning": result.history["evaluation"], "by_length": lengths, "by_gap": gaps,
+        "learning": result.history["evaluation"], "by_length": lengths, "by_gap": gaps, "by_pairs": crowds,
     }  # fmt: skip
 
 
