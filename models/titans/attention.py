@@ -84,7 +84,7 @@ class WindowAttention(PlainModule):
 
     ``attention(x, state=None, lengths=None, persistent=None) -> (y, state)`` with x, y ``[batch, time, dim]`` and
     ``persistent [token, dim]``. The state has the size of a window. Blocks of queries see one window and one block, so
-    the cost is O(time window dim).
+    the cost is O(time window dim), from no state on O(time min(time, window) dim).
     """
 
     def __init__(self, dim: int, *, heads: int = 4, window: int = 64, name: str | None = None) -> None:
@@ -107,6 +107,7 @@ class WindowAttention(PlainModule):
         lengths: Lengths = None,
         persistent: Float[Tensor, "token dim"] | None = None,
     ) -> tuple[Float[Tensor, "batch time dim"], WindowState]:
+        begins = state is None
         x, state = resolve(self, x, state, lengths)
         (batch, time), before = x.shape[:2], self.window - 1
         position = state.position[:, None] + torch.arange(time, device=x.device)
@@ -120,15 +121,17 @@ class WindowAttention(PlainModule):
 
         size = min(self.window, time)
         blocks = -(-time // size)
+        reach = 0 if begins and blocks == 1 else before  # tokens before a block that it sees
+        k, v = k[:, before - reach :], v[:, before - reach :]
         padding = blocks * size - time
         if padding:
             q, k, v = (F.pad(t, (0, 0, 0, 0, 0, padding)) for t in (q, k, v))
         q = q.unflatten(1, (blocks, size)).flatten(0, 1)
-        k, v = (t.unfold(1, before + size, size).movedim(-1, 2).flatten(0, 1) for t in (k, v))
-        row, column = torch.arange(size, device=x.device)[:, None], torch.arange(before + size, device=x.device)
-        visible = (column >= row) & (column <= row + before)
+        k, v = (t.unfold(1, reach + size, size).movedim(-1, 2).flatten(0, 1) for t in (k, v))
+        row, column = torch.arange(size, device=x.device)[:, None], torch.arange(reach + size, device=x.device)
+        visible = (column >= row + reach - before) & (column <= row + reach)
         start = torch.arange(blocks, device=x.device)[:, None] * size
-        there = column + start >= (before - state.position)[:, None, None]  # what was before the first token is not
+        there = column + start >= (reach - state.position)[:, None, None]  # what was before the first token is not
         visible = visible & there.flatten(0, 1).unsqueeze(1)
         if persistent is not None:
             always = self.heads.keys_values(persistent.unsqueeze(0), None)
