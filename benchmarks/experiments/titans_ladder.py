@@ -48,12 +48,14 @@ def draw(rows, path):
         for ax, kind in zip(axes, ("by_length", "by_pairs"), strict=True):
             mean, se = zip(*row[kind].values(), strict=True)
             wrong = [1 - m for m in mean]
-            ax.errorbar(FACTORS[: len(mean)], wrong, [2 * s for s in se], marker="o", capsize=2, label=row["model"])
+            where = FACTORS if kind == "by_length" else [int(pairs) for pairs in row[kind]]
+            ax.errorbar(where, wrong, [2 * s for s in se], marker="o", capsize=2, label=row["model"])
     axes[0].set(xlabel="length, in training lengths", title="as many pairs as trained on")
-    axes[1].set(xlabel="pairs, and length, in those trained on", title="more pairs")
-    for ax in axes:
+    axes[1].set(xlabel="pairs, in sequences of 8 tokens each", title="more pairs than trained on")
+    pairs = sorted({int(n) for row in rows for n in row["by_pairs"]})
+    for ax, ticks, sign in zip(axes, (FACTORS, pairs), ("x", ""), strict=True):
         ax.set(ylabel="wrong answers", ylim=(0, None), xscale="log")
-        ax.set_xticks(FACTORS, [f"{f}x" for f in FACTORS], minor=False)
+        ax.set_xticks(ticks, [f"{t}{sign}" for t in ticks])
         ax.minorticks_off()
     axes[0].legend(frameon=False)
     fig.savefig(path, dpi=120)
