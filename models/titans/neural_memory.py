@@ -50,6 +50,8 @@ class NeuralMemory(PlainModule):
 
         eta_t <= max_momentum    alpha_t <= max_decay / chunk_size    theta_t <= max_lr (1 - max_momentum) / chunk_size
 
+    Decay starts at sigmoid(-8) of its bound: half is left after 2,100 ``chunk_size / max_decay`` tokens.
+
     Proved: a linear memory (depth 1, no ``residual_norm``) without momentum cannot diverge at ``max_lr <= 1/2``,
     whatever the keys and gates: a chunk multiplies the weights by ``beta - 2 sum_i theta_i (beta/beta_i) k_i^T k_i``,
     whose eigenvalues lie in [-1, 1] as the keys are of unit length. With momentum, depth or LN nothing is proved. For
@@ -69,9 +71,6 @@ class NeuralMemory(PlainModule):
     That gradients do not grow then is measured, not proved: at ``max_lr = 1/2`` whatever the gates, at 4 as the gates
     start, where a pass teaches nearly as much as by the plain rule (docs/titans.md, "Depth"). By the plain rule, at
     depth 1 and 2, they grow where one token is repeated for hundreds, and with decay at its bound.
-
-    Gates start halfway to their bounds, decay at sigmoid(-8) of its own: half of what was written is left after 2,100
-    ``chunk_size / max_decay`` tokens. Decay started at sigmoid(-4) lost pairs that stood far back (docs/recall.md).
 
     Args:
         dim: width of a token.
