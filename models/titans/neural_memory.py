@@ -51,7 +51,6 @@ class NeuralMemory(PlainModule):
         eta_t <= max_momentum    alpha_t <= max_decay / chunk_size    theta_t <= max_lr (1 - max_momentum) / chunk_size
 
     Decay starts at sigmoid(-8) of its bound: half is left after 2,100 ``chunk_size / max_decay`` tokens.
-
     Proved: a linear memory (depth 1, no ``residual_norm``) without momentum cannot diverge at ``max_lr <= 1/2``,
     whatever the keys and gates: a chunk multiplies the weights by ``beta - 2 sum_i theta_i (beta/beta_i) k_i^T k_i``,
     whose eigenvalues lie in [-1, 1] as the keys are of unit length. With momentum, depth or LN nothing is proved. For
