@@ -36,7 +36,7 @@ def rung(pairs, steps, args):
     """The arguments of titans_recall.py for so many pairs."""
     length = 8 * pairs
     sizes = {"pairs": pairs, "length": length, "batch": args.tokens // length, "steps": steps}
-    fixed = {"curriculum": True, "dim": 64, "blocks": 2, "parameters": 190_000, "weights": None}
+    fixed = {"curriculum": True, "dim": 64, "blocks": 2, "parameters": 190_000, "weights": None, "filler": 8}
     out = args.out / str(pairs)
     out.mkdir(exist_ok=True)
     return argparse.Namespace(**vars(args) | sizes | fixed | {"out": out})

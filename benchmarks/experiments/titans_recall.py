@@ -38,8 +38,8 @@ PARTS = {
     "layers": ("{}, last layer only", last_layer_only),
     "rates": ("{}, constant rates", constant_rates),
 }
-# Of a curriculum: until what share of the steps, what share of the pairs, four at least, and the filler till then.
-STAGES, FILLER = ((0.27, 0), (0.37, 1 / 4), (0.45, 1 / 2), (0.7, 1)), 8
+# Of a curriculum: until what share of the steps, what share of the pairs, four at least.
+STAGES = ((0.27, 0), (0.37, 1 / 4), (0.45, 1 / 2), (0.7, 1))
 
 
 def arguments():
@@ -52,7 +52,8 @@ def arguments():
         heads=(1, "of attention and memory"), expansion=(4, "how much wider than its keys a memory is"),
         persistent=(16, "persistent tokens"), no_decay=(False, "a memory that forgets nothing"),
         steps=(500, "training steps of each model"), batch=(64, "sequences a step"),
-        curriculum=(False, "begin with few pairs and little filler"), learning_rate=(5e-3, "at its highest"),
+        curriculum=(False, "begin with few pairs and little filler"),
+        filler=(8, "of the curriculum, between pairs and questions"), learning_rate=(5e-3, "at its highest"),
         evaluate=(256, "test sequences at each length"), seeds=([0], "a run each"),
     )  # fmt: skip
     parser.add_argument("--models", nargs="+", choices=(*MIXERS, "attention"), default=["LMM", "transformer", "LSTM"])
@@ -74,13 +75,13 @@ def tasks(args, length, seed, gap=None, batch=None, pairs=None):
 def curriculum(args, seed):
     """Batches of as many tokens each: few pairs and little filler, then more pairs, at last the task itself.
 
-    The filler is more than the convolutions of two blocks reach over: without it the third of three seeds learned
-    slowly, and not the task.
+    The filler should be more than anything but the memory reaches over: convolutions of two blocks 6 tokens, two
+    windows of attention twice --window. Without it the third of three seeds of LMM learned slowly, and not the task.
     """
     stages = []
     for share, part in STAGES:
         pairs = min(args.pairs, max(4, round(part * args.pairs)))
-        length = min(4 * pairs + FILLER, args.length)
+        length = min(4 * pairs + args.filler, args.length)
         batch = args.batch * args.length // length
         stages.append((tasks(args, length, seed, length - 4 * pairs, batch, pairs), share))
     return Curriculum(args.steps, [*stages, (tasks(args, args.length, seed), 1.0)])
