@@ -43,6 +43,8 @@ def arguments():
         weights=(False, "leave the first seed's in --out/weights"),
     )  # fmt: skip
     args = parser.parse_args()
+    if args.keys_alone and args.weights:
+        parser.error("--weights are left of a model that weighs answers; leave out --keys-alone")
     if args.pairs < 1 or args.length < 8 * args.pairs:
         parser.error(f"--length must be 8 * --pairs or more, --pairs at least 1; got {args.length}, {args.pairs}")
     return args

@@ -2,7 +2,8 @@
 
 The task of titans_recall.py with more and more pairs, in sequences of 8 tokens a pair, as many tokens a step; every
 rung is a model of its own, with the curriculum. Asks at up to 16 times the training length, then with up to 16 times
-as many pairs. Writes results.json, checkpoints and a figure to --out; run it again to go on.
+as many pairs, as far as the vocabulary goes. Writes results.json, checkpoints and a figure to --out; run it again to go
+on.
 
     python benchmarks/experiments/titans_ladder.py --pairs 8 16 --steps 1000 1500
 """
@@ -51,7 +52,7 @@ def draw(rows, path):
             where = FACTORS if kind == "by_length" else [int(pairs) for pairs in row[kind]]
             ax.errorbar(where, wrong, [2 * s for s in se], marker="o", capsize=2, label=row["model"])
     axes[0].set(xlabel="length, in training lengths", title="as many pairs as trained on")
-    axes[1].set(xlabel="pairs, in sequences of 8 tokens each", title="more pairs than trained on")
+    axes[1].set(xlabel="pairs, 8 tokens a pair", title="more pairs than trained on")
     pairs = sorted({int(n) for row in rows for n in row["by_pairs"]})
     for ax, ticks, sign in zip(axes, (FACTORS, pairs), ("x", ""), strict=True):
         ax.set(ylabel="wrong answers", ylim=(0, None), xscale="log")

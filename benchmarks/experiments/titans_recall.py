@@ -2,9 +2,9 @@
 
 Trains sequence models that differ only in what mixes their tokens, at equal numbers of parameters, to answer for the
 value of each key (MQAR; Arora et al., 2023, https://arxiv.org/abs/2312.04927), then asks at up to 16 times the training
-length, and with up to 16 times as many pairs. A window of attention sees --window tokens, "attention" all. With
---curriculum sequences are short and hold few pairs at first. Writes results.json, checkpoints and a figure to --out;
-run it again to go on.
+length, and with more pairs, as far as the vocabulary goes. A window of attention sees --window tokens, "attention"
+all. With --curriculum sequences are short and hold few pairs at first. Writes results.json, checkpoints and a figure to
+--out; run it again to go on.
 
     python benchmarks/experiments/titans_recall.py
     python benchmarks/experiments/titans_recall.py --models LMM --ablations none linear momentum --seeds 0 1

@@ -84,7 +84,7 @@ class WindowAttention(PlainModule):
 
     ``attention(x, state=None, lengths=None, persistent=None) -> (y, state)`` with x, y ``[batch, time, dim]`` and
     ``persistent [token, dim]``. The state has the size of a window. Blocks of queries see one window and one block, so
-    the cost is O(time window dim), from no state on O(time min(time, window) dim).
+    the cost is O(time window dim), from no state on O((time min(time, window) + window) dim).
     """
 
     def __init__(self, dim: int, *, heads: int = 4, window: int = 64, name: str | None = None) -> None:
