@@ -69,7 +69,7 @@ class NeuralMemory(PlainModule):
 
     That gradients do not grow then is measured, not proved: at ``max_lr = 1/2`` whatever the gates, at 4 as the gates
     start, where a pass teaches nearly as much as by the plain rule (docs/titans.md, "Depth"). By the plain rule, at
-    depth 1 and 2, they grow where one token is repeated for hundreds, and with decay at its bound.
+    depth 1 and 2, they grow with decay at its bound, and where it starts fast and a token is repeated for hundreds.
 
     Args:
         dim: width of a token.

@@ -14,6 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from pyro_memory.models import NeuralMemory, TitansLMM, TitansMAC, TitansMAG, TitansMAL
+from pyro_memory.models.titans import WindowAttention
 
 TIME, LENGTHS = 13, torch.tensor([5, 0, 3])
 FIVE = ("memory", "LMM", "MAL", "MAG", "MAC")
@@ -363,3 +364,14 @@ def test_a_random_bias_is_drawn_once_a_call_and_anew_with_the_next(kind):
     mixer(x)
     assert len(drawn) == 2
     assert not torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("time", [1, 3, 8, 9])
+def test_attention_that_begins_is_attention_from_an_empty_window(time):
+    attention = WindowAttention(DIM, heads=2, window=8).double()
+    x, persistent = (torch.randn(*shape, DIM, dtype=torch.float64) for shape in ((3, time), (2,)))
+    lengths = torch.tensor([time, 1, 0])
+    for options in ({}, {"lengths": lengths}, {"persistent": persistent}):
+        (y, state), (same, kept) = attention(x, **options), attention(x, attention.initial_state(3), **options)
+        assert_close(y, same, rtol=0, atol=1e-14)
+        assert_close(state.keys, kept.keys, rtol=0, atol=0)
