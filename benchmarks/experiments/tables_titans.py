@@ -34,7 +34,7 @@ def by_gap(record, recipe):
 
 def _rungs(kind, title, record):
     """Accuracy of each rung of a ladder, with its error, by multiples of what it was trained on."""
-    first = [int(n) for n in record["runs"][0][kind]]
+    first = max(([int(n) for n in run[kind]] for run in record["runs"]), key=len)
     rows = [[title, "trained at length", "steps", *(f"{n // first[0]}x" for n in first)]]
     for run in record["runs"]:
         cells = [f"{dotted(mean)} ({dotted(se)})" for mean, se in run[kind].values()]

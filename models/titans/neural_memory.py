@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import pyro
 import torch
@@ -50,7 +51,6 @@ class NeuralMemory(PlainModule):
 
         eta_t <= max_momentum    alpha_t <= max_decay / chunk_size    theta_t <= max_lr (1 - max_momentum) / chunk_size
 
-    Decay starts at sigmoid(-8) of its bound: half is left after 2,100 ``chunk_size / max_decay`` tokens.
     Proved: a linear memory (depth 1, no ``residual_norm``) without momentum cannot diverge at ``max_lr <= 1/2``,
     whatever the keys and gates: a chunk multiplies the weights by ``beta - 2 sum_i theta_i (beta/beta_i) k_i^T k_i``,
     whose eigenvalues lie in [-1, 1] as the keys are of unit length. With momentum, depth or LN nothing is proved. For
@@ -81,7 +81,8 @@ class NeuralMemory(PlainModule):
         convolution: taps of the depthwise convolutions; 1 for none.
         momentum, weight_decay: False for the ablations, eta = 0 and alpha = 0.
         channel_decay: an alpha for each output channel of a layer, not one a layer.
-        max_lr, max_momentum, max_decay: the bounds above.
+        max_lr, max_momentum, max_decay: the bounds above. Decay starts at sigmoid(-8) of its own: half of what is
+            written is left after 2,070 ``chunk_size / max_decay`` tokens.
         steady: the rule for deep memories; by default from depth 3 on, and with LN in heads narrower than 4.
         surprise: also records ``NAME.surprise [batch, time, 2]`` as a Pyro deterministic site, where Pyro is tracing:
             the inner loss of each token and the norm of its gradient, in units of their own, not nats. Costs one more
@@ -161,8 +162,7 @@ class NeuralMemory(PlainModule):
         widths = [self.head_dim, *[hidden] * (depth - 1), self.head_dim]
         self.shapes = list(pairwise(widths))
         self.to_qkv = nn.Linear(dim, 3 * inner, bias=False)
-        self.taps = convolution
-        groups = {"groups": 3 * inner, "bias": False}
+        self.taps, groups = convolution, {"groups": 3 * inner, "bias": False}
         self.convolution = nn.Conv1d(3 * inner, 3 * inner, convolution, **groups) if convolution > 1 else None
         self.to_lr = PlainLinear(dim, depth * heads)
         self.to_momentum = PlainLinear(dim, depth * heads) if momentum else None

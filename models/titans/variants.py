@@ -132,9 +132,11 @@ class TitansMAL(_Hybrid):
     def forward(
         self, x: Float[Tensor, "batch time dim"], state: HybridState | None = None, lengths: Lengths = None
     ) -> tuple[Float[Tensor, "batch time dim"], HybridState]:
+        begins = state is None
         x, state = resolve(self, x, state, lengths)
         remembered, memory = self.memory(x, state.memory, lengths)
-        y, window = self.attention(self.norm(x + remembered), state.window, lengths, self.persistent)
+        before = None if begins else state.window
+        y, window = self.attention(self.norm(x + remembered), before, lengths, self.persistent)
         return y, HybridState(memory, window)
 
 
@@ -168,9 +170,10 @@ class TitansMAG(_Hybrid):
     def forward(
         self, x: Float[Tensor, "batch time dim"], state: HybridState | None = None, lengths: Lengths = None
     ) -> tuple[Float[Tensor, "batch time dim"], HybridState]:
+        begins = state is None
         x, state = resolve(self, x, state, lengths)
         remembered, memory = self.memory(x, state.memory, lengths)
-        y, window = self.attention(x, state.window, lengths, self.persistent)
+        y, window = self.attention(x, None if begins else state.window, lengths, self.persistent)
         return mask_past(self.gate(y, remembered), lengths), HybridState(memory, window)
 
 
