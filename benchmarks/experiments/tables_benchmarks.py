@@ -67,6 +67,21 @@ def encoder_noise(record, recipe):
     return table(rows)
 
 
+def growth(record, recipe):
+    """The largest gradient of any seed at any longer length, times that at the shortest; of noise, of all the rest."""
+    cells = {}
+    for r in record["rows"]:
+        first, *later = (math.inf if g is None or not math.isfinite(g) else g for g in r["gradients"])
+        key = r["depth"], r["rule"], r["gates"], r["tokens"] == "noise"
+        cells[key] = max(cells.get(key, 0), max(later) / first)
+    gates = list(dict.fromkeys(r["gates"] for r in record["rows"]))
+    rows = [["depth", "rule", *(f"{what}, gates {g}" for g in gates for what in ("noise", "hard"))]]
+    for depth, rule in dict.fromkeys(key[:2] for key in sorted(cells, key=lambda key: key[:2])):
+        found = [cells[depth, rule, g, noise] for g in gates for noise in (True, False)]
+        rows.append([depth, rule, *("> 1e12" if x > 1e12 else f"{x:.2g}" if x < 1e4 else f"{x:.0e}" for x in found)])
+    return table(rows)
+
+
 def passes(record, recipe):
     rows = [["depth", "`max_lr`", "left of the loss after one pass"]]
     for r in record["passes"]:
