@@ -35,9 +35,12 @@ class TitansMAC(Mixer):
     .. code-block:: text
 
         h_t = M_{t-1}(S_t W_Q)              recalled for each token from the memory before the segment
-        y_t = Attn([p] || h_t || S_t)       within the segment
+        y_t = S_t + Attn([p] || h_t || S_t) within the segment
         M_t = M_{t-1} updated with y_t
         o_t = y_t (x) M(y_t)                a (x) b = (silu(norm(a)) * silu(norm(b))) W
+
+    The residual stands in the paper's text, not in its equations; without it tokens reach the memory through attention
+    only, and four pairs are recalled in half of cases where with it all are (docs/titans.md).
 
     The mask is ours. Read literally, the paper's equations leak the future: h_t holds what was recalled for all tokens
     of the segment and stands before all of them, and o_t reads the memory at the segment's end. Here token i sees p,
@@ -142,7 +145,7 @@ class TitansMAC(Mixer):
             always = self.heads.keys_values(self.persistent.unsqueeze(0), None)
             k, v = (torch.cat([p.expand(len(t), -1, -1, -1), t], 1) for p, t in zip(always, (k, v), strict=True))
             visible = nn.functional.pad(visible, (len(self.persistent), 0), value=True)
-        y = self.heads.attend(self.heads.queries(x, position), k, v, visible)
+        y = x + self.heads.attend(self.heads.queries(x, position), k, v, visible)
         remembered, memory = self.memory(y, state.memory, sizes)
         now = state.counts + taken
         before = chosen(now == self.segment, memory.weights, state.before)

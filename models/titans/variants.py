@@ -108,11 +108,13 @@ class TitansMAL(_Hybrid):
 
     .. code-block:: text
 
-        y = norm(x + M([p] || x))
-        o = SW-Attn(y)                with p always visible
+        y = M([p] || x)
+        o = y + SW-Attn(norm(x + y))  with p always visible
 
-    The residual and the norm between the two layers are ours, as in Samba, which the paper names as its likeness. So is
-    what attention sees of p: p itself, always; read literally, the paper's sees what the memory gave at p's places.
+    Residuals around both layers and a norm between them, as in Samba, which the paper names as its likeness; its
+    equations print neither. Without y in o what the memory recalls must pass attention, and recall is learned late
+    (docs/recall.md). Ours is what attention sees of p: p itself, always; read literally, the paper's sees what the
+    memory gave at p's places.
 
     Args:
         dim: width of a token.
@@ -137,7 +139,7 @@ class TitansMAL(_Hybrid):
         remembered, memory = self.memory(x, state.memory, lengths)
         before = None if begins else state.window
         y, window = self.attention(self.norm(x + remembered), before, lengths, self.persistent)
-        return y, HybridState(memory, window)
+        return remembered + y, HybridState(memory, window)
 
 
 @checked

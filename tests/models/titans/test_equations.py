@@ -38,10 +38,10 @@ def test_mag_is_its_equations(x):
     assert_close(mixer(x)[0], sides[0] * sides[1] @ mixer.gate.to_out.weight.T)
 
 
-def test_mal_is_its_equations_with_a_residual_and_a_norm_between(x):
+def test_mal_is_its_equations_with_residuals_and_a_norm_between(x):
     mixer = TitansMAL(DIM, heads=2, chunk_size=4, persistent=PREFIX, window=7).double()
-    y = mixer.norm(x + after_the_prefix(mixer, x))
-    assert_close(mixer(x)[0], mixer.attention(y, persistent=mixer.persistent)[0])
+    y = after_the_prefix(mixer, x)
+    assert_close(mixer(x)[0], y + mixer.attention(mixer.norm(x + y), persistent=mixer.persistent)[0])
 
 
 def linear_memory(**options):

@@ -92,7 +92,7 @@ def test_a_segment_of_mac_is_its_equations_under_the_causal_mask():
             k, v = (torch.cat(parts, 1) for parts in zip(*seen, strict=True))
             weight = (torch.einsum("bhd,bshd->bhs", q[:, i], k) / math.sqrt(6)).softmax(-1)
             y.append(torch.einsum("bhs,bshd->bhd", weight, v).flatten(1))
-        y = mac.heads.to_out(torch.stack(y, 1))
+        y = s + mac.heads.to_out(torch.stack(y, 1))
         remembered, memory = mac.memory(y, memory)
         assert_close(whole[:, start : start + 8], mac.gate(y, remembered))
 
