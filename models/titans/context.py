@@ -39,8 +39,9 @@ class TitansMAC(Mixer):
         M_t = M_{t-1} updated with y_t
         o_t = y_t (x) M(y_t)                a (x) b = (silu(norm(a)) * silu(norm(b))) W
 
-    The residual stands in the paper's text, not in its equations; without it tokens reach the memory through attention
-    only, and four pairs are recalled in half of cases where with it all are (docs/titans.md).
+    The residual is how we read "in all blocks, we use residual connections" (preprint, section 4.4); no equation has
+    it. Without it tokens reach the memory through attention only, and four pairs are recalled in half of cases where
+    with it all are (docs/titans.md).
 
     The mask is ours. Read literally, the paper's equations leak the future: h_t holds what was recalled for all tokens
     of the segment and stands before all of them, and o_t reads the memory at the segment's end. Here token i sees p,
