@@ -113,7 +113,7 @@ class TitansMAL(_Hybrid):
 
     Residuals around both layers and a norm between them, as in Samba, which the paper names as its likeness: how we
     read "in all blocks, we use residual connections" (preprint, section 4.4); no equation has them. Without y in o
-    what the memory recalls must pass attention, and recall is learned late (docs/recall.md). Ours is what attention
+    what the memory recalls must pass attention, and hardly learns to recall (docs/recall.md). Ours is what attention
     sees of p: p itself, always; read literally, the paper's sees what the memory gave at p's places.
 
     Args:
