@@ -3,8 +3,9 @@
 Two checks on synthetic episodes. (a) An amortised guide of conversion, trained by SVI, against the exact posterior, by
 how far apart the clusters lie. (b) Simulation-based calibration: means and precisions of two concepts are drawn from
 their prior, episodes from them, and the guide is a store that takes each in with the responsibilities that it gives it
-itself, under each rule of conversion. If its beliefs are right, ranks of the true means in them are uniform and 90%
-intervals hold 90% of the truths. Writes conversion.json and conversion.png to --out.
+itself, under each rule of conversion; twice, responsibilities revised once all are seen (expectation propagation); or
+all together, under 64 hypotheses of who went where. If its beliefs are right, ranks of the true means in them are
+uniform and 90% intervals hold 90% of the truths. Writes conversion.json and conversion.png to --out.
 
     python benchmarks/conversion.py
 
@@ -16,6 +17,7 @@ import argparse
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -24,12 +26,12 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import TraceEnum_ELBO
 
-from pyro_memory import ConceptMemory, calibrate, exact_posterior, fit
+from pyro_memory import ConceptMemory, assign, calibrate, exact_posterior, fit
 from pyro_memory.guides import ConsolidationGuide
 from pyro_memory.models import ConsolidationModel
 
 SEPARATIONS = (8.0, 4.0, 2.0, 1.0)
-RULES = ("projected", "fractional", "hard")
+RULES = ("projected", "fractional", "hard", "revised", "together")
 KAPPA, ALPHA, BETA = 4.0, 20.0, 20.0  # precisions near 1, means within half a deviation of their prior's
 TIMESCALE = 10.0
 
@@ -61,6 +63,25 @@ def belief(store):
         return pyro.sample("mu", dist.Normal(store.loc, (store.kappa * tau).rsqrt()).to_event(1)), tau
 
 
+def revised(store, e, sweeps=3):
+    """Expectation propagation: what each episode said is taken out again and said anew beside all the others."""
+    start = store
+    said = torch.zeros(len(e), *store.posterior.natural().shape, dtype=torch.float64)
+    shares, nothing = torch.zeros(len(e), 2), torch.zeros(1, 1)
+    for n in list(range(len(e))) * sweeps:
+        natural = start.posterior.natural() + said.sum(0) - said[n]
+        without = type(start.posterior).of_natural(natural)
+        if not all(bool((t > 0).all()) for t in without[1:]):
+            continue  # no distribution is left without it: it stays as it was
+        counts = start.counts + shares.sum(0) - shares[n]
+        there = replace(start, **{k: t.float() for k, t in without._asdict().items()}, counts=counts.clamp(min=0))
+        one = e[n : n + 1]
+        shares[n] = there.responsibilities(one, nothing)[0]
+        store = there.update(one, nothing, shares[n : n + 1])
+        said[n] = store.posterior.natural() - natural
+    return store
+
+
 def calibration(separation, rule, args):
     """True means and precisions, ranked in what the store believes once it has taken in their episodes."""
     order = torch.randperm(args.episodes, generator=torch.Generator().manual_seed(args.seed))
@@ -73,9 +94,14 @@ def calibration(separation, rule, args):
 
     def guide(e):
         store = two_concepts(separation)
-        for one in e.split(1):
-            nothing = torch.zeros_like(one)
-            store = store.update(one, nothing, store.responsibilities(one, nothing), rule=rule)
+        if rule == "together":
+            store, _ = assign(store, e, torch.zeros_like(e), hypotheses=64)
+        elif rule == "revised":
+            store = revised(store, e)
+        else:
+            for one in e.split(1):
+                nothing = torch.zeros_like(one)
+                store = store.update(one, nothing, store.responsibilities(one, nothing), rule=rule)
         belief(store)
 
     options = {"simulations": args.simulations, "draws": 999, "seed": args.seed, "progress": True}

@@ -40,8 +40,8 @@ class VSMGuide(PyroModule):
         check_task(x, support, memory, self.recall)
         with pyro.plate("task", len(x), dim=-2):
             seen = self.recall.look(x)
-            j, c = self.recall(memory, self.recall.gather_all(support, seen))
+            page, c = self.recall(memory, self.recall.gather_all(support, seen))
             with pyro.plate("item", x.shape[1], dim=-1):
-                like, key = self.recall.matches(seen, j, memory)
+                like, key = self.recall.matches(seen, page, memory)
                 i = pyro.sample("i", like, infer={"enumerate": "parallel"})
                 self.base.infer(x, Context(c if self.beside is None else c + self.beside(key(i))))

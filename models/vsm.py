@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_memory.gate import checked
 from pyro_memory.models.bases.base import BaseModel
 from pyro_memory.naming import unique_name
-from pyro_memory.nets import Context
+from pyro_memory.nets import Context, Pages
 from pyro_memory.recall import Recall, check_remembered, check_task
 from pyro_memory.stores import SlotMemory, StructuredMemory
 
@@ -28,8 +28,9 @@ class VSM(PyroModule):
         s ~ r(s | k, S)         what the concept says
         j ~ r(j | k, S)         episodic recall: which episode, or none
         c ~ r(c | s, j, S)      the task's context
-        i ~ images of j         each image: which of the episode's it is like, or none of them
-        x ~ base(x | c, m_ji)   each image, with latents of its own; m_ji is image i of episode j
+        i ~ images of j         each image: which of the episode's it is like, or none of them;
+                                where j is none, of the exemplars of concept k
+        x ~ base(x | c, m)      each image, with latents of its own; m is image i, beside it all others of j or k
 
     S is the task's support, possibly empty: ``r(. | {})`` is the generative prior. Trained with ``VSMGuide``, the bound
     is on ``log p(Q | S)``, and the KL of each of the first four sites says what the queries had to add to the support.
@@ -58,21 +59,31 @@ class VSM(PyroModule):
         self.recall = recall
 
     def context(
-        self, j: Int[Tensor, "*episode"], i: Int[Tensor, "*image"], c: Float[Tensor, "*batch code"],
+        self, page: Int[Tensor, "*page"], i: Int[Tensor, "*image"], c: Float[Tensor, "*batch code"],
         memory: StructuredMemory,
     ) -> Context:  # fmt: skip
-        """What the base model is told: c, and features of image i of episode j (of zeros for "none")."""
-        return Context(c, memory.episodes.read(j, i, self.base.content) if self.base.content else ())
+        """What the base model is told: c, and features of image i of the page; where it looks at the whole page, those
+        of the others too."""
+        if self.base.content is None:
+            return Context(c)
+        if not self.base.whole_page:
+            return Context(c, memory.read(page, i, self.base.content))
+        pages, place = page.unique(return_inverse=True)
+        every = torch.arange(memory.width + 1, device=page.device)
+        features = memory.read(pages.unsqueeze(-1), every, self.base.content)
+        there = memory.there(pages)
+        shown = torch.cat([there, ~there.any(-1, keepdim=True)], -1)  # where a page is empty, an image of zeros
+        return Context(c, tuple(f[place, i] for f in features), Pages(features[-1], shown, place))
 
     def forward(
         self, x: Float[Tensor, "task query channel height width"], support: SlotMemory, memory: StructuredMemory
     ) -> None:
         check_task(x, support, memory, self.recall, self.base.likelihood)
         with pyro.plate("task", len(x), dim=-2):
-            j, c = self.recall(memory, self.recall.gather(support))
+            page, c = self.recall(memory, self.recall.gather(support))
             with pyro.plate("item", x.shape[1], dim=-1):
-                i = pyro.sample("i", memory.episodes.which(j))
-                self.base.explain(x, self.context(j, i, c, memory))
+                i = pyro.sample("i", memory.which(page))
+                self.base.explain(x, self.context(page, i, c, memory))
 
     def recalled(self, support: SlotMemory, memory: StructuredMemory) -> tuple[Tensor, Tensor]:
         """Samples ``r(h | S)``: as a guide of ``imagined`` it says what each level of recall took from the support."""
@@ -86,8 +97,9 @@ class VSM(PyroModule):
 
     @torch.no_grad()
     def generate(
-        self, support: SlotMemory, memory: StructuredMemory, images: int, *, remembered: bool = True
-    ) -> Float[Tensor, "task image channel height width"]:
+        self, support: SlotMemory, memory: StructuredMemory, images: int, *, remembered: bool = True,
+        **how: bool | int | float,
+    ) -> Float[Tensor, "task image channel height width"]:  # fmt: skip
         """Draws new images of each task's class; each has a recall of its own.
 
         Args:
@@ -97,6 +109,7 @@ class VSM(PyroModule):
             remembered: False draws for a support that is no episode of the memory, or no longer: from concepts, other
                 episodes and what the support says of the context. Images then are of its class only as far as those
                 know it.
+            how: for the base model's ``generate``, such as ``guidance`` of an ``AutoregressiveBase``.
 
         Raises:
             ValueError: for a support that was not remembered.
@@ -106,9 +119,9 @@ class VSM(PyroModule):
         tasks = len(support.filled)
         evidence = self.recall.gather(support)
         with pyro.plate("task", tasks, dim=-2), pyro.plate("item", images, dim=-1):
-            j, c = self.recall(memory, evidence)
-            i = pyro.sample("i", memory.episodes.which(j))
-        return self.base.generate(self.context(j, i, c, memory), (tasks, images))
+            page, c = self.recall(memory, evidence)
+            i = pyro.sample("i", memory.which(page))
+        return self.base.generate(self.context(page, i, c, memory), (tasks, images), **how)
 
     @torch.no_grad()
     def decode_concepts(
@@ -119,8 +132,9 @@ class VSM(PyroModule):
         evidence = self.recall.gather(nothing_for(len(s), s, self.recall.shape))[2]
         s = s.unsqueeze(1)
         c = self.recall.c_dist(s, torch.cat([s, torch.ones_like(s[..., :1])], -1), evidence).sample()
-        none = torch.full((len(s), 1), memory.episodes.slots, device=s.device)
-        return self.base.generate(self.context(none, torch.zeros_like(none), c, memory), (len(s), images))
+        nothing = torch.full((len(s), 1), memory.episodes.slots + memory.concepts.concepts, device=s.device)
+        none = torch.full_like(nothing, memory.width)
+        return self.base.generate(self.context(nothing, none, c, memory), (len(s), images))
 
 
 def nothing_for(tasks: int, like: Tensor, shape: Sequence[int]) -> SlotMemory:

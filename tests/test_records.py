@@ -22,14 +22,25 @@ from fuzz.calls_measures import (
 
 from pyro_memory import Card, Consolidation, FitResult, diagnostics, pretrained
 from pyro_memory.cards import Cards
-from pyro_memory.diagnostics import BoundEstimate, ClassAgreement, FrechetDistance, MemoryContribution, Record
+from pyro_memory.diagnostics import (
+    BoundEstimate,
+    ClassAgreement,
+    FrechetDistance,
+    MemoryContribution,
+    Record,
+    SampleDiversity,
+)
 from pyro_memory.diagnostics.tables import table
+from pyro_memory.recall import Reorganisation
 
 
 def consolidation(considered=2):
     chosen = torch.arange(3) < considered
     rows = torch.rand(considered)
-    return Consolidation(chosen, chosen, torch.rand(3, 4), rows, rows, 1, torch.rand(2), torch.rand(2), torch.rand(2))
+    outcomes, ages = torch.rand(3, 4), torch.arange(3)
+    widths = torch.rand(2), torch.rand(2), torch.rand(2)
+    went = torch.where(chosen, 1, -1)
+    return Consolidation(chosen, chosen, outcomes, outcomes, torch.rand(3), ages, went, rows, rows, 1, 0, *widths)
 
 
 def fit_result():
@@ -56,6 +67,8 @@ RECORDS = {
     "PosteriorAddress": found,
     "RateDistortion": rate,
     "Reliability": reliability,
+    "Reorganisation": lambda: Reorganisation([(0, 1, 4.0)], [(2, 3, 5.5)]),
+    "SampleDiversity": lambda: SampleDiversity(1.0, 0.1, 1.2, 0.1, 0.01, 0.0),
     "SiteCalibration": ranked,
     "SiteInformation": site,
     "TokenSurprise": surprise,

@@ -29,7 +29,7 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("benchmarks", "cached", "documents", "images", "needles", "reliability", "sets", "titans")
+PARTS = ("benchmarks", "cached", "documents", "images", "needles", "reliability", "returning", "sets", "titans")
 TABLES = [importlib.import_module(f"tables_{part}") for part in PARTS]
 RECIPES, DOCS = ROOT / "benchmarks" / "experiments" / "recipes", ROOT / "docs"
 

@@ -6,7 +6,13 @@ from tqdm import tqdm
 
 import pyro_memory as pm
 from pyro_memory.data import SetTasks
-from pyro_memory.diagnostics import class_agreement, frechet_distance, prototype_sets, train_classifier
+from pyro_memory.diagnostics import (
+    class_agreement,
+    frechet_distance,
+    prototype_sets,
+    sample_diversity,
+    train_classifier,
+)
 
 
 def test_sets(evaluation, shots, args):
@@ -116,3 +122,59 @@ def judged(draw, judge, evaluation):
         "classifier_accuracy": judge.accuracy, "agreement": agreement.to_dict(), "frechet": distance.to_dict(),
         "frechet_of_real": floor.to_dict(),
     }  # fmt: skip
+
+
+def measure_bounds(model, guide, memory, evaluation, args):
+    """The bound of each target given its support, which memory has seen too, by shots."""
+    bounds = {}
+    for shots in args.shots:
+        sets, parts = test_sets(evaluation, shots, args), []
+        for i in tqdm(range(len(sets)), leave=False, desc=f"{shots} shots"):
+            x, support = sets[i]
+            given = pm.remember(model.recall, memory, support)
+            how = {"particles": args.particles, "chunk_size": 10, "max_plate_nesting": 2}
+            parts.append(pm.importance_bound(model, guide, x, support, given, **how))
+        bounds[shots] = pm.BoundEstimate.cat(parts)
+        print(f"{shots} shots: {bounds[shots].mean:.2f} ({bounds[shots].se:.2f})", flush=True)
+    return bounds
+
+
+def drawn_sets(data, args, support, skip=0):
+    """Images to draw from, to compare with and to make prototypes of, of ``--judged`` classes after some."""
+    chosen = torch.randperm(data.classes, generator=torch.Generator().manual_seed(3))
+    return prototype_sets(data, chosen[skip : skip + args.judged], support=support)
+
+
+def judged_drawings(model, memory, judge, data, sharpness, args):
+    """Drawings given five images, drawn in several ways, of the classes after the first ``--judged``; which way is best
+    there; and those of the first classes, drawn so and plainly, given one image, five and ten."""
+
+    def judged(sets, shots, how):
+        support, real, examples = (data[part] for part in sets)
+        support, seed = support[:, :shots], torch.random.fork_rng()
+        with seed:
+            torch.manual_seed(args.seed)
+            parts = []
+            for part in tqdm(support.split(10), desc=f"{shots} images, {how}", leave=False):
+                given = pm.SlotMemory(part, batch_dim=-2)
+                parts.append(model.generate(given, pm.remember(model.recall, memory, given), real.shape[1], **how))
+        new = torch.cat(parts)
+        features = [judge.features(images) for images in (new, real, examples)]
+        flat = [f.flatten(0, 1) for f in features]
+        found = {
+            "agreement": class_agreement(*features), "frechet": frechet_distance(flat[0], flat[2]),
+            "frechet_of_real": frechet_distance(flat[1], flat[2]),
+            "diversity": sample_diversity(tuple(features[:2]), (new, real), support),
+        }  # fmt: skip
+        print(shots, how, *found.values(), sep="\n  ", flush=True)
+        return how | {"shots": shots, "images": len(flat[0])} | {name: f.to_dict() for name, f in found.items()}
+
+    ways = [{"guidance": g, "temperature": t} for g, t in sharpness]
+    others = drawn_sets(data, args, 5, skip=args.judged)
+    tried = [judged(others, 5, how) for how in ways]
+    near = [row for row in tried if row["frechet"]["distance"] <= tried[0]["frechet"]["distance"]]
+    best = max(near, key=lambda row: row["agreement"]["agreement"])
+    chosen = {name: best[name] for name in ways[0]}
+    five, ten = drawn_sets(data, args, 5), drawn_sets(data, args, 10)
+    cases = [(five, 1), (five, 5), (ten, 10)]
+    return chosen, tried, [judged(sets, shots, how) for how in (ways[0], chosen) for sets, shots in cases]

@@ -5,7 +5,7 @@ from pyro.infer import Trace_ELBO
 from study import train
 
 import pyro_memory as pm
-from pyro_memory.data import LICENCES, SetTasks
+from pyro_memory.data import LICENCES, ReturningClasses, SetTasks
 from pyro_memory.guides import DiffusionBaseGuide, EmptyGuide, HierarchicalBaseGuide, VAEBaseGuide, VSMGuide
 from pyro_memory.models import VSM, DiffusionBase, HierarchicalBase, VAEBase
 
@@ -51,6 +51,42 @@ def build(background, args):
         consolidate_every=None if args.memory in ("episodic", "support") else 25,
     )  # fmt: skip
     return model, guide, Seen(life, args.memory), life
+
+
+def returning_stores(shape, args, prior, concepts=None, exemplars=None, slots=32, items=10):
+    """Concepts that keep exemplars, and a ring, as yet empty."""
+    concepts = args.concepts if concepts is None else concepts
+    exemplars = args.exemplars if exemplars is None else exemplars
+    return pm.StructuredMemory(
+        pm.ConceptMemory.reserve(
+            concepts, args.dim, exemplars=exemplars, event_shape=shape, concentration=64.0, **prior
+        ),
+        pm.EpisodicMemory.reserve(slots, items, shape, args.dim, concepts),
+    )  # fmt: skip
+
+
+def returning_life(data, recall, args, prior):
+    """A memory that lives through classes of the data that come, leave and come back, for training."""
+    queries = min(QUERIES, min(len(m) for m in data.members) // 2)
+    stream = ReturningClasses(
+        data, tasks=TASKS, queries=queries, shots=range(1, 11), back=(0, 0, 1, 2), items=10, returning=0.6, present=12,
+        life=100, turned=args.turned > 0, held_out=0.4, seed=args.seed,
+    )  # fmt: skip
+    memory = returning_stores(data.shape, args, prior)
+    how = {"consolidate_every": 2, "timescale": 8.0, "forgetting": 1.0, "room": 16, "life": stream.life}
+    return pm.Lifetime(stream, recall, memory, **how)
+
+
+@torch.no_grad()
+def learned_prior(recall, data, seed):
+    """What concepts are like, from three supports of five of 200 training classes."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randperm(data.classes, generator=generator)[:200].tolist()
+    rows = torch.stack(
+        [data.members[c][torch.randperm(len(data.members[c]), generator=generator)[:15]] for c in labels]
+    )
+    parts = [recall.embed(pm.SlotMemory(data[part], batch_dim=-2)) for part in rows.split(5, 1)]
+    return pm.fit_concept_prior(*(torch.stack(moment, 1) for moment in zip(*parts, strict=True)))
 
 
 def teach(recall, background, evaluation, args):

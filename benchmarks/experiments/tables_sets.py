@@ -123,3 +123,27 @@ def stream(record, recipe):
     rows.append(["saved by replay", paired(*record["summary"]["saved by replay"]), saved])
     end = paired(*record["summary"]["difference at the end"])
     return table([*rows, ["bound at the end, with replay less without", end, ""]])
+
+
+def drawings(record, recipe):
+    """Drawings of unseen classes by examples given, drawn plainly and as chosen on other classes."""
+    lines = [["", "images", "its own class", "Frechet distance", "of real images", "diversity", "copies"]]
+    lines += [drawing(row) for row in record["samples"]]
+    real = record["samples"][1]
+    of_real, apart = paired(real["agreement"]["real"], real["agreement"]["real_se"]), real["diversity"]["real_copies"]
+    return table([*lines, ["real images", real["images"], of_real, "", "", "100%", f"{apart:.1%}"]])
+
+
+def drawing(row):
+    plain = (row["guidance"], row["temperature"]) == (0.0, 1.0)
+    how = "drawn" if plain else f"guidance {row['guidance']:g}, temperature {row['temperature']:g}"
+    agreement, diversity = row["agreement"], row["diversity"]
+    return [
+        f"{row['shots']} example{'s' * (row['shots'] > 1)}, {how}", row["images"],
+        paired(agreement["agreement"], agreement["se"]), estimate_of(row["frechet"]),
+        estimate_of(row["frechet_of_real"]), f"{diversity['ratio']:.0%}", f"{diversity['copies']:.1%}",
+    ]  # fmt: skip
+
+
+def estimate_of(distance):
+    return paired(distance["distance"], distance["se"])

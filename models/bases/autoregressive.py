@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import zip_longest
-from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -19,19 +19,20 @@ from tqdm import tqdm
 from pyro_memory.distributions import AutoregressiveImage
 from pyro_memory.gate import check_image_shape, check_least, checked
 from pyro_memory.models.bases.base import BaseModel, content_network
-from pyro_memory.models.bases.causal import REACH, GatedLayer, Look, OrderedHead, over, pad_above, pad_left
-from pyro_memory.nets import Context, Linear, out_of_autocast, scale_for_relu
+from pyro_memory.models.bases.causal import (
+    REACH,
+    GatedLayer,
+    Heard,
+    Look,
+    OrderedHead,
+    at_place,
+    over,
+    pad_above,
+    pad_left,
+)
+from pyro_memory.nets import Context, Linear, Pages, out_of_autocast, scale_for_relu
 
 AT_ONCE = 256  # pairs of image and slot in one pass of a CPU without gradients; of more, features leave the cache
-
-
-class Heard(NamedTuple):
-    """What a layer is told of the context at each place, and what it looks at before."""
-
-    vertical: Tensor | None = None
-    horizontal: Tensor | None = None
-    look: Look | None = None
-    keys: tuple[Tensor, Tensor] | None = None
 
 
 @checked
@@ -57,6 +58,7 @@ class AutoregressiveBase(BaseModel):
         looks: how many times a place looks at what was read, before the first layers that are told.
         heads: of that attention.
         reads: whether it sees the image read from memory; by default where there is a c.
+        whole_page: whether it looks at all images of the page that an image was read from, by the same attention.
         unread: the share of images that are told nothing while training, neither slot nor code, so that the model
             knows p(x) as well: ``Context()``. Which, is drawn anew in each pass, alike for its particles.
 
@@ -76,7 +78,7 @@ class AutoregressiveBase(BaseModel):
     def __init__(
         self, shape: Sequence[int], *, levels: int = 2, block: int = 2, code_dim: int = 0, maps: int = 32,
         layers: Sequence[int] = (2, 4), looks: int = 2, heads: int = 2, reads: bool | None = None,
-        unread: float = 0.0, name: str | None = None,
+        whole_page: bool = False, unread: float = 0.0, name: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__(name)
         check_image_shape(shape)
@@ -95,6 +97,9 @@ class AutoregressiveBase(BaseModel):
         tells = self.content is not None or code_dim > 0
         if self.content is not None and looks > layers[1]:
             raise ValueError(f"`looks` must be at most the {layers[1]} layers that are told; got {looks}")
+        self.whole_page = whole_page
+        if whole_page and not (looks and self.content is not None):
+            raise ValueError("`whole_page` is looked at: the base must read, and have `looks` of 1 at least")
         if unread and not tells:
             raise ValueError(f"`unread` must be 0 for a model that is told nothing anyway; got {unread}")
         numbers = shape[0] * block**2
@@ -153,7 +158,7 @@ class AutoregressiveBase(BaseModel):
         for layer, heard in zip(self.layers, self._heard(context, told), strict=True):
             if heard.look:
                 if seen is not None:
-                    seen.append(heard.look.weights(h, heard.keys[0]))
+                    seen.append(heard.look.weights(h, heard.keys))
                 h = heard.look(h, heard.keys)
             v = layer.vertical(pad_above(v), heard.vertical)
             h = layer.horizontal(pad_left(h), v, heard.horizontal)
@@ -165,7 +170,8 @@ class AutoregressiveBase(BaseModel):
     def _leads(self, context: Context) -> list[torch.Size]:
         """The leading dimensions of what is heard of a context."""
         code = [context.code.shape[:-1]] if self.code_dim and context.code is not None else []
-        return code + [f.shape[:-3] for f in context.content if self.content is not None]
+        page = [context.pages.place.shape] if self.whole_page and context.pages is not None else []
+        return code + page + [f.shape[:-3] for f in context.content if self.content is not None]
 
     def _in_halves(self, x: Tensor, context: Context, told: Tensor | None, lead: torch.Size) -> Tensor:
         """``log_prob`` of either half along the longest dimension."""
@@ -177,15 +183,18 @@ class AutoregressiveBase(BaseModel):
             return t if whole else t.tensor_split(2, along)[i]
 
         def weighed(i: int) -> Tensor:
-            content = tuple(half(f, 3, i) for f in context.content)
-            return self.log_prob(half(x, 3, i), Context(half(context.code, 1, i), content), told=half(told, 0, i))
+            content, pages = tuple(half(f, 3, i) for f in context.content), context.pages
+            pages = None if pages is None else replace(pages, place=half(pages.place, 0, i))
+            given = Context(half(context.code, 1, i), content, pages)
+            return self.log_prob(half(x, 3, i), given, told=half(told, 0, i))
 
         return torch.cat([weighed(0), weighed(1)], dim)
 
     @torch.no_grad()
     def generate(
-        self, context: Context, shape: Sequence[int] = (), *, guidance: float = 0.0, progress: bool = False
-    ) -> Float[Tensor, "*batch channel height width"]:
+        self, context: Context, shape: Sequence[int] = (), *, guidance: float = 0.0, temperature: float = 1.0,
+        progress: bool = False,
+    ) -> Float[Tensor, "*batch channel height width"]:  # fmt: skip
         r"""Draws images: draws of pixels, since there is no last distribution that has all their means.
 
         Args:
@@ -193,6 +202,7 @@ class AutoregressiveBase(BaseModel):
             guidance: w >= 0; above 0 each pixel is drawn in proportion to
                 :math:`p(x_i | x_{<i}, c, m) \, (p(x_i | x_{<i}, c, m) / p(x_i | x_{<i}))^w`, nearer to what was read
                 and less varied than the model; it must know p(x), built with ``unread`` above 0.
+            temperature: T > 0; each pixel is drawn in proportion to the power 1/T of that. 1 draws from the model.
             progress: shows a bar of the rows.
 
         Cost: a pass of one place for each block, as layers keep what they have seen; guided, two.
@@ -203,9 +213,14 @@ class AutoregressiveBase(BaseModel):
             raise ValueError(f"`guidance` must lie in [0, inf); got {guidance}")
         if guidance and not self.unread:
             raise ValueError("`guidance` needs a model that knows p(x) as well, built with `unread` above 0")
-        return self._draw(context, self.x_dist(context, shape).batch_shape, guidance, progress)
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"`temperature` must lie in (0, inf), 1 to draw from the model; got {temperature}")
+        return self._draw(context, self.x_dist(context, shape).batch_shape, guidance, temperature, progress)
 
-    def _draw(self, context: Context, image: torch.Size, guidance: float = 0.0, progress: bool = False) -> Tensor:
+    def _draw(
+        self, context: Context, image: torch.Size, guidance: float = 0.0, temperature: float = 1.0,
+        progress: bool = False,
+    ) -> Tensor:  # fmt: skip
         (rows, columns), maps = self.places, self.maps
         both = torch.tensor([True, False], device=self.place.device).reshape(-1, *(1 for _ in image))
         lead, heard = (1 + (guidance > 0), *image), self._heard(context, both if guidance else None)
@@ -216,20 +231,20 @@ class AutoregressiveBase(BaseModel):
             start, vertical = v, []
             for i, layer in enumerate(self.layers):
                 window, above[i] = torch.cat([above[i], v], -2), v
-                v = layer.vertical(pad_above(window, 0), _at(heard[i].vertical, r))
+                v = layer.vertical(pad_above(window, 0), at_place(heard[i].vertical, r))
                 vertical.append(v)
             left = [self.place.new_zeros(*lead, maps, 1, REACH) for _ in self.layers]
             for c in range(columns):
                 h = over(self.left, canvas[..., r + 2 : r + 3, c : c + REACH]) + start[..., c : c + 1]
                 for i, (layer, told) in enumerate(zip(self.layers, heard, strict=True)):
-                    h = told.look(h, told.keys, _at(told.look.place, r, c)) if told.look else h
+                    h = told.look(h, told.keys, at_place(told.look.place, r, c)) if told.look else h
                     window = torch.cat([left[i], h], -1)
                     left[i] = window[..., 1:]
-                    h = layer.horizontal(window, vertical[i][..., c : c + 1], _at(told.horizontal, r, c))
+                    h = layer.horizontal(window, vertical[i][..., c : c + 1], at_place(told.horizontal, r, c))
                 place = canvas[..., r + 2 : r + 3, c + REACH : c + REACH + 1]
                 for n, real in enumerate(self.real[:, r, c]):
                     logits = out_of_autocast(self.head(h, place)[..., n, :, 0, 0]).log_softmax(-1)
-                    logits = logits[0] + guidance * (logits[0] - logits[-1])
+                    logits = (logits[0] + guidance * (logits[0] - logits[-1])) / temperature
                     drawn = dist.Categorical(logits=logits, validate_args=False).sample()
                     place[..., n, 0, 0] = real * 2 * drawn / (self.levels - 1) - 1
         values = canvas[0, ..., 2:, REACH:-REACH]
@@ -264,28 +279,21 @@ class AutoregressiveBase(BaseModel):
             )
         shapes = self.content.shapes if self.content is not None else ()
         content = context.content or tuple(self.place.new_zeros(shape) for shape in shapes)
-        given = self._said(content, context.code)
+        pages = context.pages if self.whole_page else None
+        given = self._said(content, context.code, pages)
         if told is None:
             return given
-        nothing = self._said(tuple(f.new_zeros(f.shape[-3:]) for f in content), None)
+        nothing = self._said(tuple(f.new_zeros(f.shape[-3:]) for f in content), None, pages and pages.nothing())
         mask = told[..., None, None, None]
         return tree_map(lambda a, b: torch.where(mask, a, b) if isinstance(a, Tensor) else a, given, nothing)
 
-    def _said(self, content: Sequence[Tensor], code: Tensor | None) -> list[Heard]:
+    def _said(self, content: Sequence[Tensor], code: Tensor | None, pages: Pages | None) -> list[Heard]:
         says, looks = self.place.new_zeros(self.maps, 1, 1), []
         if self.content is not None:
             says = over(lambda f: functional.interpolate(f, self.places), content[0])
-            looks = [(look, look.keys(content[-1])) for look in self.looks]
+            looks = [(look, look.page_keys(pages) if pages else look.keys(content[-1])) for look in self.looks]
         if code is not None:
             says = says + self.code(code)[..., None, None]
         each = [over(tell, says).expand(*says.shape[:-3], -1, *self.places).chunk(2, -3) for tell in self.tell]
         pairs = zip_longest(each, looks, fillvalue=(None, None))
         return [Heard()] * (len(self.layers) - len(each)) + [Heard(*said, *look) for said, look in pairs]
-
-
-def _at(t: Tensor | None, row: int, column: int | None = None) -> Tensor | None:
-    """What is told of a row, or of a place in it."""
-    if t is None:
-        return None
-    t = t[..., row : row + 1, :]
-    return t if column is None else t[..., column : column + 1]

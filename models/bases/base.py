@@ -27,10 +27,12 @@ class BaseModel(PyroModule):
         likelihood: has ``support``, the range of a pixel.
         content: computes features of an image read from memory, or None if the model reads none.
         code_dim: dimensions of the context's code that it must be told; 0 for none.
+        whole_page: whether it looks at all images of the page that an image was read from.
     """
 
     content: nn.Module | None  # no default here: it would hide the module that a subclass sets
     code_dim: int = 0
+    whole_page: bool = False
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__(name or unique_name(self))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyro_memory.gate import check_least, checked
+from pyro_memory.nets import Pages
 
 REACH = 2  # columns that a layer sees to the left, and above on both sides; rows above: one
 
@@ -70,24 +72,33 @@ class Look(nn.Module):
         self.place = nn.Parameter(0.1 * torch.randn(maps, *places))
         self.read_place = nn.Parameter(0.1 * torch.randn(maps, *read_places))
 
-    def keys(self, read: Float[Tensor, "*lead c h w"]) -> tuple[Tensor, Tensor]:
+    def keys(self, read: Float[Tensor, "*lead c h w"]) -> tuple[Tensor, ...]:
         """Keys ``[*lead, head, dim, place]`` and values ``[*lead, head, place, dim]``, once whatever looks at them."""
         key, value = over(self.read, read).chunk(2, -3)
         images = read.shape[-1] // self.read_place.shape[-1]
         key = key + self.read_place.repeat(1, 1, images)
         return self._heads(key), self._heads(value).mT
 
-    def forward(
-        self, h: Float[Tensor, "*lead c h w"], keys: tuple[Tensor, Tensor], place: Tensor | None = None
-    ) -> Tensor:
+    def page_keys(self, pages: Pages) -> tuple[Tensor, ...]:
+        """Keys and values of whole pages, for each image of the batch, and which places nobody looks at."""
+        key, value = self.keys(torch.cat(pages.features.unbind(1), -1))
+        height, width = pages.features.shape[-2:]
+        away = ~pages.there.repeat_interleave(width, -1).repeat(1, height)
+        return tuple(t[pages.place] for t in (key, value, away[:, None, None]))
+
+    def forward(self, h: Float[Tensor, "*lead c h w"], keys: tuple[Tensor, ...], place: Tensor | None = None) -> Tensor:
         """What is seen, added to h; ``place`` is the part of ``self.place`` that h shows, all of it by default."""
-        seen = self.weights(h, keys[0], place) @ keys[1]
+        seen = self.weights(h, keys, place) @ keys[1]
         return h + over(self.out, seen.mT.reshape(seen.shape[:-3] + h.shape[-3:]))
 
-    def weights(self, h: Float[Tensor, "*lead c h w"], key: Tensor, place: Tensor | None = None) -> Tensor:
+    def weights(self, h: Float[Tensor, "*lead c h w"], keys: tuple[Tensor, ...], place: Tensor | None = None) -> Tensor:
         """How much each place looks at each place that was read, ``[*lead, head, place, read place]``."""
+        key, _, *away = keys
         query = self._heads(over(self.query, h) + (self.place if place is None else place))
-        return ((query.mT @ key) / math.sqrt(query.shape[-2])).softmax(-1)
+        scores = (query.mT @ key) / math.sqrt(query.shape[-2])
+        for nobody in away:
+            scores = scores.masked_fill(nobody, -math.inf)
+        return scores.softmax(-1)
 
     def _heads(self, t: Tensor) -> Tensor:
         return t.flatten(-2).unflatten(-2, (self.heads, -1))
@@ -144,3 +155,20 @@ def pad_above(v: Tensor, rows: int = 1) -> Tensor:
 def pad_left(h: Tensor) -> Tensor:
     """Pads for ``GatedLayer.horizontal``."""
     return functional.pad(h, (REACH, 0))
+
+
+class Heard(NamedTuple):
+    """What a layer is told of the context at each place, and what it looks at before."""
+
+    vertical: Tensor | None = None
+    horizontal: Tensor | None = None
+    look: Look | None = None
+    keys: tuple[Tensor, ...] | None = None
+
+
+def at_place(t: Tensor | None, row: int, column: int | None = None) -> Tensor | None:
+    """What is told of a row, or of a place in it."""
+    if t is None:
+        return None
+    t = t[..., row : row + 1, :]
+    return t if column is None else t[..., column : column + 1]

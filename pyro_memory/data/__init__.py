@@ -4,9 +4,9 @@ Where is the thing that ... reads data of your own (``image_folder``, ``series_c
 memory (``LabelledImages``, ``Series``, ``CharacterText``); loads images by name (``load_images``; ``glyphs`` needs no
 file, ``omniglot``, ``mnist``, ``digit_pairs``), text (``load_text``, ``TextBatches``) or series (``load_series``);
 draws a target and the memory to look it up in (``FewShotTasks``), sets of one class (``SetTasks``), a stream of them
-(``ClassStream``), pairs to recall (``RecallTasks``), a needle in text (``NeedleTasks``), windows to forecast from
-(``SeriesWindows``)? A task is indexed: ``tasks[i]`` gives the arguments of model and guide, the same for the same seed.
-Imports: ``stores``.
+(``ClassStream``, ``ReturningClasses``), pairs to recall (``RecallTasks``), a needle in text (``NeedleTasks``), windows
+to forecast from (``SeriesWindows``)? A task is indexed: ``tasks[i]`` gives the arguments of model and guide, the same
+for the same seed. Imports: ``stores``.
 """
 
 from pyro_memory.data.images.digits import mnist
@@ -23,6 +23,7 @@ from pyro_memory.data.sequences.text import CharacterText, TextBatches, load_tex
 from pyro_memory.data.tasks.few_shot import FewShotTasks
 from pyro_memory.data.tasks.needle import CHARACTERS, NeedleTasks
 from pyro_memory.data.tasks.recall import RecallTasks
+from pyro_memory.data.tasks.returning import ReturningClasses
 from pyro_memory.data.tasks.sets import SetTasks
 from pyro_memory.data.tasks.stream import ClassStream
 
@@ -37,6 +38,7 @@ __all__ = [
     "LabelledImages",
     "NeedleTasks",
     "RecallTasks",
+    "ReturningClasses",
     "Series",
     "SeriesWindows",
     "SetTasks",

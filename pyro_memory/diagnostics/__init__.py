@@ -3,9 +3,9 @@
 Where is the thing that ... bounds log p(x) (``importance_bound``); says what each latent and each lookup carried
 (``information_gain``), what a lookup found (``posterior_address``), what latents cost and what they explain
 (``rate_distortion``), what the memory was worth (``memory_contribution``), how surprising each token was
-(``token_surprise``); how good generated images are (``frechet_distance``, ``class_agreement``, by
-``train_classifier``); hands ArviZ a record (``to_arviz``) or a guide's draws (``posterior_to_arviz``); draws images,
-usage, levels, pairs side by side (``plot_images``, ``plot_usage``, ``plot_levels``, ``plot_text``,
+(``token_surprise``); how good generated images are (``frechet_distance``, ``class_agreement``, by ``train_classifier``)
+and how varied (``sample_diversity``); hands ArviZ a record (``to_arviz``) or a guide's draws (``posterior_to_arviz``);
+draws images, usage, levels, pairs side by side (``plot_images``, ``plot_usage``, ``plot_levels``, ``plot_text``,
 ``plot_rate_distortion``); prints and displays a record (``Record``)? Each tells standard errors, and has ``to_dict()``
 and ``plot(ax)``. Imports: ``inference``, ``stores``, ``distributions``, ``nets``, ``data``.
 """
@@ -17,6 +17,7 @@ from pyro_memory.diagnostics.bound import BoundEstimate, importance_bound
 from pyro_memory.diagnostics.calibration import Calibration, calibrate
 from pyro_memory.diagnostics.continuous import LatentInformation
 from pyro_memory.diagnostics.contribution import MemoryContribution, memory_contribution
+from pyro_memory.diagnostics.diversity import SampleDiversity, sample_diversity
 from pyro_memory.diagnostics.information import InformationGain, information_gain
 from pyro_memory.diagnostics.lookups import PosteriorAddress, posterior_address
 from pyro_memory.diagnostics.posterior import posterior_to_arviz
@@ -55,6 +56,7 @@ __all__ = [
     "Record",
     "Reliability",
     "Rows",
+    "SampleDiversity",
     "SiteCalibration",
     "SiteInformation",
     "TokenSurprise",
@@ -74,6 +76,7 @@ __all__ = [
     "posterior_to_arviz",
     "prototype_sets",
     "rate_distortion",
+    "sample_diversity",
     "standard_error",
     "to_arviz",
     "token_surprise",

@@ -17,6 +17,7 @@ from pyro_memory.distributions.addressed import (
 from pyro_memory.distributions.autoregressive import AutoregressiveImage
 from pyro_memory.distributions.denoising import CosineSchedule, DenoisingPath, NoisingPath, spread
 from pyro_memory.distributions.nearest import NearestCategorical
+from pyro_memory.distributions.normal_gamma import NormalGamma as NormalGamma  # for stores and recall, not in __all__
 from pyro_memory.distributions.sharded import Copied, Division, Group, ShardedCategorical, Summed, all_of
 from pyro_memory.distributions.streamed import STREAM_ABOVE, StreamedCategorical, log_prior_row
 from pyro_memory.distributions.student_t import expected_log_prob

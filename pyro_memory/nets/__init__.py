@@ -11,7 +11,7 @@ has several, an MLP one, a model without memory none. Any number of batch dimens
 nothing of this package.
 """
 
-from pyro_memory.nets.context import Context, with_code
+from pyro_memory.nets.context import Context, Pages, with_code
 from pyro_memory.nets.decoders import ConvDecoder, MLPDecoder
 from pyro_memory.nets.heads import BernoulliImage, ContentPrior, GaussianHead, GaussianImage, GaussianMLP, PairEncoder
 from pyro_memory.nets.layers import Features, Linear, broadcast_cat, mlp, out_of_autocast, scale_for_relu
@@ -34,6 +34,7 @@ __all__ = [
     "ImagePyramid",
     "Linear",
     "MLPDecoder",
+    "Pages",
     "PairEncoder",
     "SkipPyramid",
     "broadcast_cat",

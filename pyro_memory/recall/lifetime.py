@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_memory.gate import checked
-from pyro_memory.recall.consolidation import Consolidation, consolidate, replay
+from pyro_memory.gate import check_least, checked
+from pyro_memory.recall.consolidation import consolidate
+from pyro_memory.recall.decisions import Consolidation
 from pyro_memory.recall.recall import Recall
+from pyro_memory.recall.replaying import replay
 from pyro_memory.stores import SlotMemory, StructuredMemory
 
 
@@ -30,9 +32,11 @@ class Lifetime:
         timescale: the age at which an episode has had a chance of 1 - 1/e to be converted, in episodes.
         rule: how concepts take in an episode, see ``ConceptMemory.update``.
         forgetting: the power on what concepts knew, at each consolidation: the encoder that made it moves on.
+        room, hypotheses: see ``consolidate``.
         replay: ``replay(s, items, memory)`` draws images from a concept's content, such as ``VSM.decode_concepts`` with
             its arguments in that order; None leaves converted slots free.
         replayed: how many slots to refill at a consolidation; by default half of those that are free.
+        life: steps after which stores are as at the start again, such as ``ReturningClasses.life``; None for one life.
         rehearse: how many replayed episodes a step adds to its tasks, where memory holds some: their images, each pixel
             the likelier of 0 and 1, divided into support and queries. What is rehearsed is not written again.
 
@@ -53,16 +57,22 @@ class Lifetime:
         timescale: float = 48.0,
         rule: str = "projected",
         forgetting: float = 0.95,
+        room: int = 0,
+        hypotheses: int = 1,
         replay: Callable[[Tensor, int, StructuredMemory], Tensor] | None = None,
         replayed: int | None = None,
         rehearse: int = 0,
+        life: int | None = None,
     ) -> None:
+        check_least(1, life=life)
         if consolidate_every is not None and consolidate_every < 1:
             raise ValueError(f"`consolidate_every` must be at least 1 step, or None; got {consolidate_every}")
         self.tasks, self.recall, self.memory = tasks, recall, memory
         self.consolidate_every = consolidate_every
-        self.options = {"timescale": timescale, "rule": rule, "forgetting": forgetting}
+        self.options = {"timescale": timescale, "rule": rule, "forgetting": forgetting, "room": room}
+        self.options["hypotheses"] = hypotheses
         self.replay, self.replayed, self.rehearse = replay, replayed, rehearse
+        self.life, self._born = life, memory
         self.newest = -1
         self._task: tuple[Tensor, SlotMemory] | None = None
         self.consolidation: Consolidation | None = None
@@ -74,7 +84,9 @@ class Lifetime:
         device = self.memory.concepts.loc.device
         x, support = (part.to(device) for part in self.tasks[step])
         if step > self.newest:
-            if self.consolidate_every and step and step % self.consolidate_every == 0:
+            if self.life and step // self.life > self.newest // self.life:
+                self.memory = self._born
+            elif self.consolidate_every and step and step % self.consolidate_every == 0:
                 self.memory = self._settle(self.memory)
             imagined = (self.memory.episodes.filled & self.memory.episodes.replayed).nonzero().flatten()
             more = self._rehearsed(x, support, imagined) if self.rehearse and len(imagined) else (x, support)
@@ -94,8 +106,8 @@ class Lifetime:
         return torch.cat([x, images[:, :queries]]), SlotMemory(values, mask=mask, batch_dim=-2)
 
     def _settle(self, memory: StructuredMemory) -> StructuredMemory:
-        concepts, episodes, self.consolidation = consolidate(memory.concepts, memory.episodes, **self.options)
-        settled = StructuredMemory(concepts, episodes)
+        settled, self.consolidation = consolidate(memory, **self.options)
+        concepts, episodes = settled.concepts, settled.episodes
         free = int((~episodes.filled).sum())
         count = free // 2 if self.replayed is None else min(free, self.replayed)
         if self.replay is None or not count or not bool((concepts.counts > 0).any()):

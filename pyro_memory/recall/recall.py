@@ -236,27 +236,27 @@ class Recall(PyroModule):
         return dist.Normal(loc, variance.sqrt()).to_event(1)
 
     def matches(
-        self, seen: Float[Tensor, "task query hidden"], j: Int[Tensor, "*batch"], memory: StructuredMemory
+        self, seen: Float[Tensor, "task query hidden"], page: Int[Tensor, "*batch"], memory: StructuredMemory
     ) -> tuple[dist.Categorical, Callable[[Tensor], Tensor]]:
-        """q(i | x, j): which of an episode's images a query is like, or none; and what gives the chosen one's key.
+        """q(i | x, page): which of a page's images a query is like, or none; and what gives the chosen one's key.
 
-        Keys are those of the network as it is now; only the episodes addressed are embedded. The key of none is zero.
+        Keys are those of the network as it is now; only the pages addressed are embedded. The key of none is zero.
         """
-        episodes = memory.episodes
-        slots, place = j.unique(return_inverse=True)
-        there = episodes.which(slots).logits > -torch.inf
-        there[:, -1] = False
-        images = episodes.items[slots.clamp(max=episodes.slots - 1)][there[:, :-1]]
-        keys = seen.new_zeros(*there.shape, self.key.out_features)
-        keys = keys.masked_scatter(there.unsqueeze(-1), out_of_autocast(self.key(self.look(images))))
+        pages, place = page.unique(return_inverse=True)
+        there = memory.there(pages)
+        row, column = there.nonzero(as_tuple=True)
+        images = memory.images(pages[row], column)
+        keys = seen.new_zeros(len(pages), memory.width + 1, self.key.out_features)
+        there = torch.nn.functional.pad(there, (0, 1)).unsqueeze(-1)
+        keys = keys.masked_scatter(there, out_of_autocast(self.key(self.look(images))))
         query, unit = self.similarity(out_of_autocast(self.key(seen)), keys)
-        scores = (unit[place] * query.unsqueeze(-2)).sum(-1) + episodes.which(j).logits
+        scores = (unit[place] * query.unsqueeze(-2)).sum(-1) + memory.which(page).logits
         return dist.Categorical(logits=scores), lambda i: keys[place, i]
 
     def forward(self, memory: StructuredMemory, evidence: tuple[Evidence, ...]) -> tuple[Tensor, Tensor]:
-        """Samples the sites ``k``, ``s``, ``j``, ``c`` within the caller's plate; gives j and c."""
+        """Samples the sites ``k``, ``s``, ``j``, ``c`` within the caller's plate; gives the page to read and c."""
         address, content, context = evidence
         k = pyro.sample("k", self.k_dist(memory, address), infer={"enumerate": "parallel"})
         s = pyro.sample("s", self.s_dist(k, memory, content))
         j = pyro.sample("j", self.j_dist(k, memory, address), infer={"enumerate": "parallel"})
-        return j, pyro.sample("c", self.c_dist(s, self.episode(j, memory), context))
+        return memory.page(k, j), pyro.sample("c", self.c_dist(s, self.episode(j, memory), context))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from pyro_memory.checks import check_images
@@ -39,21 +41,32 @@ def check_task(
 
 
 @checked
-def check_remembered(support: SlotMemory, memory: StructuredMemory) -> None:
-    """Raises a ValueError unless each task's support, where it has images, is an episode of the memory.
+def remembered_at(support: SlotMemory, memory: StructuredMemory) -> Int[Tensor, " task"]:
+    """Which slot of the episodic store holds each task's support, the newest that does; -1 where none does, and for an
+    empty support.
 
     Cost: O(tasks x slots x pixels), an image at a time.
     """
     episodes = memory.episodes
+    found = torch.full((len(support.filled),), -1, device=episodes.ages.device)
     for task in support.filled.any(-1).nonzero().flatten().tolist():
         same = episodes.filled.clone()
         for image in support.values[task][support.filled[task]]:
             # A store may have been saved in half precision.
             near = ((episodes.items[same] - image).abs() < 1e-3).flatten(2).all(-1).any(-1)
             same = same.masked_scatter(same, near)
-        if not bool(same.any()):
-            raise ValueError(
-                f"`support` must be remembered before the model recalls it; that of task {task} is no episode of "
-                "`memory`. Write it, `memory = remember(model.recall, memory, support)`, or draw from concepts and "
-                "other episodes by remembered=False"
-            )
+        if bool(same.any()):
+            found[task] = episodes.ages.masked_fill(~same, torch.iinfo(torch.long).max).argmin()
+    return found
+
+
+@checked
+def check_remembered(support: SlotMemory, memory: StructuredMemory) -> None:
+    """Raises a ValueError unless each task's support, where it has images, is an episode of the memory."""
+    lost = support.filled.any(-1) & (remembered_at(support, memory) < 0)
+    if bool(lost.any()):
+        raise ValueError(
+            f"`support` must be remembered before the model recalls it; that of task {int(lost.nonzero()[0])} is no "
+            "episode of `memory`. Write it, `memory = remember(model.recall, memory, support)`, or draw from concepts "
+            "and other episodes by remembered=False"
+        )

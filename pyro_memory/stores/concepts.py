@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyro_memory.distributions import expected_log_prob
+from pyro_memory.distributions import NormalGamma, expected_log_prob
 from pyro_memory.gate import check_places, checked
+from pyro_memory.stores.exemplars import Exemplars
 from pyro_memory.stores.tensors import check_finite, saved
 
 RULES = ("projected", "fractional", "hard")
@@ -37,6 +38,7 @@ class ConceptMemory:
         counts: expected number of episodes that each concept took in, ``[concept]``; 0 for an empty one.
         concentration: gamma, the weight of empty concepts: ``p(k)`` is proportional to ``counts_k + gamma / K``.
         prior_loc, prior_kappa, prior_alpha, prior_beta: the weak prior, that of an empty concept.
+        exemplars: a few images of each concept, drawn from what it took in, or None.
 
     Raises:
         ValueError: if shapes do not fit, a value is not finite, or a parameter is out of its range.
@@ -55,6 +57,7 @@ class ConceptMemory:
     prior_kappa: float = 0.1
     prior_alpha: float = 2.0
     prior_beta: float = 0.09
+    exemplars: Exemplars | None = None
 
     def __post_init__(self) -> None:
         for name, tensor in self._tensors().items():
@@ -73,6 +76,14 @@ class ConceptMemory:
                 f"`counts` must be one number for each of the {len(self.loc)} concepts, not negative; got shape "
                 f"{list(self.counts.shape)}"
             )
+        if (
+            self.exemplars is not None
+            and (self.exemplars.times.shape[0], self.exemplars.loc.shape[-1]) != self.loc.shape
+        ):
+            raise ValueError(
+                f"`exemplars` must be of {self.concepts} concepts with embeddings of {self.dim}; got "
+                f"{list(self.exemplars.loc.shape)}"
+            )
         if not (self.concentration > 0 and self.prior_kappa > 0 and self.prior_alpha > 1 and self.prior_beta > 0):
             raise ValueError(
                 "`concentration`, `prior_kappa` and `prior_beta` must be positive and `prior_alpha` above 1, so that "
@@ -82,21 +93,29 @@ class ConceptMemory:
 
     @classmethod
     def reserve(
-        cls, concepts: int, dim: int, *, dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None, **prior: float,
+        cls, concepts: int, dim: int, *, exemplars: int = 0, event_shape: Sequence[int] = (),
+        dtype: torch.dtype | None = None, device: torch.device | str | None = None, **prior: float,
     ) -> ConceptMemory:  # fmt: skip
-        """Makes a store of empty concepts; ``prior`` are the weak prior's scalars and the concentration."""
-        if concepts < 1 or dim < 1:
-            raise ValueError(f"`concepts` and `dim` must be at least 1; got {concepts} and {dim}")
+        """Makes a store of empty concepts, each with places for ``exemplars`` images of ``event_shape``; ``prior`` are
+        the weak prior's scalars and the concentration."""
+        if concepts < 1 or dim < 1 or exemplars < 0:
+            raise ValueError(
+                "`concepts` and `dim` must be at least 1 and `exemplars` at least 0; got "
+                f"{concepts}, {dim}, {exemplars}"
+            )
         defaults = {f: cls.__dataclass_fields__[f].default for f in _PRIOR}
         row = [torch.full((concepts, dim), (defaults | prior)[f], dtype=dtype, device=device) for f in _PRIOR]
-        return cls(*row, torch.zeros(concepts, dtype=row[0].dtype, device=device), **prior)
+        like = {"dtype": dtype, "device": device}
+        kept = Exemplars.reserve(concepts, exemplars, event_shape, dim, **like) if exemplars else None
+        return cls(*row, torch.zeros(concepts, dtype=row[0].dtype, device=device), **prior, exemplars=kept)
 
     def emptied(self, concepts: int | None = None) -> ConceptMemory:
         """Returns a store of the same prior whose concepts are all empty."""
         prior = {f: getattr(self, f) for f in ("concentration", *_PRIOR)}
+        kept = self.exemplars
+        places = {} if kept is None else {"exemplars": kept.places, "event_shape": kept.values.shape[2:]}
         return type(self).reserve(
-            concepts or self.concepts, self.dim, dtype=self.loc.dtype, device=self.loc.device, **prior
+            concepts or self.concepts, self.dim, dtype=self.loc.dtype, device=self.loc.device, **places, **prior
         )
 
     @property
@@ -108,6 +127,11 @@ class ConceptMemory:
     def dim(self) -> int:
         """Dimensions of an embedding."""
         return self.loc.shape[1]
+
+    @property
+    def posterior(self) -> NormalGamma:
+        """What is known of each concept's mean and precision."""
+        return NormalGamma(self.loc, self.kappa, self.alpha, self.beta)
 
     def __repr__(self) -> str:
         used = self.counts > 0
@@ -180,6 +204,7 @@ class ConceptMemory:
         responsibilities: Float[Tensor, "episode concept"],
         *,
         rule: str = "projected",
+        items: Sequence[Float[Tensor, "item *event"]] | None = None,
     ) -> ConceptMemory:
         r"""Returns a store that took in episodes, one after the other, each by concept k with probability q_k.
 
@@ -189,6 +214,7 @@ class ConceptMemory:
             rule: ``"projected"`` takes the mixture ``q_k`` (updated) ``+ (1 - q_k)`` (unchanged) and projects it on a
                 Normal-Gamma by matching E[tau], E[log tau], E[tau mu] and E[tau mu^2]: doubt stays doubt.
                 ``"fractional"`` counts q_k episodes, which takes doubt for data. ``"hard"`` counts the likeliest only.
+            items: images of each episode, of which a concept with exemplars keeps some; drawn at random.
 
         Raises:
             ValueError: for an unknown rule, shapes that do not fit, values out of range or not finite.
@@ -205,40 +231,23 @@ class ConceptMemory:
         if bool((responsibilities < 0).any()) or bool((responsibilities.sum(-1) > 1 + 1e-4).any()):
             raise ValueError("`responsibilities` must be probabilities: not negative, rows summing to at most 1")
         store = self
-        for e, v, q in zip(loc.detach(), variance.detach(), responsibilities.detach(), strict=True):
-            store = store._take_in(e, v, q, rule)
+        images = [None] * len(loc) if items is None else items
+        for e, v, q, seen in zip(loc.detach(), variance.detach(), responsibilities.detach(), images, strict=True):
+            store = store._take_in(e, v, q, rule, seen)
         return store
 
-    def _take_in(self, e: Tensor, v: Tensor, q: Tensor, rule: str) -> ConceptMemory:
+    def _take_in(self, e: Tensor, v: Tensor, q: Tensor, rule: str, items: Tensor | None) -> ConceptMemory:
         if rule == "hard":
             q = torch.zeros_like(q).scatter(0, q.argmax(keepdim=True), 1.0) * (q.sum() > 0)
-        weight = (torch.ones_like(q) if rule == "projected" else q).unsqueeze(-1)
-        kappa = self.kappa + weight
-        loc = (self.kappa * self.loc + weight * e) / kappa
-        alpha = self.alpha + weight / 2
-        beta = self.beta + 0.5 * weight * (v + self.kappa * (e - self.loc).square() / kappa)
-        updated = replace(self, loc=loc, kappa=kappa, alpha=alpha, beta=beta, counts=self.counts + q)
-        return updated if rule != "projected" else self._mixed(updated, q.unsqueeze(-1))
+        before, share = self.posterior, q.unsqueeze(-1)
+        after = before.mixed(before.observed(e, v), share) if rule == "projected" else before.observed(e, v, share)
+        kept = self.exemplars
+        if kept is not None and items is not None:
+            kept = kept.take_in(items, e, v, q)
+        return self._with(after, self.counts + q, kept)
 
-    def _mixed(self, updated: ConceptMemory, q: Float[Tensor, "concept 1"]) -> ConceptMemory:
-        """Projects ``q updated + (1 - q) self`` on the family; a certain assignment needs no projection."""
-        tau, log_tau, tau_mu, tau_mu2 = (
-            torch.lerp(old, new, q.double())
-            for old, new in zip(self._expectations(), updated._expectations(), strict=True)
-        )
-        loc = tau_mu / tau
-        alpha = _gamma_shape((tau.log() - log_tau).clamp(min=1e-12))
-        mixed = {"loc": loc, "kappa": 1 / (tau_mu2 - loc * tau_mu), "alpha": alpha, "beta": alpha / tau}
-        for name, value in mixed.items():
-            kept = torch.where(q == 0, getattr(self, name), value.to(q.dtype))
-            mixed[name] = torch.where(q == 1, getattr(updated, name), kept)
-        return replace(updated, **mixed)
-
-    def _expectations(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """E[tau], E[log tau], E[tau mu], E[tau mu^2], in double precision: the projection takes their differences."""
-        loc, kappa, alpha, beta = (t.double() for t in (self.loc, self.kappa, self.alpha, self.beta))
-        tau = alpha / beta
-        return tau, alpha.digamma() - beta.log(), tau * loc, 1 / kappa + tau * loc.square()
+    def _with(self, posterior: NormalGamma, counts: Tensor, exemplars: Exemplars | None) -> ConceptMemory:
+        return replace(self, **posterior._asdict(), counts=counts, exemplars=exemplars)
 
     def forget(self, rate: float) -> ConceptMemory:
         """Returns a store that knows less: what was learned beyond the weak prior counts ``rate`` times, a power prior.
@@ -253,21 +262,16 @@ class ConceptMemory:
             raise ValueError(f"`rate` must be in (0, 1], 1 to forget nothing; got {rate}")
         if rate == 1:
             return self
-        prior = self.emptied()
-        kappa = prior.kappa + rate * (self.kappa - prior.kappa)
-        moment = prior.kappa * prior.loc + rate * (self.kappa * self.loc - prior.kappa * prior.loc)
-        loc = moment / kappa
-        alpha = prior.alpha + rate * (self.alpha - prior.alpha)
-
-        def second(store: ConceptMemory) -> Tensor:
-            return store.beta + 0.5 * store.kappa * store.loc.square()
-
-        beta = second(prior) + rate * (second(self) - second(prior)) - 0.5 * kappa * loc.square()
-        return replace(self, loc=loc, kappa=kappa, alpha=alpha, beta=beta, counts=rate * self.counts)
+        prior = self.emptied().posterior.natural()
+        faded = NormalGamma.of_natural(torch.lerp(prior, self.posterior.natural(), rate))
+        kept = None if self.exemplars is None else self.exemplars.forget(rate)
+        return self._with(NormalGamma(*(t.to(self.loc) for t in faded)), rate * self.counts, kept)
 
     def to(self, *args: Any, **kwargs: Any) -> ConceptMemory:
         """Moves to a device, or casts to a floating dtype."""
-        return replace(self, **{name: t.to(*args, **kwargs) for name, t in self._tensors().items()})
+        moved = {name: t.to(*args, **kwargs) for name, t in self._tensors().items()}
+        kept = self.exemplars
+        return replace(self, **moved, exemplars=None if kept is None else kept.to(*args, **kwargs))
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in ("loc", "kappa", "alpha", "beta", "counts")}
@@ -275,20 +279,16 @@ class ConceptMemory:
     def to_tensors(self) -> dict[str, Tensor]:
         """Gives the tensors that rebuild the store, for saving."""
         scalars = [getattr(self, name) for name in ("concentration", *_PRIOR)]
-        return self._tensors() | {"scalars": torch.tensor(scalars, dtype=torch.float64, device="cpu")}
+        kept = {} if self.exemplars is None else self.exemplars.to_tensors()
+        held = self._tensors() | {f"exemplars.{name}": tensor for name, tensor in kept.items()}
+        return held | {"scalars": torch.tensor(scalars, dtype=torch.float64, device="cpu")}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ConceptMemory:
         """Rebuilds a store from ``to_tensors``; raises a ValueError if one is missing."""
-        tensors = saved(tensors, "loc", "kappa", "alpha", "beta", "counts", "scalars")
-        scalars = tensors.pop("scalars").tolist()
-        return cls(**tensors, **dict(zip(("concentration", *_PRIOR), scalars, strict=True)))
-
-
-def _gamma_shape(c: Tensor) -> Tensor:
-    """Solves ``log(a) - digamma(a) = c`` for a > 0, by Newton steps on 1 / a from Minka's approximation."""
-    a = (3 - c + ((c - 3).square() + 24 * c).sqrt()) / (12 * c)
-    for _ in range(6):
-        slope = a.square() * (1 / a - torch.polygamma(1, a))
-        a = 1 / (1 / a + (a.log() - a.digamma() - c) / slope)
-    return a
+        kept = {name.removeprefix("exemplars."): t for name, t in tensors.items() if name.startswith("exemplars.")}
+        own = {name: t for name, t in tensors.items() if not name.startswith("exemplars.")}
+        own = saved(own, "loc", "kappa", "alpha", "beta", "counts", "scalars")
+        scalars = own.pop("scalars").tolist()
+        exemplars = Exemplars.from_tensors(kept) if kept else None
+        return cls(**own, **dict(zip(("concentration", *_PRIOR), scalars, strict=True)), exemplars=exemplars)

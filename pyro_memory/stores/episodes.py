@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from pyro_memory.gate import check_places, checked
+from pyro_memory.gate import checked
 from pyro_memory.stores.slots import SlotMemory
 from pyro_memory.stores.tensors import saved
-
-NONE_OF_THEM = 0.05  # against 1 for each image: enough to learn what to do without one, too little to be tempting
 
 
 @checked
@@ -116,32 +111,6 @@ class EpisodicMemory:
     def items(self) -> Float[Tensor, "slot item *event"]:
         """The images."""
         return self.store.values
-
-    def which(self, j: Int[Tensor, "*batch"]) -> dist.Categorical:
-        """The distribution over the images of each episode j, all alike, and "none of them", the last address, which
-        has the weight of a twentieth of an image. The episode "none", j = slots, has no images.
-        """
-        check_places("j", j, self.slots + 1, "the episodes and none")
-        counts = torch.cat([self.counts, self.counts.new_zeros(1)])[j].unsqueeze(-1)
-        width = self.items.shape[1]
-        place = torch.arange(width + 1, device=j.device)
-        logits = torch.zeros(j.shape + (width + 1,), dtype=self.items.dtype, device=j.device)
-        logits[..., -1] = math.log(NONE_OF_THEM)
-        return dist.Categorical(logits=logits.masked_fill((place >= counts) & (place < width), -math.inf))
-
-    def read(self, j: Int[Tensor, "*episode"], i: Int[Tensor, "*image"], f: Callable[[Tensor], Any]) -> Any:
-        """Computes ``f`` of image i of each episode j, once for each image that is read; "none" shows zeros.
-
-        ``f`` works image by image and returns a tensor or a tuple of tensors.
-        """
-        width = self.items.shape[1]
-        check_places("j", j, self.slots + 1, "the episodes and none")
-        check_places("i", i, width + 1, "the images and none")
-        nothing = self.slots * width
-        read, place = torch.where((j < self.slots) & (i < width), j * width + i, nothing).unique(return_inverse=True)
-        shown = self.items.flatten(0, 1)[read.clamp(max=nothing - 1)]
-        shown = shown * (read < nothing).reshape((-1,) + (1,) * (shown.dim() - 1))
-        return tree_map(lambda t: t[place], f(shown))
 
     def __repr__(self) -> str:
         return (

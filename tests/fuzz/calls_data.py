@@ -17,6 +17,7 @@ from pyro_memory.data import (
     LabelledImages,
     NeedleTasks,
     RecallTasks,
+    ReturningClasses,
     Series,
     SeriesWindows,
     SetTasks,
@@ -151,6 +152,10 @@ def shots():
     return FewShotTasks(letters(), classes=2, shots=1, targets=2)
 
 
+def returning():
+    return ReturningClasses(letters(), tasks=2, queries=1, shots=2, entering=1, present=1, held_out=0.5)
+
+
 def stream():
     return ClassStream(letters(), stages=2, held_out=0.25)
 
@@ -188,6 +193,19 @@ TASKS = {
     ),
     "FewShotTasks.__getitem__": lambda: (shots().__getitem__, called(index=1)),
     "FewShotTasks.wrong_classes": lambda: (shots().wrong_classes, called(index=1)),
+    "ReturningClasses": lambda: (
+        ReturningClasses,
+        called(
+            data=letters(), tasks=2, queries=1, shots=2, back=(0, 1), items=3, entering=1, present=1, returning=0.5,
+            life=4, classes=3, held_out=0.25, turned=False, seed=1,
+        ),
+    ),
+    "ReturningClasses.__getitem__": lambda: (returning().__getitem__, called(step=1)),
+    "ReturningClasses.met": lambda: (returning().met, called(step=3)),
+    "ReturningClasses.returns": lambda: (
+        returning().returns,
+        called(step=3, shots=1, each=1, tasks=2, seed=0),
+    ),
     "SetTasks": lambda: (
         SetTasks,
         drawing() | called(tasks=2, queries=1, shots=(1, 2), items=3, targets=None),

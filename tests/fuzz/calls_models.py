@@ -292,7 +292,7 @@ BASES = {
     ),
     "AutoregressiveBase.generate": lambda: (
         written().generate,
-        called(context=told("autoregressive"), shape=(3,), guidance=1.0, progress=False),
+        called(context=told("autoregressive"), shape=(3,), guidance=1.0, temperature=0.9, progress=False),
     ),
     "Attended": lambda: (Attended, called(base=base("autoregressive"), name="attended")),
     "Attended.context": lambda: (attended().context, called(memory=slots())),
@@ -320,7 +320,9 @@ SETS = {
     "VSM": lambda: (VSM, called(base=base("vae", 3), recall=recall(), name="vsm")),
     "VSM.context": lambda: (
         vsm().context,
-        called(j=longs(0, 1).reshape(2, 1), i=longs(0, 1).reshape(2, 1), c=torch.randn(2, 1, 3), memory=structured()),
+        called(
+            page=longs(0, 1).reshape(2, 1), i=longs(0, 1).reshape(2, 1), c=torch.randn(2, 1, 3), memory=structured()
+        ),
     ),
     "VSM.forward": lambda: (vsm(), task()),
     "VSM.recalled": lambda: (vsm().recalled, tasks()),

@@ -49,6 +49,7 @@ from pyro_memory.nets import (
     ImagePyramid,
     Linear,
     MLPDecoder,
+    Pages,
     PairEncoder,
     SkipPyramid,
     broadcast_cat,
@@ -253,6 +254,10 @@ DISTRIBUTIONS = {
 }  # fmt: skip
 
 
+def pages():
+    return Pages(torch.rand(2, 3, 4, 2, 2), torch.tensor([[True, False, False], [True, True, False]]), longs(0, 1, 1))
+
+
 def features():
     return vma().content(images())
 
@@ -276,7 +281,8 @@ NETS = {
     "GaussianImage.forward": lambda: (GaussianImage(decoder()), code()),
     "ContentPrior": lambda: (ContentPrior, called(shape=(5, 3, 3), latent_dim=2)),
     "ContentPrior.forward": lambda: (ContentPrior((5, 3, 3), 2), called(content=(torch.randn(3, 5, 3, 3),))),
-    "Context": lambda: (Context, called(code=torch.randn(3, 2), content=features())),
+    "Context": lambda: (Context, called(code=torch.randn(3, 2), content=features(), pages=pages())),
+    "Pages": lambda: (Pages, vars(pages()).copy()),
     "ConvDecoder": lambda: (ConvDecoder, called(shape=SHAPE, latent_dim=2, channels=(4, 5))),
     "ConvDecoder.forward": lambda: (
         ConvDecoder(SHAPE, 2, (4, 5)),

@@ -44,16 +44,25 @@ from pyro_memory.recall import (
     Lifetime,
     Recall,
     Recognition,
+    Reorganisation,
+    assign,
     check_remembered,
     check_task,
     consolidate,
     conversion_prior,
     conversion_scores,
     exact_posterior,
+    fit_concept_prior,
+    merge,
+    merge_evidence,
     remember,
+    remembered_at,
+    reorganise,
     replay,
+    split,
+    split_evidence,
 )
-from pyro_memory.stores import probe_file, readable, replace_file
+from pyro_memory.stores import Exemplars, probe_file, readable, replace_file
 
 
 def manifest():
@@ -96,8 +105,13 @@ def evidence():
 
 @kept
 def record():
-    _, _, found = consolidate(concepts(), episodes())
-    return found
+    return consolidate(structured())[1]
+
+
+def examples():
+    """Two concepts of dimension 3 with places for two images, one of them with an image from each of two episodes."""
+    store = ConceptMemory.reserve(2, 3, exemplars=2, event_shape=SHAPE)
+    return store.update(torch.randn(2, 3), torch.full((2, 3), 0.2), torch.eye(2)[[0, 0]], items=list(ink(2, 1, *SHAPE)))
 
 
 def called(**call):
@@ -180,13 +194,25 @@ CONCEPTS = {
     ),
     "ConceptMemory.forget": lambda: (concepts().forget, called(rate=0.5)),
     "ConceptMemory.from_tensors": lambda: (ConceptMemory.from_tensors, called(tensors=concepts().to_tensors())),
+    "Exemplars": lambda: (Exemplars, vars(examples().exemplars).copy()),
+    "Exemplars.reserve": lambda: (Exemplars.reserve, called(concepts=2, places=3, event_shape=SHAPE, dim=3)),
+    "Exemplars.take_in": lambda: (
+        examples().exemplars.take_in,
+        called(items=ink(1, 2, *SHAPE)[0], loc=torch.randn(3), variance=torch.ones(3), shares=weights(2)),
+    ),
+    "Exemplars.merge": lambda: (examples().exemplars.merge, called(one=0, other=1)),
+    "Exemplars.split": lambda: (
+        examples().exemplars.split,
+        called(k=0, new=1, second=torch.tensor([True, False])),
+    ),
+    "Exemplars.forget": lambda: (examples().exemplars.forget, called(rate=0.5)),
+    "Exemplars.shuffle": lambda: (examples().exemplars.shuffle, called(seed=1)),
+    "Exemplars.from_tensors": lambda: (Exemplars.from_tensors, called(tensors=examples().exemplars.to_tensors())),
     "EpisodicMemory": lambda: (EpisodicMemory, called(store=episodes().store, dim=3)),
     "EpisodicMemory.reserve": lambda: (
         EpisodicMemory.reserve,
         called(slots=2, items=3, event_shape=SHAPE, dim=3, concepts=2),
     ),
-    "EpisodicMemory.which": lambda: (episodes().which, called(j=longs(0, 1, 3))),
-    "EpisodicMemory.read": lambda: (episodes().read, called(j=longs(0, 1, 3), i=longs(1, 2, 0), f=torch.exp)),
     "EpisodicMemory.write": lambda: (
         episodes().write,
         called(
@@ -202,6 +228,12 @@ CONCEPTS = {
     "EpisodicMemory.shuffle_items": lambda: (episodes().shuffle_items, called(seed=1)),
     "EpisodicMemory.from_tensors": lambda: (EpisodicMemory.from_tensors, called(tensors=episodes().to_tensors())),
     "StructuredMemory": lambda: (StructuredMemory, called(concepts=concepts(), episodes=episodes())),
+    "StructuredMemory.page": lambda: (structured().page, called(k=longs(0, 1), j=longs(3, 1))),
+    "StructuredMemory.there": lambda: (structured().there, called(page=longs(0, 4))),
+    "StructuredMemory.which": lambda: (structured().which, called(page=longs(0, 1, 3))),
+    "StructuredMemory.images": lambda: (structured().images, called(page=longs(0, 1, 3), i=longs(1, 2, 0))),
+    "StructuredMemory.read": lambda: (structured().read, called(page=longs(0, 1, 3), i=longs(1, 2, 0), f=torch.exp)),
+    "StructuredMemory.shuffled_concepts": lambda: (structured().shuffled_concepts, called(seed=1)),
     "StructuredMemory.shuffled": lambda: (structured().shuffled, called(seed=1)),
     "StructuredMemory.from_tensors": lambda: (
         StructuredMemory.from_tensors,
@@ -235,7 +267,7 @@ RECALL = {
     ),
     "Recall.matches": lambda: (
         recall().matches,
-        called(seen=seen(), j=longs(0, 1).reshape(2, 1), memory=structured()),
+        called(seen=seen(), page=longs(0, 1).reshape(2, 1), memory=structured()),
     ),
     "Recall.forward": lambda: (fresh_recall(), called(memory=structured(), evidence=evidence())),
     "Recognition": lambda: (Recognition, called(recall=recall(), name="recognition")),
@@ -251,7 +283,8 @@ RECALL = {
         Lifetime,
         called(
             tasks=tasks(), recall=recall(), memory=structured(), consolidate_every=2, timescale=8.0, rule="projected",
-            forgetting=0.9, replay=lambda s, n, memory: ink(len(s), n, *SHAPE), replayed=1, rehearse=1,
+            forgetting=0.9, room=1, hypotheses=1, life=4, replay=lambda s, n, memory: ink(len(s), n, *SHAPE),
+            replayed=1, rehearse=1,
         ),
     ),
     "Lifetime.__getitem__": lambda: (lifetime().__getitem__, called(step=1)),
@@ -266,8 +299,26 @@ RECALL = {
     ),
     "consolidate": lambda: (
         consolidate,
-        called(concepts=concepts(), episodes=episodes(), guide=None, timescale=8.0, rule="projected", forgetting=0.9),
+        called(
+            memory=structured(), episodes=None, guide=None, timescale=8.0, rule="projected", forgetting=0.9, room=1,
+            hypotheses=2,
+        ),
     ),
+    "assign": lambda: (
+        assign,
+        of_concepts(hypotheses=3, went=longs(-1, 0, -1, 1), opens=True, items=list(ink(4, 1, *SHAPE))),
+    ),
+    "fit_concept_prior": lambda: (
+        fit_concept_prior,
+        called(loc=torch.randn(4, 3, 2), variance=torch.full((4, 3, 2), 0.1)),
+    ),
+    "merge": lambda: (merge, called(concepts=examples(), one=0, other=1)),
+    "merge_evidence": lambda: (merge_evidence, called(concepts=concepts())),
+    "remembered_at": lambda: (remembered_at, called(support=support(), memory=structured())),
+    "reorganise": lambda: (reorganise, called(concepts=examples(), threshold=1.0)),
+    "Reorganisation": lambda: (Reorganisation, called(merged=[(0, 1, 4.0)], split=[(2, 3, 5.5)])),
+    "split": lambda: (split, called(concepts=examples(), k=0, second=torch.tensor([True, False]))),
+    "split_evidence": lambda: (split_evidence, called(concepts=examples(), k=0)),
     "conversion_prior": lambda: (conversion_prior, called(concepts=concepts(), ages=ages(), timescale=8.0)),
     "conversion_scores": lambda: (conversion_scores, of_concepts()),
     "exact_posterior": lambda: (exact_posterior, of_concepts(ages=ages(), timescale=8.0)),

@@ -10,6 +10,7 @@ from fuzz import (
     calls_measures,
     calls_models,
     calls_parts,
+    calls_samples,
     calls_saving,
     calls_sequences,
     calls_stores,
@@ -25,6 +26,7 @@ ROOMS = {
     "cached": calls_cached.ROWS,
     "data": calls_data.ROWS,
     "measures": calls_measures.ROWS,
+    "samples": calls_samples.ROWS,
     "saving": calls_saving.ROWS,
 }
 DOORS = (
@@ -62,7 +64,7 @@ EXEMPT = {
     "ShardedMemory.write": "raises whatever it is given",
     **{f"{name}.to": "takes what torch's `to` takes" for name in (
         "SlotMemory", "MappedMemory", "ShardedMemory", "ConceptMemory", "EpisodicMemory", "StructuredMemory",
-        "SequenceState",
+        "Exemplars", "SequenceState",
     )},
 }  # fmt: skip
 UNTRIED = {

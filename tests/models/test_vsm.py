@@ -166,9 +166,10 @@ def test_the_bound_is_below_the_evidence_and_reaches_it():
             for j in (log_j > -math.inf).nonzero().flatten().tolist():
                 slots = torch.full((8000, 1), j)
                 c = model.recall.c_dist(s, model.recall.episode(slots, memory), context).sample()
-                log_i = memory.episodes.which(torch.tensor([[j]])).logits[0, 0]
+                page = memory.page(addresses, slots)
+                log_i = memory.which(page[:1]).logits[0, 0]
                 for i in (log_i > -math.inf).nonzero().flatten().tolist():
-                    told = model.context(slots, torch.full((8000, 1), i), c, memory)
+                    told = model.context(page, torch.full((8000, 1), i), c, memory)
                     z = model.base.z_dist(told).sample()
                     log_x = model.base.x_dist(z, told).log_prob(x[0]).flatten().double()
                     parts.append((log_k[k] + log_j[j] + log_i[i]).double() + log_x)
@@ -204,7 +205,8 @@ def test_the_decoder_sees_the_image_that_was_read():
     z = torch.zeros(1, 1, 2)
 
     def drawn(j, i, memory=memory):
-        return model.base.x_dist(z, model.context(torch.tensor([[j]]), torch.tensor([[i]]), c, memory)).mean
+        page = memory.page(torch.tensor([[0]]), torch.tensor([[j]]))
+        return model.base.x_dist(z, model.context(page, torch.tensor([[i]]), c, memory)).mean
 
     for other in ((0, 1), (1, 0), (SLOTS, 0)):
         assert not torch.allclose(drawn(0, 0), drawn(*other))
@@ -219,8 +221,8 @@ def test_an_image_finds_its_own_copy_among_those_of_an_episode():
     with torch.no_grad():
         recall.key.weight.mul_(5)
     x = memory.episodes.items[:2]  # two tasks, each asks for the three images of an episode
-    j = torch.tensor([[0], [1]])
-    like, key = recall.matches(recall.look(x), j, memory)
+    page = torch.tensor([[0], [1]])
+    like, key = recall.matches(recall.look(x), page, memory)
     assert_close(like.probs.argmax(-1), torch.arange(3).expand(2, 3))
     assert_close(key(like.probs.argmax(-1)), recall.key(recall.look(x)))
     none = torch.full((2, 3), 3)
@@ -234,8 +236,9 @@ def test_an_address_stays_among_the_images_that_are_there():
     assert sorted(counts)[:3] == [0, 1, 2]
     for j in range(SLOTS + 1):
         seen = model.recall.look(ink(1, 2, *SHAPE))
-        q = model.recall.matches(seen, torch.tensor([[j]]), memory)[0].probs
-        p = memory.episodes.which(torch.tensor([[j]])).probs
+        page = memory.page(torch.tensor([[0]]), torch.tensor([[j]]))
+        q = model.recall.matches(seen, page, memory)[0].probs
+        p = memory.which(page).probs
         there = torch.tensor([*range(counts[j]), 3])
         for probs in (q, p.expand(q.shape)):
             assert_close(probs[..., there].sum(-1), torch.ones(1, 2))

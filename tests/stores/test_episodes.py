@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from conftest import ink
 from torch.testing import assert_close
 
 from pyro_memory import EpisodicMemory
@@ -38,27 +37,6 @@ def test_free_slots_are_filled_first():
     assert int(store.filled.sum()) == 2
     assert_close(store.variance[~store.filled], torch.ones(1, DIM))
     assert sorted(store.write(*episode(5)).loc[:, 0].tolist()) == [1, 2, 5]
-
-
-def test_reading_gives_the_image_addressed_and_nothing_for_none():
-    store = written(3, [1, 2])
-    j, i = torch.tensor([[0, 1], [3, 1]]), torch.tensor([[1, 0], [0, 3]])
-    shown = store.read(j, i, lambda images: (images, 2 * images))
-    assert_close(shown[0][0, 0], store.items[0, 1])
-    assert_close(shown[1][0, 1], 2 * store.items[1, 0])
-    assert_close(shown[0][1], torch.zeros(2, *EVENT))  # of no episode, and no image of one
-    sizes = []
-    store.read(j.expand(5, 2, 2), i, lambda images: sizes.append(len(images)) or images)
-    assert sizes == [3]  # an image is computed once, however often it is read
-
-
-def test_the_images_that_are_there_are_alike_and_none_of_them_is_rare():
-    store = EpisodicMemory.reserve(2, 3, EVENT, DIM, K)
-    loc, variance, _, _, rho = episode(1)
-    store = store.write(loc, variance, ink(1, 2, *EVENT), torch.tensor([2]), rho)
-    assert store.counts.tolist() == [2, 0]
-    assert_close(store.which(torch.tensor([0])).probs, torch.tensor([[1.0, 1.0, 0.0, 0.05]]) / 2.05)
-    assert_close(store.which(torch.tensor([2])).probs, torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
 
 
 def test_several_at_once_are_as_one_after_another():

@@ -11,6 +11,7 @@ from pyro_memory import (
     VIMCO,
     ConceptMemory,
     EpisodicMemory,
+    Exemplars,
     LearnedPrior,
     LeaveOneOutELBO,
     MappedMemory,
@@ -302,6 +303,10 @@ def taken_in(store):
     return store.update(torch.ones(1, 3), torch.ones(1, 3), torch.full((1, 2), 0.5))
 
 
+def exemplars():
+    return Exemplars.reserve(2, 3, (4,), 3).take_in(torch.rand(2, 4), torch.ones(3), torch.ones(3), torch.ones(2))
+
+
 STORES = {
     "slots": (lambda: SlotMemory(torch.rand(4, 2), mask=MASK), {"write": written}),
     "slots with keys": (
@@ -317,9 +322,19 @@ STORES = {
     "concepts": (concepts, {"write": taken_in, "read": lambda store: store.predictive().base_dist.scale}),
     "episodes": (
         lambda: stores().episodes,
-        {"write": episode, "read": lambda store: store.read(torch.tensor([0, 2]), torch.tensor([0, 0]), lambda m: m)},
+        {"write": episode},
     ),
-    "both": (stores, {"write": lambda store: store.without_episodes()}),
+    "both": (
+        stores,
+        {
+            "write": lambda store: store.without_episodes(),
+            "read": lambda store: store.read(torch.tensor([0, 2]), torch.tensor([0, 0]), lambda m: m),
+        },
+    ),
+    "exemplars": (
+        exemplars,
+        {"write": lambda store: store.take_in(torch.rand(2, 4), torch.ones(3), torch.ones(3), torch.ones(2))},
+    ),
 }
 
 

@@ -9,6 +9,8 @@ from torch.nn import functional
 
 from pyro_memory.data.seeds import below
 
+TURNS = 8  # the symmetries of a square
+
 
 def check_shares(shape: tuple[int, ...], *, turned: float, varied: float, fixed: bool) -> None:
     """Raises a ValueError unless both are shares, images of this shape can be turned, where they are to be, and fixed
@@ -27,7 +29,11 @@ def turn(
     images: Float[Tensor, "*image height width"], generator: torch.Generator
 ) -> Float[Tensor, "*image height width"]:
     """Shows all images in one of the square's eight symmetries, drawn at random."""
-    symmetry = int(below(8, generator))
+    return turned(images, int(below(TURNS, generator)))
+
+
+def turned(images: Float[Tensor, "*image height width"], symmetry: int) -> Float[Tensor, "*image height width"]:
+    """Shows all images in one of the square's eight symmetries; 0 leaves them as they are."""
     return (images.mT if symmetry >= 4 else images).rot90(symmetry % 4, (-2, -1))
 
 

@@ -1,0 +1,131 @@
+"""New drawings of an unseen class from one, five or ten examples, by a structured memory over an exact base.
+
+Recall learns to tell which set an image belongs to; a VAE teaches it to look an image up among those of an episode;
+then an autoregressive base, which looks at all images of the page that was read, is trained over stores that live
+through classes that come, leave and come back. How sharply it draws (guidance and temperature) is chosen on other
+classes than those that are measured: the most drawings taken for their class among those at most as far from real ones
+as plain draws. Measures the bound by shots, and of drawings how many pass for their class, how far they lie from real
+ones, how varied they are, and how many copy an example. Writes results.json, a checkpoint (with the stores), weights
+and figures to --out; run it again to go on from there.
+
+    python benchmarks/experiments/vsm_drawings.py --steps 20 --recognition 20 --lookup 20
+    python benchmarks/experiments/vsm_drawings.py --data omniglot --data-dir FOLDER --start omniglot28 --steps 6000
+"""
+
+import matplotlib.pyplot as plt
+import study
+import torch
+from pyro.infer import Trace_ELBO
+from sets_measure import drawn_sets, judged_drawings, measure_bounds
+from sets_pairs import learned_prior, returning_life, teach
+from tables_sets import drawings
+
+import pyro_memory as pm
+from pyro_memory.data import load_images
+from pyro_memory.diagnostics import plot_images, train_classifier
+from pyro_memory.guides import AutoregressiveBaseGuide, VAEBaseGuide, VSMGuide
+from pyro_memory.models import VSM, AutoregressiveBase, VAEBase
+
+SHARPNESS = [(0.0, 1.0), (0.0, 0.9), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (0.5, 0.9), (1.0, 1.0)]
+CODE_DIM = 64
+
+
+def arguments():
+    return study.options(
+        __doc__, "out/vsm_drawings",
+        start=(None, "take the base's weights from vma-autoregressive-START"),
+        steps=(300, "training steps of the base, 8 tasks of 8 images each"),
+        recognition=(800, "steps in which recall learns to recognise sets first"),
+        lookup=(400, "steps of the VAE that teaches it to look images up in an episode"),
+        dim=(16, "dimensions of embeddings"), hidden=(256, "width of recall's layers"),
+        recall_channels=([16, 32, 64], "maps of recall's pyramid"), maps=(48, "features of a block"),
+        layers=([2, 4], "of the base, told nothing and told"), looks=(2, "at the page"), turned=(0.0, "share of sets"),
+        exemplars=(8, "images that a concept keeps"), concepts=(64, "of the semantic store"),
+        learning_rate=(1e-3, "of the base, at its highest"), classifier_steps=(600, "of the judge of drawings"),
+        evaluate=(60, "test images"), particles=(50, "K of the bounds"), judged=(20, "classes that are drawn"),
+        shots=([0, 1, 5, 10], "images in a support to measure bounds with"),
+        skip=(0, "leave out the first test images"),
+    ).parse_args()  # fmt: skip
+
+
+def base_sizes(shape, args):
+    return {
+        "shape": list(shape), "maps": args.maps, "layers": args.layers, "looks": args.looks, "reads": True,
+        "unread": 0.06, "code_dim": CODE_DIM, "whole_page": True,
+    }  # fmt: skip
+
+
+def started(shape, args):
+    """The base, with the weights of a VMA's where there is one; what tells it the code is its own."""
+    base = AutoregressiveBase(**base_sizes(shape, args))
+    if args.start:
+        vma, _ = pm.load_pretrained(f"vma-autoregressive-{args.start}")
+        same = {n: t for n, t in vma.base.state_dict().items() if not n.startswith("code.")}
+        missing, strange = base.load_state_dict(same, strict=False)
+        if strange or any(not n.startswith("code.") for n in missing):
+            raise SystemExit(f"--start {args.start} is of another base; give its --maps, --layers and --looks")
+    return base
+
+
+def trained(background, evaluation, args):
+    torch.manual_seed(args.seed)
+    shape, sizes = background.shape, {"channels": [16, 32, 48], "code_dim": CODE_DIM}
+    recall = pm.Recall(
+        shape, dim=args.dim, code_dim=CODE_DIM, channels=args.recall_channels, hidden=args.hidden
+    )  # fmt: skip
+    recall.calibrate(background[torch.randperm(len(background))[:500]])
+    found, _ = teach(recall, background, evaluation, args)
+    prior = learned_prior(recall, background, args.seed)
+    pair = VSM(VAEBase(shape, **sizes), recall), VSMGuide(VAEBaseGuide(shape, **sizes), recall)
+    print(f"\nteaching it to look images up: {args.lookup} steps over a VAE")
+    many = {"steps": args.lookup, "schedule": pm.warm_cosine(args.lookup), "learning_rate": 4e-3}
+    study.train("lookup", *pair, returning_life(background, recall, args, prior), pm.LeaveOneOutELBO(2), args, **many)
+    base = started(shape, args)
+    model, guide = VSM(base, recall), VSMGuide(AutoregressiveBaseGuide(), recall)
+    for part in (recall.key, recall.similarity):
+        part.requires_grad_(False)
+    life = returning_life(background, recall, args, prior)
+    print(f"\ntraining {args.steps} steps of {life.tasks.tasks} x {life.tasks.queries} images")
+    result = study.train("model", model, guide, life, Trace_ELBO(max_plate_nesting=2), args)
+    return model, guide, life, result, found
+
+
+def draw(model, life, data, args, how, path):
+    """Examples of unseen classes, and new drawings given one of them, five and ten."""
+    support, _, _ = drawn_sets(data, args, 10)
+    support = support[:8]
+    rows = []
+    for shots in (1, 5):
+        given = pm.SlotMemory(data[support[:, :shots]], batch_dim=-2)
+        memory = pm.remember(model.recall, life.memory, given)
+        rows.append(model.generate(given, memory, 8, **how))
+    blank = torch.zeros_like(rows[0][:, :1])
+    shown = torch.cat([data[support[:, :5]], blank, rows[0], blank, rows[1]], 1)
+    fig, ax = plt.subplots(figsize=(13, 4.6), layout="constrained")
+    plot_images(list(shown), ax=ax)
+    ax.set_title("Five images of an unseen class each; eight drawn given the first of them, eight given all five")
+    fig.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(fig)
+
+
+def main():
+    args = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", "evaluation"))
+    print(f"train on {background}\ntest on  {evaluation}")
+    model, guide, life, result, found = trained(background, evaluation, args)
+    print(f"{life.memory.concepts}\n{life.memory.episodes}\nmeasuring")
+    bounds = measure_bounds(model, guide, life.memory, evaluation, args)
+    judge = train_classifier(background, steps=args.classifier_steps, seed=args.seed)
+    chosen, tried, samples = judged_drawings(model, life.memory, judge, evaluation, SHARPNESS, args)
+    draw(model, life, evaluation, args, {}, args.out / "drawings_plain.png")
+    draw(model, life, evaluation, args, chosen, args.out / "drawings.png")
+    record = {
+        "training_seconds": result.seconds, "recognised": found, "classifier_accuracy": judge.accuracy,
+        "bounds": {s: b.to_dict() for s, b in bounds.items()}, "chosen": chosen, "tried": tried, "samples": samples,
+    }  # fmt: skip
+    study.leave(record, args, drawings)
+
+
+if __name__ == "__main__":
+    main()
