@@ -177,4 +177,5 @@ def judged_drawings(model, memory, judge, data, sharpness, args):
     chosen = {name: best[name] for name in ways[0]}
     five, ten = drawn_sets(data, args, 5), drawn_sets(data, args, 10)
     cases = [(five, 1), (five, 5), (ten, 10)]
-    return chosen, tried, [judged(sets, shots, how) for how in (ways[0], chosen) for sets, shots in cases]
+    shown = [ways[0]] if chosen == ways[0] else [ways[0], chosen]
+    return chosen, tried, [judged(sets, shots, how) for how in shown for sets, shots in cases]

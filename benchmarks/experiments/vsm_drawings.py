@@ -44,7 +44,7 @@ def arguments():
         learning_rate=(1e-3, "of the base, at its highest"), classifier_steps=(600, "of the judge of drawings"),
         evaluate=(60, "test images"), particles=(50, "K of the bounds"), judged=(20, "classes that are drawn"),
         shots=([0, 1, 5, 10], "images in a support to measure bounds with"),
-        skip=(0, "leave out the first test images"),
+        skip=(0, "leave out the first test images"), ways=(7, "of drawing to choose among"),
     ).parse_args()  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def main():
     print(f"{life.memory.concepts}\n{life.memory.episodes}\nmeasuring")
     bounds = measure_bounds(model, guide, life.memory, evaluation, args)
     judge = train_classifier(background, steps=args.classifier_steps, seed=args.seed)
-    chosen, tried, samples = judged_drawings(model, life.memory, judge, evaluation, SHARPNESS, args)
+    chosen, tried, samples = judged_drawings(model, life.memory, judge, evaluation, SHARPNESS[: args.ways], args)
     draw(model, life, evaluation, args, {}, args.out / "drawings_plain.png")
     draw(model, life, evaluation, args, chosen, args.out / "drawings.png")
     record = {

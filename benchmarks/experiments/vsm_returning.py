@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import study
 import torch
 from sets_pairs import learned_prior, returning_life, returning_stores, teach
-from tables_returning import returning_gains, returning_met, returning_sizes
+from tables_returning import AGO, MET, returning_gains, returning_met, returning_sizes
 
 import pyro_memory as pm
 from pyro_memory.data import ReturningClasses, load_images
@@ -28,8 +28,6 @@ from pyro_memory.guides import VAEBaseGuide, VSMGuide
 from pyro_memory.models import VSM, VAEBase
 
 CODE_DIM = 32
-MET = ((1, 2), (3, 5), (6, 9), (10, 10**6))
-AGO = ((0, 200), (200, 600), (600, 1200), (1200, 10**6))
 
 
 def arguments():
