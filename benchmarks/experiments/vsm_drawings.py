@@ -57,6 +57,7 @@ def base_sizes(shape, args):
 
 def started(shape, args):
     """The base, with the weights of a VMA's where there is one; what tells it the code is its own."""
+    torch.manual_seed(args.seed)
     base = AutoregressiveBase(**base_sizes(shape, args))
     if args.start:
         vma, _ = pm.load_pretrained(f"vma-autoregressive-{args.start}")
@@ -67,7 +68,7 @@ def started(shape, args):
     return base
 
 
-def trained(background, evaluation, args):
+def trained(background, evaluation, base, args):
     torch.manual_seed(args.seed)
     shape, sizes = background.shape, {"channels": [16, 32, 48], "code_dim": CODE_DIM}
     recall = pm.Recall(
@@ -80,7 +81,6 @@ def trained(background, evaluation, args):
     print(f"\nteaching it to look images up: {args.lookup} steps over a VAE")
     many = {"steps": args.lookup, "schedule": pm.warm_cosine(args.lookup), "learning_rate": 4e-3}
     study.train("lookup", *pair, returning_life(background, recall, args, prior), pm.LeaveOneOutELBO(2), args, **many)
-    base = started(shape, args)
     model, guide = VSM(base, recall), VSMGuide(AutoregressiveBaseGuide(), recall)
     for part in (recall.key, recall.similarity):
         part.requires_grad_(False)
@@ -113,7 +113,9 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", "evaluation"))
     print(f"train on {background}\ntest on  {evaluation}")
-    model, guide, life, result, found = trained(background, evaluation, args)
+    if not 2 <= 2 * args.judged <= evaluation.classes:
+        raise SystemExit(f"--judged must be 1 to {evaluation.classes // 2}: as many others say how to draw")
+    model, guide, life, result, found = trained(background, evaluation, started(background.shape, args), args)
     print(f"{life.memory.concepts}\n{life.memory.episodes}\nmeasuring")
     bounds = measure_bounds(model, guide, life.memory, evaluation, args)
     judge = train_classifier(background, steps=args.classifier_steps, seed=args.seed)

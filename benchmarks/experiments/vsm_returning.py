@@ -123,12 +123,14 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     background, evaluation = (load_images(args.data, split, args.data_dir) for split in ("background", "evaluation"))
     print(f"train on {background}\ntest on  {evaluation}")
-    model, guide, prior, record = trained(background, evaluation, args)
-    recall, shape = model.recall, evaluation.shape
+    if args.exemplars < max(1, *args.kept):
+        raise SystemExit(f"--exemplars must be 1 or more and as many as --kept tries; got {args.exemplars}")
     stream = ReturningClasses(
         evaluation, queries=1, shots=5, back=(1, 2), items=5, present=min(args.present, evaluation.classes // 3),
         classes=min(args.classes, evaluation.classes), seed=args.seed,
     )  # fmt: skip
+    model, guide, prior, record = trained(background, evaluation, args)
+    recall, shape = model.recall, evaluation.shape
     empty = returning_stores(shape, args, prior, items=5)
     memory, marks = lived(recall, stream, empty, args)
     print(f"{memory.concepts}\n{memory.episodes}")
@@ -157,7 +159,7 @@ def main():
         sizes["concepts"][count] = sized(model, guide, other, stream, args)
     labels = rows[0]["concepts"][1]
     record |= {
-        "marks": marks, "classes_met": len(met), "episodes": 8 * args.lived,
+        "marks": marks, "classes_met": len(met), "episodes": int(memory.episodes.store.seen),
         "met": [met[label] for label in labels], "sizes": sizes, "concept_bytes": stored(memory, 8),
         "bounds": {s: {n: [round(v, 2) for v in b.tolist()] for n, (b, _) in r.items()} for s, r in rows.items()},
     }  # fmt: skip

@@ -13,11 +13,12 @@ from torch import Tensor
 from pyro_memory.distributions import expected_log_prob
 from pyro_memory.gate import check_least, checked, told
 from pyro_memory.recall.assigning import assign
-from pyro_memory.recall.conversion import conversion_scores, outcome_prior
+from pyro_memory.recall.conversion import conversion_scores, hazard_of, outcome_prior
 from pyro_memory.recall.decisions import Consolidation
 from pyro_memory.recall.merging import merge, merge_evidence
 from pyro_memory.stores import ConceptMemory, EpisodicMemory, StructuredMemory
 
+ENDLESS = 10**9  # episodes
 TRACE = 1e-6  # a share of an episode that moves no concept
 
 
@@ -72,7 +73,7 @@ def consolidate(
     store, start = memory.episodes, memory.concepts.forget(forgetting)
     considered, hazard = _considered(store, episodes, room, timescale)
     order = [i for i in store.ages.argsort(descending=True).tolist() if considered[i]]
-    turns = _Turns(start, store, order, hazard, guide, timescale, rule)
+    turns = _Turns(start, store, order, hazard, guide, rule)
     for n in range(len(order)):
         turns.take(n)
     concepts, shares = turns.concepts, turns.probabilities
@@ -96,10 +97,8 @@ def _considered(
     store: EpisodicMemory, episodes: int | Sequence[int] | None, room: int, timescale: float
 ) -> tuple[Bool[Tensor, " slot"], Tensor]:
     """Which slots may be converted, and the prior chance of each."""
-    if not timescale > 0:
-        raise ValueError(f"`timescale` must be positive, in episodes; got {timescale}")
     considered = store.filled & ~store.replayed
-    hazard = -torch.expm1(-store.ages.to(store.loc) / timescale) * considered
+    hazard = hazard_of(store.ages.to(store.loc), timescale) * considered
     if room > store.slots:
         raise ValueError(f"`room` must be at most the {store.slots} slots; got {room}")
     if episodes is not None:
@@ -111,7 +110,7 @@ def _considered(
                     f"{considered.nonzero().flatten().tolist()}; got {slot}. `remembered_at` says where a support is"
                 )
             asked[slot] = True
-        return asked, torch.where(asked, 1.0, 0.0).to(hazard)
+        return asked, asked.to(hazard)
     must = max(0, room - int((~store.filled).sum()))
     oldest = store.ages.masked_fill(~considered, -1).argsort(descending=True)[:must]
     hazard[oldest] = considered[oldest].to(hazard)
@@ -123,10 +122,10 @@ class _Turns:
 
     def __init__(
         self, concepts: ConceptMemory, store: EpisodicMemory, order: list[int], hazard: Tensor,
-        guide: Any, timescale: float, rule: str,
+        guide: Any, rule: str,
     ) -> None:  # fmt: skip
         self.concepts, self.store, self.order, self.hazard = concepts, store, order, hazard
-        self.guide, self.timescale, self.rule = guide, timescale, rule
+        self.guide, self.rule = guide, rule
         self.scores = conversion_scores(concepts, store.loc[order], store.variance[order])
         self.evidence = concepts.loc.new_zeros(store.slots, concepts.concepts + 2)
         self.probabilities = torch.zeros_like(self.evidence)
@@ -157,10 +156,9 @@ class _Turns:
 
     def _guessed(self, slot: int) -> Tensor:
         part = slice(slot, slot + 1)
-        # An episode that may not be kept is as old as can be.
-        ages = self.store.ages[part].clone()
-        if self.hazard[slot] == 1:
-            ages += int(1e6 * self.timescale) if math.isfinite(self.timescale) else 0
+        ages = self.store.ages[part]
+        if self.hazard[slot] == 1:  # what may not be kept is as old as can be
+            ages = torch.full_like(ages, ENDLESS)
         return self.guide.probabilities(self.concepts, self.store.loc[part], self.store.variance[part], ages)[0]
 
     def _room(self, scores: Tensor, log_p: Tensor, hazard: Tensor) -> tuple[int, int] | None:

@@ -27,9 +27,14 @@ def conversion_prior(
     Raises:
         ValueError: if ``timescale`` is not positive (``math.inf`` converts nothing).
     """
+    return outcome_prior(concepts, hazard_of(ages.to(concepts.loc), timescale))
+
+
+def hazard_of(ages: Tensor, timescale: float) -> Tensor:
+    """The chance of conversion at each age: h = 1 - exp(-age / timescale)."""
     if not timescale > 0:
         raise ValueError(f"`timescale` must be positive, in episodes; got {timescale}")
-    return outcome_prior(concepts, -torch.expm1(-ages.to(concepts.loc) / timescale))
+    return -torch.expm1(-ages / timescale)
 
 
 def outcome_prior(concepts: ConceptMemory, hazard: Float[Tensor, " episode"]) -> Float[Tensor, "episode outcome"]:

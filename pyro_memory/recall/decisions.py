@@ -38,8 +38,8 @@ class Decision(NamedTuple):
     evidence: dict[str, float]
 
     def __str__(self) -> str:
-        what = self.outcome + ("" if self.concept is None else f" concept {self.concept}")
-        what = what.replace("taken in concept", "taken in by concept")
+        by = " by" if self.outcome == "taken in" else ""
+        what = self.outcome + ("" if self.concept is None else f"{by} concept {self.concept}")
         spoken = ", ".join(f"{name} {nats:+.1f}" for name, nats in self.evidence.items())
         return (
             f"slot {self.slot}, age {self.age}: {what} (q {self.probability:.2f}); chance of conversion beforehand "

@@ -175,7 +175,7 @@ def reorganise(concepts: ConceptMemory, *, threshold: float = 3.0) -> tuple[Conc
     that are likelier two, while there is room.
 
     Args:
-        threshold: nats; 3 asks for odds of 20 to 1. What was split is not merged again: both ask for the same odds.
+        threshold: nats; 3 asks for odds of 20 to 1.
 
     Concepts without exemplars are not split. Cost: O(concepts^2 x dim) a merge, O(2^exemplars x dim) a concept.
     """

@@ -9,6 +9,7 @@ from set_parts import DIM, pair, sets, stores
 from torch.testing import assert_close
 
 from pyro_memory import ConceptMemory, EpisodicMemory, StructuredMemory, consolidate, remember, remembered_at
+from pyro_memory.guides import ConsolidationGuide
 
 EVENT = (1, 3, 3)
 
@@ -63,6 +64,13 @@ def test_the_evidence_is_what_decided():
     prior = after.concepts.prior().probs
     weights = torch.cat([prior[:1].log() + record.evidence[1, 1:2], (prior[1:].sum()).log() + record.evidence[1, -1:]])
     assert record.probabilities[1, 1].item() == pytest.approx(weights.softmax(0)[0].item(), rel=1e-4)
+
+
+def test_a_guide_is_asked_about_an_episode_that_may_not_be_kept():
+    memory = lived([0.5, -0.5])
+    after, record = consolidate(memory, [1], guide=ConsolidationGuide(timescale=500.0), timescale=math.inf)
+    assert record.converted.tolist() == [False, True] + [False] * 6
+    assert after.concepts.counts.sum() == pytest.approx(1.0)
 
 
 def test_room_is_made_of_the_oldest():
