@@ -6,7 +6,7 @@ evaluation classes that neither has seen, more of them than concepts, thousands 
 has left come back, with no example, one or two. The bound on held-out drawings is taken with concepts, with concepts
 emptied, with their exemplars shuffled, by the other rules of conversion, with one ring of episodes of as many bytes in
 their place, and without memory; by how often a class was met and how long ago; by the number of concepts and of
-exemplars. Writes results.json, checkpoints and figures to --out; run it again to go on from there.
+exemplars. Writes results.json, a checkpoint, weights and figures to --out; run it again to go on from there.
 
     python benchmarks/experiments/vsm_returning.py --steps 40 --recognition 40 --evaluate 30
     python benchmarks/experiments/vsm_returning.py --data omniglot --data-dir FOLDER --steps 4000 --recognition 2500
@@ -19,10 +19,10 @@ import matplotlib.pyplot as plt
 import study
 import torch
 from sets_pairs import learned_prior, returning_life, returning_stores, teach
-from tables_returning import AGO, MET, returning_gains, returning_met, returning_sizes
+from tables_returning import AGO, MET, returning_gains, returning_met, returning_sizes, span
 
 import pyro_memory as pm
-from pyro_memory.data import ReturningClasses, load_images
+from pyro_memory.data import LICENCES, ReturningClasses, load_images
 from pyro_memory.diagnostics import plot_images
 from pyro_memory.guides import VAEBaseGuide, VSMGuide
 from pyro_memory.models import VSM, VAEBase
@@ -81,7 +81,7 @@ def measured(model, guide, memory, stream, shots, args, alter=lambda memory: mem
     """The bound of every return, given its support, which memory has seen too; and whose it was."""
     parts, labels, most = [], [], args.evaluate or 10**9
     torch.manual_seed(args.seed)
-    for label, x, support in stream.returns(args.lived - 1, shots=shots, each=2, tasks=30):
+    for label, x, support in stream.returns(args.lived - 1, shots=shots, each=2, tasks=10):
         now = alter(pm.remember(model.recall, memory, support))
         how = {"particles": args.particles, "max_plate_nesting": 2}
         parts.append(pm.importance_bound(model, guide, x, support, now, **how).bound)
@@ -153,19 +153,31 @@ def main():
     sizes = {"exemplars": {}, "concepts": {}}
     for places in args.kept:
         sizes["exemplars"][places] = sized(model, guide, fewer(memory, places), stream, args)
-    sizes["exemplars"]["mean of 8"] = sized(model, guide, prototypes(memory), stream, args)
+    sizes["exemplars"][f"mean of {args.exemplars}"] = sized(model, guide, prototypes(memory), stream, args)
     for count in args.sizes:
         other, _ = lived(recall, stream, returning_stores(shape, args, prior, concepts=count, items=5), args)
         sizes["concepts"][count] = sized(model, guide, other, stream, args)
-    labels = rows[0]["concepts"][1]
+    of = {shots: r.pop("concepts") for shots, r in rows.items()}
+    gained = {shots: {name: of[shots][0] - b for name, (b, _) in r.items()} for shots, r in rows.items()}
+    history = torch.tensor([met[label] for label in of[0][1]])
     record |= {
         "marks": marks, "classes_met": len(met), "episodes": int(memory.episodes.store.seen),
-        "met": [met[label] for label in labels], "sizes": sizes, "concept_bytes": stored(memory, 8),
-        "bounds": {s: {n: [round(v, 2) for v in b.tolist()] for n, (b, _) in r.items()} for s, r in rows.items()},
+        "returns": len(history), "sizes": sizes, "concept_bytes": stored(memory, args.exemplars),
+        "bounds": {shots: study.mean_se(bound) for shots, (bound, _) in of.items()},
+        "gained": {s: {name: study.mean_se(v) for name, v in r.items()} for s, r in gained.items()},
+        "met": {s: binned(r["emptied"], history[:, 0], MET) for s, r in gained.items()},
+        "ago": {s: binned(r["emptied"], history[:, 1], AGO) for s, r in gained.items()},
     }  # fmt: skip
     draw(record, args, args.out / "returning.png")
     sheet(model, memory, args, args.out / "concepts.png")
+    leave_weights(model, guide, memory, record, args)
     study.leave(record, args, returning_gains, returning_met, returning_sizes)
+
+
+def binned(gain, seen, bins):
+    """For each span: its name, and of the returns in it how many they are, mean and error of their gain."""
+    parts = [(low, high, gain[(seen >= low) & (seen <= high)]) for low, high in bins]
+    return [[span(low, high), len(part), *study.mean_se(part)] for low, high, part in parts if len(part) > 1]
 
 
 def forgotten(now, before):
@@ -187,26 +199,37 @@ def sized(model, guide, memory, stream, args):
     for shots in (0, 1):
         own, _ = measured(model, guide, memory, stream, shots, args)
         other, _ = measured(model, guide, memory, stream, shots, args, pm.StructuredMemory.without_concepts)
-        found[shots] = [round(v, 2) for v in (own - other).tolist()]
+        found[shots] = study.mean_se(own - other)
     kept = memory.concepts.exemplars
     return {"gained": found, "bytes": stored(memory, 0 if kept is None else kept.places)}
 
 
+def leave_weights(model, guide, memory, record, args):
+    shots = {
+        f"gained by concepts, {n} examples": "{:.2f} ({:.2f})".format(*r["emptied"])
+        for n, r in record["gained"].items()
+    }
+    facts = {
+        "about": f"VSM over a VAE whose concepts keep exemplars, trained on {args.data} classes that come back",
+        "data": f"{args.data}, background classes; measured on evaluation classes", "licence": LICENCES[args.data],
+        "protocol": "{returns} returns of {classes_met} classes after {episodes} episodes; ".format(**record) +
+        f"nats over emptied concepts; K = {args.particles}",
+        "numbers": shots,
+        "training": f"{args.steps} steps of 8 x 8 images after {args.recognition} of recognition; seed {args.seed}; "
+        "the stores are those at the end of the life that was measured",
+    }  # fmt: skip
+    print(pm.save_pretrained(
+        f"vsm-returning-{args.data}", model, guide, memory=memory, facts=facts, folder=args.out / "weights"
+    ))  # fmt: skip
+
+
 def draw(record, args, path):
     fig, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
-    for ax, which, bins, name in ((axes[0], 0, MET, "times met"), (axes[1], 1, AGO, "episodes ago")):
-        for shots, rows in record["bounds"].items():
-            gain = torch.tensor(rows["concepts"]) - torch.tensor(rows["emptied"])
-            seen = torch.tensor([row[which] for row in record["met"]])[: len(gain)]
-            parts = [gain[(seen >= low) & (seen <= high)] for low, high in bins]
-            places = [i for i, part in enumerate(parts) if len(part) > 1]
-            mean, se = zip(*(study.mean_se(parts[i]) for i in places), strict=True)
-            ax.errorbar(
-                places, mean, [2 * e for e in se], marker="o", capsize=3, label=f"{shots} example{'s' * (shots != 1)}"
-            )
-        ax.set_xticks(
-            range(len(bins)), [f"{low} to {high}" if high < 10**6 else f"{low} or more" for low, high in bins]
-        )
+    for ax, which, name in ((axes[0], "met", "times met"), (axes[1], "ago", "episodes ago")):
+        for shots, rows in record[which].items():
+            spans, _, mean, se = zip(*rows, strict=True)
+            label = f"{shots} example{'s' * (shots != 1)}"
+            ax.errorbar(spans, mean, [2 * e for e in se], marker="o", capsize=3, label=label)
         ax.set(xlabel=name, ylabel="nats gained by concepts over emptied ones")
         ax.axhline(0, color="0.6", linewidth=0.8)
     axes[0].legend(frameon=False)

@@ -195,8 +195,8 @@ def reorganise(concepts: ConceptMemory, *, threshold: float = 3.0) -> tuple[Conc
         empty = (concepts.counts == 0).nonzero().flatten()
         if not len(empty) or concepts.counts[k] == 0:
             break
-        nats, second = split_evidence(concepts, k)
-        if nats > threshold:
+        gain, second = split_evidence(concepts, k)
+        if gain > threshold:
             concepts = split(concepts, k, second)
-            parted.append((k, int(empty[0]), nats))
+            parted.append((k, int(empty[0]), gain))
     return concepts, Reorganisation(merged, parted)

@@ -107,7 +107,8 @@ class ConceptMemory:
         row = [torch.full((concepts, dim), (defaults | prior)[f], dtype=dtype, device=device) for f in _PRIOR]
         like = {"dtype": dtype, "device": device}
         kept = Exemplars.reserve(concepts, exemplars, event_shape, dim, **like) if exemplars else None
-        return cls(*row, torch.zeros(concepts, dtype=row[0].dtype, device=device), **prior, exemplars=kept)
+        made = cls(*row, torch.zeros(concepts, dtype=row[0].dtype, device=device), **prior)
+        return replace(made, exemplars=kept)
 
     def emptied(self, concepts: int | None = None) -> ConceptMemory:
         """Returns a store of the same prior whose concepts are all empty."""
