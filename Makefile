@@ -106,7 +106,7 @@ examples: install ## run every example and every experiment at a few steps
 	$(RUN) examples/compose.py --steps 50 --out out/examples/compose
 	$(RUN) examples/attend_infer_repeat.py --steps 10 --out out/examples/attend_infer_repeat
 	$(RUN) examples/episodic_semantic.py --targets 20 --particles 4 --out out/examples/episodic_semantic
-	$(RUN) examples/lifetime.py --stages 2 --steps 12 --out out/examples/lifetime
+	$(RUN) examples/lifetime.py --steps 40 --particles 2 --out out/examples/lifetime
 	$(RUN) examples/titans_recall.py --steps 4 --sequences 8 --out out/examples/titans_recall
 	$(RUN) examples/cached_memory.py --sequences 2 --out out/examples/cached_memory
 	$(RUN) examples/surprise.py --write 50 --out out/examples/surprise

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyro
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_memory.gate import checked
+from pyro_memory.gate import check_least, checked
 from pyro_memory.models.bases.base import BaseModel
 from pyro_memory.naming import unique_name
 from pyro_memory.nets import Context, Pages
@@ -98,9 +99,9 @@ class VSM(PyroModule):
     @torch.no_grad()
     def generate(
         self, support: SlotMemory, memory: StructuredMemory, images: int, *, remembered: bool = True,
-        **how: bool | int | float,
+        candidates: int = 1, **how: bool | int | float,
     ) -> Float[Tensor, "task image channel height width"]:  # fmt: skip
-        """Draws new images of each task's class; each has a recall of its own.
+        r"""Draws new images of each task's class; each has a recall of its own.
 
         Args:
             support: the images given of each class, which ``remember`` has written to the memory.
@@ -109,19 +110,31 @@ class VSM(PyroModule):
             remembered: False draws for a support that is no episode of the memory, or no longer: from concepts, other
                 episodes and what the support says of the context. Images then are of its class only as far as those
                 know it.
+            candidates: draws of which one is kept for each image, in proportion to ``exp(recall.likeness(x, S))``
+                (sampling importance resampling). Many draw from :math:`p(x | S) \, p_r(x, S) / p_r(x) p_r(S)`, r what
+                recall has learned to tell sets apart by: nearer to the class and less varied than the model. Takes
+                that many times as long.
             how: for the base model's ``generate``, such as ``guidance`` of an ``AutoregressiveBase``.
 
         Raises:
-            ValueError: for a support that was not remembered.
+            ValueError: for a support that was not remembered, and for no candidates.
+
+        References: Using the SIR algorithm to simulate posterior distributions (Rubin, 1988), Bayesian Statistics 3
         """
+        check_least(1, candidates=candidates)
         if remembered:
             check_remembered(support, memory)
-        tasks = len(support.filled)
+        tasks, draws = len(support.filled), images * candidates
         evidence = self.recall.gather(support)
-        with pyro.plate("task", tasks, dim=-2), pyro.plate("item", images, dim=-1):
+        with pyro.plate("task", tasks, dim=-2), pyro.plate("item", draws, dim=-1):
             page, c = self.recall(memory, evidence)
             i = pyro.sample("i", memory.which(page))
-        return self.base.generate(self.context(page, i, c, memory), (tasks, images), **how)
+        x = self.base.generate(self.context(page, i, c, memory), (tasks, draws), **how)
+        if candidates == 1:
+            return x
+        likeness = self.recall.likeness(x, support).unflatten(1, (images, candidates))
+        chosen = dist.Categorical(logits=likeness).sample() + candidates * torch.arange(images, device=x.device)
+        return x.take_along_dim(chosen[..., None, None, None], 1)
 
     @torch.no_grad()
     def decode_concepts(

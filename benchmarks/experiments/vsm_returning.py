@@ -206,7 +206,7 @@ def sized(model, guide, memory, stream, args):
 
 def leave_weights(model, guide, memory, record, args):
     shots = {
-        f"gained by concepts, {n} examples": "{:.2f} ({:.2f})".format(*r["emptied"])
+        f"gained by concepts, {n} example{'s' * (n != 1)}": "{:.2f} ({:.2f})".format(*r["emptied"])
         for n, r in record["gained"].items()
     }
     facts = {

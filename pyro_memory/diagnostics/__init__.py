@@ -5,9 +5,10 @@ Where is the thing that ... bounds log p(x) (``importance_bound``); says what ea
 (``rate_distortion``), what the memory was worth (``memory_contribution``), how surprising each token was
 (``token_surprise``); how good generated images are (``frechet_distance``, ``class_agreement``, by ``train_classifier``)
 and how varied (``sample_diversity``); hands ArviZ a record (``to_arviz``) or a guide's draws (``posterior_to_arviz``);
-draws images, usage, levels, pairs side by side (``plot_images``, ``plot_usage``, ``plot_levels``, ``plot_text``,
-``plot_rate_distortion``); prints and displays a record (``Record``)? Each tells standard errors, and has ``to_dict()``
-and ``plot(ax)``. Imports: ``inference``, ``stores``, ``distributions``, ``nets``, ``data``.
+draws images, concepts, usage, levels, pairs side by side (``plot_images``, ``plot_concepts``, ``plot_usage``,
+``plot_levels``, ``plot_text``, ``plot_rate_distortion``); prints and displays a record (``Record``)? Each tells
+standard errors, and has ``to_dict()`` and ``plot(ax)``. Imports: ``inference``, ``stores``, ``distributions``,
+``nets``, ``data``.
 """
 
 from pyro_memory.diagnostics.addresses import AddressInformation
@@ -15,6 +16,7 @@ from pyro_memory.diagnostics.arviz import to_arviz
 from pyro_memory.diagnostics.axes import BLUE, GREY, ORANGE, Axes, axes_or_new, plot_images, plot_levels, plot_usage
 from pyro_memory.diagnostics.bound import BoundEstimate, importance_bound
 from pyro_memory.diagnostics.calibration import Calibration, calibrate
+from pyro_memory.diagnostics.concepts import plot_concepts
 from pyro_memory.diagnostics.continuous import LatentInformation
 from pyro_memory.diagnostics.contribution import MemoryContribution, memory_contribution
 from pyro_memory.diagnostics.diversity import SampleDiversity, sample_diversity
@@ -67,6 +69,7 @@ __all__ = [
     "importance_bound",
     "information_gain",
     "memory_contribution",
+    "plot_concepts",
     "plot_images",
     "plot_levels",
     "plot_rate_distortion",

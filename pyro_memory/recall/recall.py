@@ -196,6 +196,22 @@ class Recall(PyroModule):
         loc, variance = evidence.update(torch.zeros_like(evidence.shift), torch.ones_like(evidence.shift))
         return loc.squeeze(1), variance.squeeze(1)
 
+    def likeness(
+        self, x: Float[Tensor, "task query channel height width"], support: SlotMemory
+    ) -> Float[Tensor, "task query"]:
+        r"""Nats by which an image x is likelier to be of the embedding of its task's set S than of any:
+
+        .. math::
+            \log E_{u \sim N(e_S, v_S)} L_x(u) - \log E_{u \sim N(0, 1)} L_x(u)
+
+        L is the likelihood of the image's evidence and ``N(e_S, v_S)`` what ``embed`` gives. 0 for an empty set.
+        """
+        address, _, _ = self.evidence(self.look(x))
+        loc, variance = self.embed(support)
+        rows = torch.stack([loc, torch.zeros_like(loc)], 1), torch.stack([variance, torch.ones_like(variance)], 1)
+        own, other = address.log_marginal(*(row.unsqueeze(1) for row in rows)).unbind(-1)
+        return own - other
+
     # --- the conditionals
 
     def k_dist(self, memory: StructuredMemory, evidence: Evidence) -> dist.Categorical:

@@ -85,6 +85,17 @@ class Exemplars:
         concepts, places = self.times.shape
         return f"Exemplars({int(self.filled.sum())} of {concepts} x {places} images of {list(self.values.shape[2:])})"
 
+    def prototypes(self) -> tuple[Float[Tensor, "concept *event"], Float[Tensor, "concept *event"]]:
+        """Mean and standard deviation over the images that each concept keeps, pixel by pixel; zeros where it has none.
+
+        An image competes with the responsibility that it came with, so that the mean is one over those.
+        """
+        there = self.filled.reshape(*self.filled.shape, *(1 for _ in self.values.shape[2:])).to(self.values)
+        count = there.sum(1).clamp(min=1)
+        mean = (self.values * there).sum(1) / count
+        spread = ((self.values - mean.unsqueeze(1)).square() * there).sum(1) / count
+        return mean, spread.sqrt()
+
     def take_in(
         self, items: Float[Tensor, "item *event"], loc: Float[Tensor, " dim"], variance: Float[Tensor, " dim"],
         shares: Float[Tensor, " concept"],

@@ -327,7 +327,7 @@ SETS = {
     "VSM.forward": lambda: (vsm(), task()),
     "VSM.recalled": lambda: (vsm().recalled, tasks()),
     "VSM.imagined": lambda: (vsm().imagined, tasks()),
-    "VSM.generate": lambda: (vsm().generate, tasks(images=2, remembered=False)),
+    "VSM.generate": lambda: (vsm().generate, tasks(images=2, remembered=False, candidates=2)),
     "VSM.decode_concepts": lambda: (
         vsm().decode_concepts,
         called(s=torch.randn(2, 3), memory=structured(), images=2),

@@ -1,9 +1,10 @@
-"""A small call of what judges how varied samples are."""
+"""A small call of what judges how varied samples are, and of what draws concepts."""
 
 import torch
+from fuzz.calls_stores import examples
 from fuzz.parts import ink
 
-from pyro_memory.diagnostics import SampleDiversity, sample_diversity
+from pyro_memory.diagnostics import SampleDiversity, plot_concepts, sample_diversity
 
 
 def called(**call):
@@ -11,6 +12,7 @@ def called(**call):
 
 
 ROWS = {
+    "plot_concepts": lambda: (plot_concepts, called(concepts=examples(), which=None, ax=None)),
     "sample_diversity": lambda: (
         sample_diversity,
         called(

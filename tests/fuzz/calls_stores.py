@@ -251,6 +251,7 @@ RECALL = {
     "Recall.gather": lambda: (fresh_recall().gather, called(support=support())),
     "Recall.gather_all": lambda: (fresh_recall().gather_all, called(support=support(), seen=seen())),
     "Recall.embed": lambda: (recall().embed, called(support=support())),
+    "Recall.likeness": lambda: (recall().likeness, called(x=ink(2, 2, *SHAPE), support=support())),
     "Recall.k_dist": lambda: (recall().k_dist, called(memory=structured(), evidence=evidence()[0])),
     "Recall.s_dist": lambda: (
         recall().s_dist,

@@ -255,6 +255,29 @@ def test_it_generates_images_of_a_task_and_of_a_concept(kind):
     assert model.decode_concepts(torch.randn(4, DIM), stores(), 2).shape == (4, 2, *SHAPE)
 
 
+def test_an_image_is_likely_of_a_set_as_far_as_their_evidence_agrees():
+    recall, support, x = pair()[0].recall, sets([2, 0, 3]), ink(3, 2, *SHAPE)
+    found, each = recall.likeness(x, support), recall.evidence(recall.look(x))[0]
+    own, none = each.log_marginal(*recall.embed(support)), each.log_marginal(torch.zeros(1, DIM), torch.ones(1, DIM))
+    assert_close(found, torch.stack([own[t, :, t] for t in range(3)]) - none.squeeze(-1))
+    assert_close(found[1], torch.zeros(2))
+    assert found[[0, 2]].abs().min() > 1e-4
+
+
+def test_of_many_candidates_images_are_kept_in_proportion_to_their_likeness(monkeypatch):
+    model, support, two = pair()[0], sets([2]), ink(2, *SHAPE)
+    odds = (5 * model.recall.likeness(two.unsqueeze(0), support)[0]).softmax(-1)  # five times: as they would be taught
+    assert 0.05 < odds.min() < 0.45
+    like = model.recall.likeness
+    monkeypatch.setattr(model.recall, "likeness", lambda x, support: 5 * like(x, support))
+    monkeypatch.setattr(model.base, "generate", lambda context, shape: two[torch.randint(2, shape)])
+    drawn = [model.generate(support, stores(), 4000, remembered=False, candidates=n)[0] for n in (1, 50)]
+    shares = [(images == two[0]).flatten(1).all(1).double().mean().item() for images in drawn]
+    assert_close(shares, [0.5, odds[0].item()], atol=0.035, rtol=0)
+    with pytest.raises(ValueError, match="`candidates` must be at least 1"):
+        model.generate(support, stores(), 1, remembered=False, candidates=0)
+
+
 def test_a_diffusion_base_trains_with_one_particle_and_is_measured_by_whole_paths():
     model, guide = pair("diffusion")
     args = ink(2, 1, *SHAPE), sets([1, 2]), stores()

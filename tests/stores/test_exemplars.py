@@ -102,3 +102,15 @@ def test_shapes_that_do_not_fit_are_refused():
     empty = ConceptMemory.reserve(3, 4)
     with pytest.raises(ValueError, match="`exemplars` must be of 3 concepts"):
         replace(empty, exemplars=store)
+
+
+def test_a_prototype_is_mean_and_spread_of_what_a_concept_keeps():
+    store = Exemplars.reserve(3, 4, (1, 2, 2), 2)
+    images = torch.rand(3, 1, 2, 2)
+    store = store.take_in(images, torch.zeros(2), torch.ones(2), torch.tensor([1.0, 0.0, 0.5]))
+    mean, spread = store.prototypes()
+    for k in (0, 2):
+        assert_close(mean[k], images.mean(0))
+        assert_close(spread[k], images.std(0, correction=0))
+    assert not mean[1].any()
+    assert not spread[1].any()
