@@ -122,7 +122,7 @@ examples: install ## run every example and every experiment at a few steps
 	$(RUN) $(EXPERIMENTS)/vsm_fewshot.py --base diffusion --steps 10 --recognition 10 --evaluate 20 --particles 2 --out out/examples/vsm_diffusion
 	$(RUN) $(EXPERIMENTS)/vsm_fewshot.py --pretrained vsm-vae-omniglot --evaluate 20 --particles 4 --out out/examples/vsm_pretrained
 	$(RUN) $(EXPERIMENTS)/vsm_fewshot.py --base hierarchical --memory none --steps 10 --evaluate 20 --out out/examples/vsm_none
-	$(RUN) $(EXPERIMENTS)/vsm_drawings.py --steps 4 --recognition 10 --lookup 4 --maps 8 --recall-channels 8 16 --hidden 32 --evaluate 20 --particles 2 --judged 6 --ways 1 --classifier-steps 20 --out out/examples/vsm_drawings
+	$(RUN) $(EXPERIMENTS)/vsm_drawings.py --steps 4 --recognition 10 --lookup 4 --maps 8 --recall-channels 8 16 --hidden 32 --evaluate 20 --particles 2 --judged 4 --ways 2 --classifier-steps 20 --out out/examples/vsm_drawings
 	$(RUN) $(EXPERIMENTS)/vsm_returning.py --steps 6 --recognition 10 --recall-channels 8 16 --hidden 32 --channels 8 16 --lived 20 --present 6 --sizes 16 --kept 0 1 --evaluate 20 --particles 2 --out out/examples/vsm_returning
 	$(RUN) $(EXPERIMENTS)/vsm_stream.py --steps 10 --recognition 10 --stages 3 --evaluate 10 --particles 4 --out out/examples/vsm_stream
 	$(RUN) $(EXPERIMENTS)/titans_addressing.py --steps 20 --evaluate 16 --out out/examples/addressing

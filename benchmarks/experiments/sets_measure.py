@@ -145,7 +145,7 @@ def drawn_sets(data, args, support, skip=0):
     return prototype_sets(data, chosen[skip : skip + args.judged], support=support)
 
 
-def judged_drawings(model, memory, judge, data, sharpness, args):
+def judged_drawings(model, memory, judge, data, ways, args):
     """Drawings given five images, drawn in several ways, of the classes after the first ``--judged``; which way is best
     there; and those of the first classes, drawn so and plainly, given one image, five and ten."""
 
@@ -169,10 +169,11 @@ def judged_drawings(model, memory, judge, data, sharpness, args):
         print(shots, how, *found.values(), sep="\n  ", flush=True)
         return how | {"shots": shots, "images": len(flat[0])} | {name: f.to_dict() for name, f in found.items()}
 
-    ways = [{"guidance": g, "temperature": t} for g, t in sharpness]
+    ways = [{"guidance": g, "temperature": t, "candidates": n} for g, t, n in ways]
     others = drawn_sets(data, args, 5, skip=args.judged)
     tried = [judged(others, 5, how) for how in ways]
-    near = [row for row in tried if row["frechet"]["distance"] <= tried[0]["frechet"]["distance"]]
+    least = min((row["frechet"] for row in tried), key=lambda found: found["distance"])
+    near = [row for row in tried if row["frechet"]["distance"] <= least["distance"] + least["se"]]
     best = max(near, key=lambda row: row["agreement"]["agreement"])
     chosen = {name: best[name] for name in ways[0]}
     five, ten = drawn_sets(data, args, 5), drawn_sets(data, args, 10)

@@ -135,8 +135,8 @@ def drawings(record, recipe):
 
 
 def drawing(row):
-    plain = (row["guidance"], row["temperature"]) == (0.0, 1.0)
-    how = "drawn" if plain else f"guidance {row['guidance']:g}, temperature {row['temperature']:g}"
+    how = "guidance {guidance:g}, temperature {temperature:g}, 1 of {candidates}".format(**row)
+    how = "drawn" if (row["guidance"], row["temperature"], row["candidates"]) == (0.0, 1.0, 1) else how
     agreement, diversity = row["agreement"], row["diversity"]
     return [
         f"{row['shots']} example{'s' * (row['shots'] > 1)}, {how}", row["images"],
