@@ -169,7 +169,6 @@ def judged_drawings(model, memory, judge, data, ways, args):
         print(shots, how, *found.values(), sep="\n  ", flush=True)
         return how | {"shots": shots, "images": len(flat[0])} | {name: f.to_dict() for name, f in found.items()}
 
-    ways = [{"guidance": g, "temperature": t, "candidates": n} for g, t, n in ways]
     others = drawn_sets(data, args, 5, skip=args.judged)
     tried = [judged(others, 5, how) for how in ways]
     least = min((row["frechet"] for row in tried), key=lambda found: found["distance"])

@@ -6,7 +6,8 @@ through classes that come, leave and come back. How it draws (guidance, temperat
 keeps one) is chosen on other classes than those that are measured: the most drawings taken for their class among those
 no farther from real ones than the nearest and its standard error. Measures the bound by shots, and of drawings how many
 pass for their class, how far they lie from real ones, how varied they are, and how many copy an example. Writes
-results.json, a checkpoint, weights with small stores, and figures to --out; run it again to go on from there.
+results.json, a checkpoint, weights with small stores, and figures to --out; run it again to go on from there. With
+--pretrained it draws and does nothing else.
 
     python benchmarks/experiments/vsm_drawings.py --steps 20 --recognition 20 --lookup 20
     python benchmarks/experiments/vsm_drawings.py --data omniglot --data-dir FOLDER --start omniglot28 --steps 6000
@@ -31,6 +32,10 @@ WAYS = [(0.0, 1.0, 1), (0.25, 1.0, 4), (0.25, 0.9, 4), (0.5, 0.9, 4), (0.25, 1.0
 CODE_DIM = 64
 
 
+def named(way):
+    return dict(zip(("guidance", "temperature", "candidates"), way, strict=True))
+
+
 def arguments():
     return study.options(
         __doc__, "out/vsm_drawings",
@@ -46,6 +51,7 @@ def arguments():
         evaluate=(60, "test images"), particles=(50, "K of the bounds"), judged=(20, "classes that are drawn"),
         shots=([0, 1, 5, 10], "images in a support to measure bounds with"),
         skip=(0, "leave out the first test images"), ways=(6, "of drawing to choose among"),
+        pretrained=(None, "only draw, with these weights of the package"),
     ).parse_args()  # fmt: skip
 
 
@@ -72,9 +78,7 @@ def started(shape, args):
 def trained(background, evaluation, base, args):
     torch.manual_seed(args.seed)
     shape, sizes = background.shape, {"channels": [16, 32, 48], "code_dim": CODE_DIM}
-    recall = pm.Recall(
-        shape, dim=args.dim, code_dim=CODE_DIM, channels=args.recall_channels, hidden=args.hidden
-    )  # fmt: skip
+    recall = pm.Recall(shape, dim=args.dim, code_dim=CODE_DIM, channels=args.recall_channels, hidden=args.hidden)
     recall.calibrate(background[torch.randperm(len(background))[:500]])
     found, _ = teach(recall, background, evaluation, args)
     prior = learned_prior(recall, background, args.seed)
@@ -94,7 +98,7 @@ def trained(background, evaluation, base, args):
 def small_life(background, recall, args, prior):
     """Small stores to go with the weights, which have lived through some background classes."""
     life = returning_life(background, recall, args, prior)
-    memory = returning_stores(background.shape, args, prior, concepts=32, exemplars=4, slots=12)
+    memory = returning_stores(background.shape, args, prior, concepts=32, exemplars=4, slots=24)
     few = pm.Lifetime(life.tasks, recall, memory, consolidate_every=1, timescale=4.0, forgetting=1.0, room=8)
     for step in range(60):
         few[step]
@@ -114,24 +118,22 @@ def leave_weights(model, guide, memory, record, args):
         "protocol": f"supports of the query's class without the query; {args.evaluate} queries after {args.skip}; "
         f"K = {args.particles}; {args.judged} classes drawn with {record['chosen']}, chosen on others",
         "numbers": of_bounds | of_drawings,
-        "training": f"{args.steps} steps of 8 x 8 images from vma-autoregressive-{args.start}, recall taught for "
-        f"{args.recognition} and {args.lookup} before; seed {args.seed}",
+        "training": f"{args.steps} steps of 8 x 8 images, base begun from {args.start}, recall taught for "
+        f"{args.recognition} and {args.lookup} steps before; seed {args.seed}",
     }  # fmt: skip
     name = f"vsm-autoregressive-{args.data}"
     print(pm.save_pretrained(name, model, guide, memory=memory, facts=facts, folder=args.out / "weights"))
 
 
-def draw(model, life, data, args, how, path):
-    """Examples of unseen classes, and new drawings given one of them, five and ten."""
-    support, _, _ = drawn_sets(data, args, 10)
-    support = support[:8]
+def draw(model, memory, data, args, how, path):
+    """Five examples of each of eight unseen classes, and new drawings given one of them and all."""
+    support = drawn_sets(data, args, 5)[0][:8]
     rows = []
     for shots in (1, 5):
-        given = pm.SlotMemory(data[support[:, :shots]], batch_dim=-2)
-        memory = pm.remember(model.recall, life.memory, given)
-        rows.append(model.generate(given, memory, 8, **how))
+        given = pm.SlotMemory(data[support][:, :shots], batch_dim=-2)
+        rows.append(model.generate(given, pm.remember(model.recall, memory, given), 8, **how))
     blank = torch.zeros_like(rows[0][:, :1])
-    shown = torch.cat([data[support[:, :5]], blank, rows[0], blank, rows[1]], 1)
+    shown = torch.cat([data[support], blank, rows[0], blank, rows[1]], 1)
     fig, ax = plt.subplots(figsize=(13, 4.6), layout="constrained")
     plot_images(list(shown), ax=ax)
     ax.set_title("Five images of an unseen class each; eight drawn given the first of them, eight given all five")
@@ -146,13 +148,18 @@ def main():
     print(f"train on {background}\ntest on  {evaluation}")
     if not 2 <= 2 * args.judged <= evaluation.classes:
         raise SystemExit(f"--judged must be 1 to {evaluation.classes // 2}: as many others say how to draw")
+    if args.pretrained:
+        model, memory = pm.load_pretrained(args.pretrained)[0], pm.load_memory(args.pretrained)
+        draw(model, memory, evaluation, args, named(WAYS[1]), args.out / "drawings.png")
+        return study.leave({}, args)
     model, guide, life, prior, record = trained(background, evaluation, started(background.shape, args), args)
     print(f"{life.memory.concepts}\n{life.memory.episodes}\nmeasuring")
     bounds = measure_bounds(model, guide, life.memory, evaluation, args)
     judge = train_classifier(background, steps=args.classifier_steps, seed=args.seed)
-    chosen, tried, samples = judged_drawings(model, life.memory, judge, evaluation, WAYS[: args.ways], args)
-    draw(model, life, evaluation, args, {}, args.out / "drawings_plain.png")
-    draw(model, life, evaluation, args, chosen, args.out / "drawings.png")
+    ways = list(map(named, WAYS[: args.ways]))
+    chosen, tried, samples = judged_drawings(model, life.memory, judge, evaluation, ways, args)
+    draw(model, life.memory, evaluation, args, {}, args.out / "drawings_plain.png")
+    draw(model, life.memory, evaluation, args, chosen, args.out / "drawings.png")
     record |= {
         "classifier_accuracy": judge.accuracy, "bounds": {s: b.to_dict() for s, b in bounds.items()},
         "chosen": chosen, "tried": tried, "samples": samples,

@@ -46,6 +46,7 @@ def arguments():
         bounds_only=(False, "measure nothing but bounds by shots, draw nothing"),
         classifier_steps=(0, "train a classifier so long, to judge generated images in its features"),
         pretrained=(None, "measure weights that come with the package; train nothing"),
+        folder=(None, "where the weights of --pretrained lie, if not in the package"),
     )  # fmt: skip
     parser.add_argument("--particles", metavar="N", type=int, help="K of the bounds (default 100; diffusion: 8 paths)")
     args = parser.parse_args()
@@ -78,8 +79,9 @@ def main():
         for i in range(len(sets)):
             sets[i]
     if args.pretrained:
-        model, guide = (part.to(args.device) for part in load_pretrained(args.pretrained))
-        life = SimpleNamespace(memory=load_memory(args.pretrained).to(args.device), consolidation=None)
+        folder = (args.folder,) if args.folder else ()
+        model, guide = (part.to(args.device) for part in load_pretrained(args.pretrained, *folder))
+        life = SimpleNamespace(memory=load_memory(args.pretrained, *folder).to(args.device), consolidation=None)
         args.base = next(name for name, pair in BASES.items() if isinstance(model.base, pair[0]))
         result, training = None, {}
         if max(args.shots) > (most := life.memory.episodes.items.shape[1]):
@@ -100,7 +102,7 @@ def main():
     torch.manual_seed(args.seed)
     bounds = {shots: measure(model, guide, life, test_sets(evaluation, shots, args), args) for shots in args.shots}
     unused = {"steps", "recognition", "turned", "channels", "learning_rate", "rule", "no_replay"}
-    unused = unused if args.pretrained else ()
+    unused = {"folder"} | (unused if args.pretrained else set())
     record = training | {
         "bounds": {s: b.to_dict() | {"each": [round(v, 2) for v in b.bound.tolist()]} for s, b in bounds.items()}
     }
