@@ -23,7 +23,7 @@ from tables_returning import AGO, MET, returning_gains, returning_met, returning
 
 import pyro_memory as pm
 from pyro_memory.data import LICENCES, ReturningClasses, load_images
-from pyro_memory.diagnostics import plot_images
+from pyro_memory.diagnostics import plot_concepts
 from pyro_memory.guides import VAEBaseGuide, VSMGuide
 from pyro_memory.models import VSM, VAEBase
 
@@ -102,9 +102,7 @@ def fewer(memory, places):
 
 def prototypes(memory):
     """Concepts whose one exemplar is the mean of those that they keep."""
-    kept = memory.concepts.exemplars
-    weight = kept.filled.to(kept.values) / kept.filled.sum(1, keepdim=True).clamp(min=1)
-    mean = (kept.values * weight.reshape(*weight.shape, 1, 1, 1)).sum(1, keepdim=True)
+    mean = memory.concepts.exemplars.prototypes()[0].unsqueeze(1)
     part = replace(fewer(memory, 1).concepts.exemplars, values=mean)
     return replace(memory, concepts=replace(memory.concepts, exemplars=part))
 
@@ -169,7 +167,9 @@ def main():
         "ago": {s: binned(r["emptied"], history[:, 1], AGO) for s, r in gained.items()},
     }  # fmt: skip
     draw(record, args, args.out / "returning.png")
-    sheet(model, memory, args, args.out / "concepts.png")
+    fig, ax = plt.subplots(figsize=(9, 7), layout="constrained")
+    plot_concepts(memory.concepts, ax=ax)
+    fig.savefig(args.out / "concepts.png", dpi=120)
     leave_weights(model, guide, memory, record, args)
     study.leave(record, args, returning_gains, returning_met, returning_sizes)
 
@@ -236,19 +236,6 @@ def draw(record, args, path):
     axes[2].plot([m["episodes"] for m in record["marks"]], [m["milliseconds"] for m in record["marks"]], marker="o")
     axes[2].set(xlabel="episodes lived through", ylabel="milliseconds an episode", ylim=(0, None))
     fig.savefig(path, dpi=120)
-    plt.close(fig)
-
-
-def sheet(model, memory, args, path):
-    """Concepts by use: what each keeps, and the mean of it."""
-    used = memory.concepts.counts.argsort(descending=True)[:12]
-    kept = memory.concepts.exemplars
-    mean = prototypes(memory).concepts.exemplars.values[used]
-    rows = torch.cat([kept.values[used], torch.zeros_like(mean), mean], 1)
-    names = [f"{memory.concepts.counts[k]:.0f} episodes" for k in used]
-    fig, ax = plt.subplots(figsize=(7, 7), layout="constrained")
-    plot_images(list(rows), names, ax=ax).set_title("Concepts by use: exemplars, and their mean")
-    fig.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(fig)
 
 
