@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pyro_memory.diagnostics import Record, Rows
@@ -71,7 +71,7 @@ def merge(concepts: ConceptMemory, one: int, other: int) -> ConceptMemory:
 
 
 @checked
-def split_evidence(concepts: ConceptMemory, k: int) -> tuple[float, Tensor]:
+def split_evidence(concepts: ConceptMemory, k: int) -> tuple[float, Bool[Tensor, " place"]]:
     r"""Log Bayes factor of a concept's exemplars being of two concepts, against one, nats; and the likeliest division.
 
     Every division of its exemplars in two is weighed by its evidence under two Normal-Gammas; the factor is the mean
@@ -82,8 +82,9 @@ def split_evidence(concepts: ConceptMemory, k: int) -> tuple[float, Tensor]:
         the factor, minus infinity for fewer than two episodes, and for each place whether it is of the second part.
 
     Raises:
-        ValueError: for concepts without exemplars, and more than 16 of one.
+        ValueError: if there is no such concept, for concepts without exemplars, and more than 16 of one.
     """
+    check_places("k", torch.tensor([k], device="cpu"), concepts.concepts, "the concepts")
     kept = concepts.exemplars
     if kept is None or kept.places > 16:
         raise ValueError(
@@ -109,16 +110,19 @@ def split_evidence(concepts: ConceptMemory, k: int) -> tuple[float, Tensor]:
 
 
 @checked
-def split(concepts: ConceptMemory, k: int, second: Tensor) -> ConceptMemory:
+def split(concepts: ConceptMemory, k: int, second: Bool[Tensor, " place"]) -> ConceptMemory:
     """Returns a store in which an empty concept has the exemplars of concept ``k`` that ``second`` marks, and each of
     the two holds what its exemplars say, counted as the episodes that they stand for.
 
     Raises:
-        ValueError: if no concept is empty, or nothing is left on one side.
+        ValueError: if there is no such concept, none is empty, or nothing is left on one side.
     """
+    check_places("k", torch.tensor([k], device="cpu"), concepts.concepts, "the concepts")
     kept, empty = concepts.exemplars, (concepts.counts == 0).nonzero().flatten()
     if kept is None or not len(empty):
         raise ValueError("`concepts` must have an empty concept for the second part, and exemplars; merge two first")
+    if len(second) != kept.places:
+        raise ValueError(f"`second` must mark the {kept.places} places of a concept; got {len(second)}")
     sides = [kept.filled[k] & ~second, kept.filled[k] & second]
     if not all(bool(side.any()) for side in sides):
         raise ValueError("`second` must leave an exemplar on each side; got all on one")

@@ -149,3 +149,10 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="must keep from 1 to 16 exemplars"):
         split_evidence(bare, 0)
     assert not reorganise(bare)[1].merged
+    with pytest.raises(ValueError, match=r"`k` must .*concept"):
+        split_evidence(store, 1)
+    two = taken(around(0.0), [0] * 6)
+    with pytest.raises(ValueError, match=r"`k` must .*concept"):
+        split(two, 9, two.exemplars.filled[0])
+    with pytest.raises(ValueError, match=f"`second` must mark the {two.exemplars.places} places"):
+        split(two, 0, two.exemplars.filled[0][:-1])
