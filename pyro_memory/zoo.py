@@ -42,7 +42,7 @@ def pretrained(folder: str | Path = FOLDER) -> Cards:
 Forecasters = Literal["titans-lmm-etth1-96", "titans-lmm-etth1-192", "titans-lmm-etth1-336", "titans-lmm-etth1-720"]
 Titans = Literal["titans-lmm-needles", "titans-lmm-recall", "titans-lmm-recall32", "titans-mag-tinyshakespeare"]
 Drawn = Literal["vma-autoregressive-omniglot28", "vma-diffusion-omniglot28"]
-Sets = Literal["vsm-diffusion-omniglot", "vsm-returning-omniglot", "vsm-vae-omniglot"]
+Sets = Literal["vsm-autoregressive-omniglot", "vsm-returning-omniglot", "vsm-vae-omniglot"]
 Diffusion = Literal["diffusion-omniglot28"]
 Cached = Literal["titans-cached-recall32"]
 

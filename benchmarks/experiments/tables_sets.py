@@ -134,6 +134,20 @@ def drawings(record, recipe):
     return table([*lines, ["real images", real["images"], of_real, "", "", "100%", f"{apart:.1%}"]])
 
 
+def drawings_bounds(record, recipe):
+    """One model's bounds by shots."""
+    return table([heads(record["bounds"]), [estimate(row) for row in record["bounds"].values()]])
+
+
+def drawings_tried(record, recipe):
+    """The ways of drawing among which one was chosen, on the classes that it was chosen on."""
+    lines = [["", "its own class", "Frechet distance", "diversity", "copies"]]
+    for row in record["tried"]:
+        how, _, own, frechet, _, *others = drawing(row)
+        lines.append([how.split(", ", 1)[1], own, frechet, *others])
+    return table(lines)
+
+
 def drawing(row):
     how = "guidance {guidance:g}, temperature {temperature:g}, 1 of {candidates}".format(**row)
     how = "drawn" if (row["guidance"], row["temperature"], row["candidates"]) == (0.0, 1.0, 1) else how
