@@ -149,8 +149,9 @@ def drawings_tried(record, recipe):
 
 
 def drawing(row):
-    how = "guidance {guidance:g}, temperature {temperature:g}, 1 of {candidates}".format(**row)
-    how = "drawn" if (row["guidance"], row["temperature"], row["candidates"]) == (0.0, 1.0, 1) else how
+    plain = {"guidance": 0.0, "temperature": 1.0, "candidates": 1}
+    told = [f"{'1 of' if n == 'candidates' else n} {row[n]:g}" for n in plain if row[n] != plain[n]]
+    how = ", ".join(told) or "as the model draws"
     agreement, diversity = row["agreement"], row["diversity"]
     return [
         f"{row['shots']} example{'s' * (row['shots'] > 1)}, {how}", row["images"],
