@@ -81,6 +81,8 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.steps < 40:
         parser.error(f"--steps must be at least 40, for letters to have left; got {args.steps}")
+    if min(args.concepts, args.exemplars, args.particles) < 1:
+        parser.error("--concepts, --exemplars and --particles must be at least 1")
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     model, guide = pm.load_pretrained("vsm-returning-omniglot")
