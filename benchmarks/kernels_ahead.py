@@ -111,7 +111,8 @@ def _job(fn, given, rank):
 
 
 def alone(kind):
-    """A check with one row, which needs the same; a case becomes a check; a function stays as it is."""
+    """A check with one row, in the form of all; a case becomes a check; a function stays as it is."""
+    from kernels_cases import plan_of
     from kernels_check import Case, Check
 
     if callable(kind):
@@ -120,7 +121,8 @@ def alone(kind):
         return First(alone(kind.kind))
     check = Check(kind) if isinstance(kind, Case) else kind
     case = replace(check.case, batch=1, heads=1)
-    return replace(check, case=case, lengths=None if check.lengths is None else (case.time,))
+    lengths = None if check.lengths is None else (case.time,)
+    return replace(check, case=case, lengths=lengths, fused=check.fused or plan_of(check.case).form == "fused")
 
 
 def passes(check):
@@ -135,7 +137,7 @@ def passes(check):
         options["lengths"] = torch.tensor(check.lengths)
 
     def call():
-        with allowing(check.tf32):
+        with allowing(check):
             with_gradients(check.case, arguments, "triton", **options)
             with torch.no_grad():
                 run(check.case, arguments, "triton", **options)
@@ -162,7 +164,7 @@ def begin(capability, scratch):
     if triton_launch.interpreted():
         raise RuntimeError("Triton was imported under TRITON_INTERPRET=1, before this process could unset it")
     kernels_compile.install(capability)
-    limits.why_not_triton = lambda *args, **options: None
+    limits.reason_against = lambda *args: None
     scan.interpreting = lambda: True  # else it refuses a CPU
     triton.knobs.compilation.store_binary_only = True
     torch.set_num_threads(1)

@@ -82,6 +82,16 @@ def with_gradients(case, arguments, backend, **options):
     return [t.detach() for t in outputs], list(gradients)
 
 
+def plan_of(case):
+    """How a case with gradients runs on an H100."""
+    from pyro_memory.kernels.memory.plan import operand_bytes, planned
+
+    tokens, state = getattr(torch, case.dtype), torch.float64 if case.dtype == "float64" else torch.float32
+    widths = [case.dim, case.expansion * case.dim, case.dim] if case.expansion else [case.dim] * 2
+    size = operand_bytes(tokens, state)
+    return planned(case.rows, case.time, widths, case.chunk, size, state.itemsize, learns=True)
+
+
 def why_not(case, arguments):
     """Why the kernels do not take a case on this GPU, or None."""
     q, v, weights, decay = (arguments[name] for name in ("q", "v", "weights", "decay"))

@@ -16,12 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import kernels_cases
 import numpy as np
 import torch
 from kernels_cases import configured, first_that_fits, inputs, like, run, why_not, with_gradients
 from kernels_cost import Case
+
+from pyro_memory.kernels.memory import plan
 
 # Of values and states, and of gradients. "tf32": float32 tokens where torch is allowed one product in tf32.
 BARS = {
@@ -40,6 +43,7 @@ class Check:
     lengths: tuple[int, ...] | None = None
     every: int | None = None  # of checkpoint_chunks
     tf32: bool = False
+    fused: bool = False  # the form of many rows, with as few as there are
 
     @property
     def options(self):
@@ -50,6 +54,7 @@ class Check:
             "" if self.lengths is None else "lengths",
             f"kept each {self.every}" if self.every else "",
             "tf32" * self.tf32,
+            "fused" * self.fused,
         ]
         return " ".join([str(self.case), *filter(None, more)])
 
@@ -67,6 +72,9 @@ CHECKS = (
     Check(_base(128, 4, 64)),
     Check(_base(32, 4, 32)),
     Check(_base(16, 4, 16)),
+    *(Check(_base(64, e, c), fused=True) for c in (64, 16) for e in (0, 1, 4)),
+    Check(_base(128, 4, 64), fused=True),
+    *(Check(_base(64, e, 64), fused=True, lengths=(201, 0)) for e in (0, 4)),
     Check(_base(48, 1, 32)),  # 48 hidden units: no multiple of a tile
     *(Check(_base(64, e, 64, norm=False)) for e in (0, 1, 4)),
     Check(_base(64, 4, 64, activation="silu")),
@@ -83,7 +91,7 @@ CHECKS = (
     *(Check(_base(32, e, 32, "float64")) for e in (0, 1)),
 )  # fmt: skip
 # Whose other configurations are compared with the first.
-CONFIGURED = tuple(Check(_base(64, e, 64)) for e in (0, 1, 4))
+CONFIGURED = tuple(Check(_base(64, e, 64), fused=fused) for e in (0, 1, 4) for fused in (False, True))
 
 
 def small(check):
@@ -99,7 +107,7 @@ def small(check):
 def errors(check, device):
     """The largest error of values and states, and of gradients, each over its bar; without gradients values again."""
     case, arguments, options = prepared(check, device)
-    with allowing(check.tf32):
+    with allowing(check):
         values, gradients = with_gradients(case, arguments, "triton", **check.options, **options)
         with torch.no_grad():  # no state is kept then: another compilation
             alone = run(case, arguments, "triton", **options)
@@ -119,13 +127,15 @@ def prepared(check, device):
 
 
 @contextmanager
-def allowing(tf32):
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = tf32
+def allowing(check):
+    """Within it float32 tokens may be multiplied in tf32, and few rows fused, where the check has it so."""
+    before, matmul = torch.backends.cuda.matmul.allow_tf32, torch.backends.cuda.matmul
+    matmul.allow_tf32 = check.tf32
     try:
-        yield
+        with patch.object(plan, "SPLIT", dict.fromkeys(plan.SPLIT, 0) if check.fused else plan.SPLIT):
+            yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        matmul.allow_tf32 = before
 
 
 def worst(actual, truth):
@@ -141,7 +151,10 @@ def worst(actual, truth):
 def repeats(check, device, times=3):
     """Whether it gives the same bits again."""
     case, arguments, options = prepared(check, device)
-    first, *others = (flat(with_gradients(case, arguments, "triton", **check.options, **options)) for _ in range(times))
+    with allowing(check):
+        first, *others = (
+            flat(with_gradients(case, arguments, "triton", **check.options, **options)) for _ in range(times)
+        )
     return all(same_bits(a, b) for other in others for a, b in zip(first, other, strict=True))
 
 
@@ -158,7 +171,7 @@ def other_configurations(check, device):
     case, arguments, _ = prepared(check, device)
 
     def with_configuration(which):
-        with configured(lambda kernel, found: (found[which % len(found)],)):
+        with configured(lambda kernel, found: (found[which % len(found)],)), allowing(check):
             return with_gradients(case, arguments, "triton")
 
     bars = BARS[case.dtype]

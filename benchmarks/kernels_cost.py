@@ -58,16 +58,13 @@ def traffic(case: Case, backward: bool, training: bool) -> int:
     """Bytes to and from device memory: tokens, gates and states once; the states kept before every chunk."""
     layers = 1 if case.expansion == 0 else 2
     chunks = -(-case.time // case.chunk)
-    tokens, gates, state = (
-        case.time * case.dim * TOKEN_BYTES[case.dtype],
-        3 * layers * case.time * 4,
-        case.state_size * 4,
-    )
+    tokens, gates = case.time * case.dim * TOKEN_BYTES[case.dtype], 3 * layers * case.time * 4
+    state, kept = case.state_size * 4, chunks * case.state_size * (2 if case.dtype == "bfloat16" else 4)
     if backward:
         apart = 2 * layers * chunks * case.chunk**2 * 4  # the gates' weights' gradients, written and read
-        row = 7 * tokens + 2 * gates + apart + chunks * state + 2 * state
+        row = 7 * tokens + 2 * gates + apart + kept + 2 * state
     else:
-        row = 4 * tokens + gates + 2 * state + (chunks * state if training else 0)
+        row = 4 * tokens + gates + 2 * state + (kept if training else 0)
     return case.rows * row
 
 

@@ -1,9 +1,9 @@
 """Checks and times the kernels on a GPU in minutes, and trains in what is left of them.
 
-Parts in order, each with its mark on the clock: what was compiled ahead is laid ready, correctness, our kernels by call
-and each by itself, their configurations, others beside them, address and scan, and training. Rows go to OUT/rows.csv as
-they come, with GPU, driver and versions; at the end a figure, OUT/times.png, and a table of at most 60 lines, also in
-OUT/table.txt. Needs torch, triton, numpy and matplotlib, and runs from a checkout.
+Parts in order, each with its mark on the clock: what was compiled ahead is laid ready, correctness, our kernels by
+call, in either form and each by itself, their configurations, others beside them, address and scan, and training. Rows
+go to OUT/rows.csv as they come, with GPU, driver and versions; at the end a figure, OUT/times.png, and a table of at
+most 60 lines, also in OUT/table.txt. Needs torch, triton, numpy and matplotlib, and runs from a checkout.
 
     python benchmarks/kernels_gpu.py --minutes 7 --out out/gpu
     python benchmarks/kernels_gpu.py --only check --minutes 2
@@ -110,7 +110,7 @@ def kinds():
     from kernels_check import CHECKS, SMALL
 
     first = map(First, (*CHECKS, *SMALL, *kernels_rows.OTHERS))
-    return [*first, *kernels_rows.BASE, *kernels_rows.DECODED, *kernels_rows.ahead()]
+    return [*first, *kernels_rows.BASE, *kernels_rows.DECODED, *kernels_rows.PLAIN, *kernels_rows.ahead()]
 
 
 def ceilings(rates):
@@ -193,8 +193,8 @@ def steps_in(folder):
 
 # No job of a part starts later than this share of the run; an early part's leftover goes to the later ones.
 MARKS = {
-    "ready": 0.18, "ceilings": 0.2, "check": 0.38, "ours": 0.55, "kernels": 0.6, "sweep": 0.68, "others": 0.73,
-    "reads": 0.78, "training": 1.0,
+    "ready": 0.18, "ceilings": 0.2, "check": 0.38, "ours": 0.55, "forms": 0.58, "kernels": 0.62, "sweep": 0.69,
+    "others": 0.73, "reads": 0.78, "training": 1.0,
 }  # fmt: skip
 
 
@@ -209,6 +209,7 @@ def parts(carried, out, run):
         "ceilings": lambda: ceilings(rates),
         "check": kernels_check.jobs,
         "ours": lambda: kernels_rows.ours(rates),
+        "forms": kernels_rows.forms,
         "kernels": kernels_rows.kernels,
         "sweep": kernels_rows.sweep,
         "others": lambda: kernels_rows.others(rates),

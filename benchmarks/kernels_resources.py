@@ -5,6 +5,8 @@ its loops, each counted once (for a walk with all hidden units in one tile: of a
 torch and triton.
 
     python benchmarks/kernels_resources.py --dim 64 --expansion 0 1 4 --chunk 64 --dtype bfloat16
+
+With ``--shared`` only the shared memory, which is known long before the machine code: a second a configuration.
 """
 
 import argparse
@@ -12,16 +14,19 @@ import itertools
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import kernels_compile
 import torch
 import triton
 from bare import load_kernels
+from triton.backends.nvidia import compiler as nvidia
 
 load_kernels()
 
-from pyro_memory.kernels.memory import triton_form, triton_launch  # noqa: E402
+from pyro_memory.kernels.memory import triton_form, triton_launch, triton_token  # noqa: E402
 
 INSTRUCTIONS = {
     "matrix": ("HGMMA", "HMMA", "DMMA"), "local": ("LDL", "STL"), "shared": ("LDS", "STS", "LDSM", "STSM"),
@@ -29,18 +34,46 @@ INSTRUCTIONS = {
 }  # fmt: skip
 
 
-def resources(binary):
-    """Registers and spilled bytes a thread, and how many instructions of each kind its loops have."""
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel in one of its configurations."""
 
-    def run(tool, *options):
-        return subprocess.run([tools / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+    kernel: str
+    options: dict
+    tile: int
+    warps: int
+    stages: int
+    shared: int
+    binary: bytes
 
+    @property
+    def widths(self):
+        return "-".join(str(self.options[name]) for name in ("DI", "DH", "DO") if name in self.options)
+
+    @property
+    def chunk(self):
+        return self.options.get("C", 1)
+
+    def __str__(self):
+        return (
+            f"{self.kernel:16} {self.widths:12} chunk {self.chunk:3} tile {self.tile:3} warps {self.warps:2} stages "
+            f"{self.stages}"
+        )
+
+
+def disassembled(binary, tool, *options):
+    """What one of NVIDIA's tools, which come with Triton, says of a binary."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin" / tool
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        usage, code = run("cuobjdump", "-res-usage"), run("nvdisasm")
-    names = in_loops(code)
+        return subprocess.run([tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def resources(binary):
+    """Registers and spilled bytes a thread, and how many instructions of each kind its loops have."""
+    names = in_loops(disassembled(binary, "nvdisasm"))
+    usage = disassembled(binary, "cuobjdump", "-res-usage")
     return *taken(usage), len(names), {kind: sum(map(names.count, group)) for kind, group in INSTRUCTIONS.items()}
 
 
@@ -65,43 +98,70 @@ def in_loops(code):
     return [names[i] for i in sorted(looped) or range(len(names))]
 
 
-def compiler(first_only):
-    """Stands in for the launch."""
+def show(compiled):
+    registers, stack, total, kinds = resources(compiled.binary)
+    print(
+        f"{compiled}  registers {registers:3}  spilled {stack:5}  shared {compiled.shared:6}  in loops {total:5}: "
+        + ", ".join(f"{kind} {count}" for kind, count in kinds.items()),
+        flush=True,
+    )
+
+
+class Allocated(Exception):
+    """Ends a compilation, with the bytes of shared memory that it has allocated."""
+
+
+def stop_at_allocation():
+    def to_module(module, context):
+        raise Allocated(module.get_int_attr("ttg.shared"))
+
+    nvidia.llvm.to_module = to_module
+
+
+def show_shared(compiled):
+    print(f"{compiled}  shared {compiled.shared:6}", flush=True)
+
+
+def compiler(report: Callable[[Compiled], None], first_only):
+    """Stands in for the launch: reports what it compiled."""
 
     def compile_all(kernel, grid, args, options, configurations):
         for tile, warps, stages in configurations[:1] if first_only else configurations:
             constants = options | ({"BH": tile} if tile else {})
-            compiled = kernel.warmup(*args, grid=grid, num_warps=warps, num_stages=stages, **constants)
-            registers, stack, total, kinds = resources(compiled.asm["cubin"])
-            widths = "-".join(str(options[name]) for name in ("DI", "DH", "DO") if name in options)
-            print(
-                f"{kernel.__name__:16} {widths:12} chunk {options.get('C', 1):3} tile {tile:3} warps {warps:2} stages "
-                f"{stages}  registers {registers:3}  spilled {stack:5}  shared {compiled.metadata.shared:6}  in loops "
-                f"{total:5}: " + ", ".join(f"{kind} {count}" for kind, count in kinds.items()),
-                flush=True,
-            )
+            try:
+                compiled = kernel.warmup(*args, grid=grid, num_warps=warps, num_stages=stages, **constants)
+                shared, binary = compiled.metadata.shared, compiled.asm["cubin"]
+            except Allocated as end:
+                shared, binary = end.args[0], b""
+            report(Compiled(kernel.__name__, options, tile, warps, stages, shared, binary))
 
     return compile_all
 
 
 def run(dim, expansion, chunk, dtype, norm):
-    """Forward and backward over two chunks, and one token, with the launches replaced."""
+    """With the launches replaced: forward and backward over two chunks; with many rows forward, and as if to learn,
+    which keeps states; and one token."""
     widths = [dim, dim] if expansion == 0 else [dim, expansion * dim, dim]
-    shapes = list(itertools.pairwise(widths))
-    for time in (2 * chunk, 1):
-        q, k, v = (torch.zeros(1, 1, time, dim, dtype=dtype, requires_grad=time > 1) for _ in range(3))
-        state = torch.float64 if dtype == torch.float64 else torch.float32
-        weights = tuple(torch.zeros(1, 1, *shape, dtype=state) for shape in shapes)
-        gates = (torch.zeros(1, 1, time, dtype=state),) * len(shapes)
-        y = triton_form.triton_form(
-            q, k, v, weights, weights, gates, gates, gates, chunk_size=chunk, residual_norm=norm
-        )[0]
-        if time > 1:
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    options = {"chunk_size": chunk, "residual_norm": norm}
+    if norm:
+        options |= {"norm_weight": torch.ones(1, dim, dtype=state), "norm_bias": torch.zeros(1, dim, dtype=state)}
+    for rows, time, learns in ((1, 2 * chunk, True), (300, chunk, False), (300, chunk, True), (1, 1, False)):
+        tokens = [torch.zeros(rows, 1, time, dim, dtype=dtype, requires_grad=learns) for _ in range(3)]
+        weights = tuple(torch.zeros(rows, 1, *shape, dtype=state) for shape in itertools.pairwise(widths))
+        gates = ((torch.zeros(rows, 1, time, dtype=state),) * len(weights),) * 3
+        if time == 1:
+            position = torch.zeros(1, dtype=torch.long)
+            triton_token.triton_token(tokens, weights, weights, weights, gates, position=position, **options)
+            continue
+        more = {"checkpoint_chunks": 1} if rows > 1 else {}
+        y, *_ = triton_form.triton_form(*tokens, weights, weights, *gates, **options, **more)
+        if learns and rows == 1:
             y.sum().backward()
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(parser, report):
+    """Reports every kernel of the sizes that a command line names, which the parser may know more of."""
     parser.add_argument("--dim", type=int, nargs="+", default=[64])
     parser.add_argument("--expansion", type=int, nargs="+", default=[0, 1, 4], help="hidden units over dim; 0: linear")
     parser.add_argument("--chunk", type=int, nargs="+", default=[64])
@@ -109,11 +169,28 @@ if __name__ == "__main__":
     parser.add_argument("--no-norm", action="store_true")
     parser.add_argument("--capability", type=int, default=90, help="90 is an H100, 80 an A100, 89 a 4090")
     parser.add_argument("--first", action="store_true", help="only the first configuration of each kernel")
+    parser.add_argument("--kernels", nargs="+", metavar="NAME", help="only these, as deep_walk")
+    parser.add_argument("--shared", action="store_true", help="only the shared memory")
     options = parser.parse_args()
+    if options.shared:
+        stop_at_allocation()
+        report = show_shared
     print(f"triton {triton.__version__}, compute capability {options.capability}")
     kernels_compile.install(options.capability)
-    triton_launch._launch = compiler(options.first)
+    compile_all = compiler(report, options.first)
+
+    def launch(kernel, *rest):
+        if not options.kernels or kernel.__name__ in options.kernels:
+            compile_all(kernel, *rest)
+
+    triton_launch._launch = launch
     for dim in options.dim:
         for expansion in options.expansion:
             for chunk in options.chunk:
                 run(dim, expansion, chunk, getattr(torch, options.dtype), not options.no_norm)
+    return options
+
+
+if __name__ == "__main__":
+    raw = argparse.RawDescriptionHelpFormatter
+    main(argparse.ArgumentParser(description=__doc__, formatter_class=raw), show)

@@ -6,13 +6,14 @@ GHz, where there is one (docs/kernels.md).
 """
 
 import gc
-from dataclasses import replace
 from functools import partial
+from unittest.mock import patch
 
 import kernels_cases
 import torch
-from kernels_cases import configured, first_that_fits, inputs, leaves, run
+from kernels_cases import configured, first_that_fits, inputs, leaves, plan_of, run
 from kernels_cost import Case, floor_ms
+from kernels_forms import estimated_ms
 
 # Ours: in every configuration; in the first that fits, since compiling takes minutes each; and a token at a time.
 BASE = tuple(Case(64, e, 64, 4096, batch, 16) for e in (0, 1, 4) for batch in (1, 4, 16, 64))
@@ -24,18 +25,8 @@ OTHERS = (
 DECODED = tuple(Case(64, e, 64, 1, batch, 16) for e in (0, 4) for batch in (1, 16))
 SWEPT = tuple(Case(64, e, 64, 1024, 1, rows) for e in (0, 1, 4) for rows in (16, 132, 264, 1024))
 RIVALLED = (*(Case(64, e, 64, 4096, batch, 16) for e in (0, 4) for batch in (1, 16)), Case(64, 1, 64, 4096, 16, 16))
-
-# ms of the whole call, gates included: width, expansion, chunk, rows -> forward, forward and backward.
-PREDICTED = {
-    (64, 0, 64, 16): (0.22, 1.4), (64, 0, 64, 64): (0.28, 1.6), (64, 0, 64, 256): (0.6, 2.7),
-    (64, 1, 64, 16): (0.75, 3.7), (64, 1, 64, 64): (0.9, 4), (64, 1, 64, 256): (1.65, 7.4),
-    (64, 4, 64, 16): (2.9, 16), (64, 4, 64, 64): (3.1, 17), (64, 4, 64, 256): (4.3, 30),
-    (64, 0, 64, 1024): (2.4, 10), (64, 1, 64, 1024): (6.6, 30), (64, 4, 64, 1024): (17, 100),
-    (64, 0, 16, 16): (0.62, 2.7), (64, 1, 16, 16): (1.6, 7), (64, 4, 16, 16): (7.3, 33),
-    (64, 0, 16, 256): (0.84, 3.4), (64, 1, 16, 256): (1.9, 9), (64, 4, 16, 256): (9.5, 50),
-    (128, 0, 64, 16): (1.1, 5.2), (128, 0, 64, 256): (2.3, 14), (128, 4, 64, 16): (8.5, 48),
-    (128, 4, 64, 256): (17.5, 140),
-}  # fmt: skip
+BOTH_FORMS = tuple(Case(64, e, 64, 4096, 1, rows) for e in (0, 1, 4) for rows in (16, 64, 132, 256, 512))
+PLAIN = tuple(Case(dim, 0, 64, 4096, batch, 16, norm=False) for dim in (64, 128) for batch in (1, 16))
 
 
 def time_ms(call):
@@ -68,15 +59,13 @@ def passes(case, backend="triton"):
 
 def timed(case, rates, calls, name=""):
     """A row a pass; the floor at these rates of operations and bytes goes to the note."""
-    key = (case.dim, case.expansion, case.chunk, case.rows)
-    guessed = PREDICTED.get(key, ()) if case.time == 4096 and case.dtype == "bfloat16" and not name else ()
-    predicted = dict(zip(("forward", "forward+backward"), guessed, strict=False))
+    guessed = {kind: None if name else estimated_ms(case, "backward" in kind) for kind in calls}
     for kind, call in calls.items():
         call()
         torch.cuda.reset_peak_memory_stats()
         call()
         peak = torch.cuda.max_memory_allocated() / 2**20
-        row = _ms(f"{name} {kind}".strip(), call, predicted.get(kind))
+        row = _ms(f"{name} {kind}".strip(), call, guessed[kind])
         row["note"] = f"peak {peak:.0f} MB"
         if case.time > 1:
             floor = floor_ms(case, kind, *rates)
@@ -105,6 +94,19 @@ def by_kernel(case):
         for name, ms in own.items():
             yield {"what": f"{kind}: {name}", "measured": ms, "unit": "ms"}
         yield {"what": f"{kind}: torch's kernels", "measured": sum(found.values()) - sum(own.values()), "unit": "ms"}
+
+
+def by_form(case):
+    """Forward in either form, whatever the plan has for as many rows; the faster is named in the second's note."""
+    from pyro_memory.kernels.memory import plan
+
+    found = {}
+    for form, most in (("fused", 0), ("split", 10**6)):
+        with patch.object(plan, "SPLIT", dict.fromkeys(plan.SPLIT, most)):
+            row = _ms(f"forward, {form}", passes(case)["forward"], estimated_ms(case, False, form))
+        found[form] = row["measured"]
+        faster = min(found, key=found.get)
+        yield row | ({"note": f"{faster} is the faster, the plan has {plan_of(case).form}"} if len(found) == 2 else {})
 
 
 def swept(case):
@@ -142,11 +144,27 @@ def gated_delta_rule(case):
     """flash-linear-attention's, the nearest relative of the linear memory: no momentum, no LN."""
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
-    a = inputs(replace(case, norm=False))
-    by_time = {n: a[n].detach().transpose(1, 2).contiguous() for n in "qkv"}
-    by_time["g"] = torch.log1p(-a["decay"][0].detach()).transpose(1, 2).contiguous()
-    by_time["beta"] = a["lr"][0].detach().transpose(1, 2).bfloat16().contiguous()
-    return _calls(lambda **arguments: chunk_gated_delta_rule(**arguments)[0], by_time)
+    tokens, lr, decay, _ = _by_time(case)
+    arguments = tokens | {"g": torch.log1p(-decay), "beta": 2 * lr.bfloat16()}
+    return _calls(lambda **arguments: chunk_gated_delta_rule(**arguments)[0], arguments)
+
+
+def momentum_delta_rule(case):
+    """flash-linear-attention's, with momentum: plain PyTorch in 0.6.0, kernels in its pull request 1256."""
+    from fla.ops.momentum_delta_rule import chunk_momentum_delta_rule
+
+    tokens, lr, decay, momentum = _by_time(case)
+    arguments = tokens | {"log_alpha": torch.log1p(-decay), "log_mu": momentum.log().clamp_min(-2)}  # as its layer
+    arguments |= {"beta": torch.ones_like(lr), "eta": 2 * lr}
+    step = partial(chunk_momentum_delta_rule, use_qk_l2norm_in_kernel=False)  # keys have length 1
+    return _calls(lambda **arguments: step(**arguments)[0], arguments)
+
+
+def _by_time(case):
+    """Tokens and gates with time before heads, as flash-linear-attention takes them."""
+    a = {n: t[0] if isinstance(t, tuple) else t for n, t in inputs(case).items()}
+    q, k, v, *gates = (a[n].detach().transpose(1, 2).contiguous() for n in ("q", "k", "v", "lr", "decay", "momentum"))
+    return {"q": q, "k": k, "v": v}, *gates
 
 
 def titans_pytorch(case):
@@ -175,15 +193,18 @@ def _calls(step, arguments):
 
 RIVALS = {
     "torch, eager": partial(passes, backend="torch"),
-    "fla gated delta rule": gated_delta_rule,
     "titans-pytorch": titans_pytorch,
+}
+PEERS = {  # of the linear memory without LN, with which they share their rule (docs/kernels.md)
+    "ours": passes,
+    "torch, eager": partial(passes, backend="torch"),
+    "fla gated delta rule": gated_delta_rule,
+    "fla momentum delta rule": momentum_delta_rule,
 }
 
 
 def rivals(case, rates):
-    for name, make in RIVALS.items():
-        if case.expansion and name.startswith("fla"):
-            continue
+    for name, make in (RIVALS if case.norm else PEERS).items():
         try:
             yield from timed(case, rates, make(case), name)
         except ImportError as error:
@@ -196,7 +217,7 @@ def rivals(case, rates):
 
 READS = ((1, 64, 0), (64, 64, 0), (16, 64, 8), (64, 16, 0))  # batch, width of keys and values, samples
 SLOTS = 2**20
-READ_GB_S = {(1, 64, 0): 2400, (64, 64, 0): 1600, (16, 64, 8): 400, (64, 16, 0): 1000}
+READ_GB_S = {(1, 64, 0): 2400, (64, 64, 0): 1600, (16, 64, 8): 2000, (64, 16, 0): 1000}
 
 
 def reading(batch, dim, samples, slots=SLOTS, device=None):
@@ -290,13 +311,18 @@ def kernels():
         yield str(case), lambda case=case: by_kernel(case)
 
 
+def forms():
+    for case in BOTH_FORMS:
+        yield str(case), lambda case=case: by_form(case)
+
+
 def sweep():
     for case in SWEPT:
         yield str(case), lambda case=case: swept(case)
 
 
 def others(rates):
-    for case in RIVALLED:
+    for case in (*PLAIN, *RIVALLED):
         yield str(case), lambda case=case: rivals(case, rates)
 
 

@@ -2,7 +2,8 @@
 
 Where is the thing that ... computes a neural memory (``neural_memory``, ``memory_surprise``, ``apply_memory``; room
 memory), reads a large memory by content (``fused_address``, ``nearest_slots``; room address), runs a linear
-recurrence (``decay_scan``; room scan), says why Triton is not used (``why_not_triton``), refuses the transforms of
+recurrence (``decay_scan``; room scan), says why Triton is not used and how it is
+(``why_not_triton``, ``how_triton``), refuses the transforms of
 torch.func (``refuse_transforms``)? In each room definition.py says in a few lines of PyTorch what is computed,
 public.py holds the public functions, torch_form.py and triton_form.py compute it; files named triton_* hold Triton
 source and load only where kernels are to run. Beside the rooms: dispatch.py says what a choice of form asks for,
@@ -14,7 +15,7 @@ from pyro_memory.kernels.dispatch import chosen as chosen  # for models, as othe
 from pyro_memory.kernels.dispatch import may_look as may_look
 from pyro_memory.kernels.dispatch import refuse_transforms
 from pyro_memory.kernels.memory import anchored_token as anchored_token
-from pyro_memory.kernels.memory import apply_memory, memory_surprise, neural_memory, why_not_triton
+from pyro_memory.kernels.memory import apply_memory, how_triton, memory_surprise, neural_memory, why_not_triton
 from pyro_memory.kernels.memory import run_memory as run_memory
 from pyro_memory.kernels.memory import run_surprise as run_surprise
 from pyro_memory.kernels.scan import decay_scan
@@ -24,6 +25,7 @@ __all__ = [
     "apply_memory",
     "decay_scan",
     "fused_address",
+    "how_triton",
     "memory_surprise",
     "nearest_slots",
     "neural_memory",

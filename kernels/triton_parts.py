@@ -28,16 +28,17 @@ def round_tf32(b_x):
 
 
 @triton.jit
-def dot(b_x, b_y, PRECISION: tl.constexpr):
+def dot(b_x, b_y, PRECISION: tl.constexpr, b_sum=None):
+    """x y, added to a sum where there is one: in the accumulator, which takes no registers and no addition more."""
     if PRECISION == "bf16":
-        b_z = tl.dot(b_x.to(tl.bfloat16), b_y.to(tl.bfloat16))
+        b_z = tl.dot(b_x.to(tl.bfloat16), b_y.to(tl.bfloat16), b_sum)
     elif PRECISION == "rounded":  # the same where products in bfloat16 do not work: in the interpreter
         b_x, b_y = b_x.to(tl.bfloat16).to(tl.float32), b_y.to(tl.bfloat16).to(tl.float32)
-        b_z = tl.dot(b_x, b_y, input_precision="ieee")
+        b_z = tl.dot(b_x, b_y, b_sum, input_precision="ieee")
     elif PRECISION == "tf32":
-        b_z = tl.dot(round_tf32(b_x), round_tf32(b_y), input_precision="tf32")
+        b_z = tl.dot(round_tf32(b_x), round_tf32(b_y), b_sum, input_precision="tf32")
     else:
-        b_z = tl.dot(b_x, b_y, input_precision=PRECISION)
+        b_z = tl.dot(b_x, b_y, b_sum, input_precision=PRECISION)
     return b_z
 
 

@@ -25,8 +25,8 @@ def watched_memory(monkeypatch):
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         from kernel_watch import watched
 
-        with watched(monkeypatch):
-            yield
+        with watched(monkeypatch) as launches:
+            yield launches
     torch.use_deterministic_algorithms(before)
 
 

@@ -2,8 +2,8 @@
 
 Where is the thing that ...? ``definition``: the results from the whole matrix of scores, and ``AddressRead``, which
 holds them. ``public``: ``fused_address``, ``nearest_slots`` and their checks. ``torch_form`` goes over chunks of slots;
-``triton_form`` holds the kernels and what launches them. It may import torch, triton, and of ``pyro_memory.kernels``
-``dispatch`` and ``triton_parts``.
+``triton_form`` holds the kernels and what launches them, ``triton_draw`` those of samples. It may import torch, triton,
+and of ``pyro_memory.kernels`` ``dispatch`` and ``triton_parts``.
 """
 
 from pyro_memory.kernels.address.definition import AddressRead

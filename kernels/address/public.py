@@ -36,7 +36,8 @@ def fused_address(
     changes nothing: sums are taken in float32 at least.
 
     Samples are Gumbel-max: the maximum of ``s_a + noise`` over a chunk is ``logsumexp(chunk) + noise`` and independent
-    of where it lies, so noise is drawn once a chunk, and a slot only where a chunk beats those before it.
+    of where it lies, so noise is drawn once a chunk, and a slot only where a chunk beats those before it. "triton" goes
+    over blocks of slots, and draws afterwards: of all blocks, in two steps, then of the slots of the one drawn.
 
     Args:
         query: ``[B, dim]``.
@@ -56,8 +57,9 @@ def fused_address(
         ValueError: if shapes do not fit one another, nothing is left to read, or ``nearest`` exceeds the filled slots.
         NotImplementedError: inside of ``torch.func``'s grad, vmap and the like.
 
-    Cost: O(B x slots x dim) time; O(B x chunk) memory beside inputs and results; the backward pass the same again. With
-    a mask the call waits for the GPU to count the filled slots, and in each chunk of "torch" and of ``nearest``.
+    Cost: O(B x slots x dim) time; O(B x chunk) memory beside inputs and results, and B x slots / 16 to 128 numbers for
+    samples of "triton"; the backward pass the same again. With a mask the call waits for the GPU to count the filled
+    slots, and in each chunk of "torch" and of ``nearest``.
 
     References: Online normalizer calculation for softmax (Milakov & Gimelshein, 2018),
     https://arxiv.org/abs/1805.02867; A* Sampling (Maddison et al., 2014), https://arxiv.org/abs/1411.0030

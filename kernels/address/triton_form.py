@@ -6,13 +6,15 @@ import torch
 import triton
 import triton.language as tl
 
-from pyro_memory.kernels.dispatch import backward_in_own_precision, float_precision, on_device_of
+from pyro_memory.kernels.address.triton_draw import draw
+from pyro_memory.kernels.dispatch import backward_in_own_precision, float_precision, interpreting, on_device_of
 from pyro_memory.kernels.triton_parts import FUSED, block, dot, place
 
 LOWEST = tl.constexpr(-1.0e30)  # stands for minus infinity where a difference of two must stay a number
 # For whose values nothing is compiled anew: it would be for 1 and for multiples of 16. Whether `dim` and `value_dim`
 # are multiples decides how many bytes of a row are loaded at a time; `span` always is one.
-NUMBERS = ("batch", "slots", "samples", "seed")
+NUMBERS = ("batch", "slots")
+HALF = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @triton.jit
@@ -28,14 +30,26 @@ def _store_rows(p, i, inside, o, width, rows):
 
 
 @triton.jit
-def _load_queries(p_query, p_g_read, i_b, batch, d, v, dim, value_dim, READ: tl.constexpr, SUM: tl.constexpr):
+def _load_queries(
+    p_query, p_g_read, i_b, batch, d, v, dim, value_dim, READ: tl.constexpr, SUM: tl.constexpr, KEY: tl.constexpr
+):
     """A block of queries, [B, D], and the loss's derivative by what they read, [B, V]."""
     row = i_b < batch
-    q = _load_rows(p_query, i_b, row, d, dim, SUM)
+    q = _load_rows(p_query, i_b, row, d, dim, KEY)
     g_read = tl.zeros([i_b.shape[0], v.shape[0]], SUM)
     if READ:
         g_read = _load_rows(p_g_read, i_b, row, v, value_dim, SUM)
     return q, g_read
+
+
+@triton.jit
+def _weigh(b_w, b_x, PRECISION: tl.constexpr):
+    """b_w @ b_x. Two bfloat16 numbers hold 16 digits of a weight, and cost the products that tf32 takes for its 11."""
+    if b_x.dtype == tl.bfloat16:
+        b_high = b_w.to(tl.bfloat16)
+        return tl.dot(b_high, b_x) + tl.dot((b_w - b_high.to(b_w.dtype)).to(tl.bfloat16), b_x)
+    else:
+        return dot(b_w, b_x.to(b_w.dtype), PRECISION)
 
 
 @triton.jit
@@ -45,36 +59,36 @@ def _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED: tl.constexpr, PRECI
     k = _load_rows(p_key, i_slot, inside, d, dim, q.dtype)
     if MASKED:
         inside = inside & (tl.load(p_mask + i_slot, mask=inside, other=0) != 0)
-    s = dot(q, tl.trans(k), PRECISION)
+    # Products of half precision are exact in float32.
+    s = tl.dot(q, tl.trans(k)) if q.dtype.primitive_bitwidth == 16 else dot(q, tl.trans(k), PRECISION)
     return tl.where(inside[None, :], s, LOWEST), k, inside
 
 
 @triton.jit
-def gumbel(seed, i, j, width, i_sample, S: tl.constexpr):
-    """Noise for S samples at [i, j] in rows of ``width``, at each place its own: there may be more than 2^32."""
-    o = place(place(i, j, width), i_sample, S)
-    return -tl.log(-tl.log(tl.rand(seed, o) * (1 - 1.0e-7) + 5.0e-8))
+def _log_mass(mass, top):
+    return tl.where(mass > 0, tl.log(tl.maximum(mass, 1.0e-37)) + top, float("-inf"))
 
 
 @triton.jit(do_not_specialize=NUMBERS)
 def _forward(
-    p_query, p_key, p_value, p_prior, p_mask, p_sums, p_read, p_drawn, p_maxima,
-    batch, slots, dim, value_dim, span, samples, seed,
-    B: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr, S: tl.constexpr, DRAW: tl.constexpr,
-    MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, SUM: tl.constexpr,
-    PRECISION: tl.constexpr,
+    p_query, p_key, p_value, p_prior, p_mask, p_sums, p_read, p_lse,
+    batch, slots, dim, value_dim, span,
+    B: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr, DRAW: tl.constexpr,
+    MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, SUM: tl.constexpr, KEY: tl.constexpr,
+    VALUE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One block of queries over one span of slots; sums are relative to the largest score of the span."""
+    """One block of queries over one span of slots; sums are relative to the largest score of the span.
+
+    For samples it leaves log-sum-exps, [splits + blocks, batch]: of the spans, then of their blocks of M slots.
+    """
     i_span = tl.program_id(1)
     i_b = tl.program_id(0) * B + tl.arange(0, B)
-    d, v, i_sample = tl.arange(0, D), tl.arange(0, V), tl.arange(0, S)
+    d, v = tl.arange(0, D), tl.arange(0, V)
     row = i_b < batch
-    q = _load_rows(p_query, i_b, row, d, dim, SUM)
+    q = _load_rows(p_query, i_b, row, d, dim, KEY)
     top = tl.full([B], LOWEST, SUM)
     total, score, prior, outside = (tl.zeros([B], SUM), tl.zeros([B], SUM), tl.zeros([B], SUM), tl.zeros([B], SUM))
     read = tl.zeros([B, V], SUM)
-    maxima = tl.full([B, S], LOWEST, SUM)
-    drawn = tl.zeros([B, S], tl.int32)
     for start in range(i_span * span, tl.minimum((i_span + 1) * span, slots), M):
         i_slot = start + tl.arange(0, M)
         s, _, inside = _scores(q, p_key, p_mask, i_slot, d, slots, dim, MASKED, PRECISION)
@@ -90,19 +104,10 @@ def _forward(
             prior = old * prior + tl.sum(w * tl.where(never, 0.0, lp)[None, :], 1)
             outside = old * outside + tl.sum(w * never.to(SUM)[None, :], 1)
         if READ:
-            content = _load_rows(p_value, i_slot, inside, v, value_dim, SUM)  # [M, V]
-            read = old[:, None] * read + dot(w, content, PRECISION)
+            content = _load_rows(p_value, i_slot, inside, v, value_dim, VALUE)  # [M, V]
+            read = old[:, None] * read + _weigh(w, content, PRECISION)
         if DRAW:
-            lse = tl.where(mass > 0, tl.log(tl.maximum(mass, 1.0e-37)) + new, LOWEST)
-            perturbed = lse[:, None] + gumbel(seed, start // M, i_b[:, None], batch, i_sample[None, :], S)
-            won = (perturbed > maxima) & (lse > LOWEST)[:, None]
-            if tl.max(won.to(tl.int32)) > 0:
-                noise = gumbel(
-                    seed + 1, i_b[:, None, None], i_slot[None, :, None], slots, i_sample[None, None, :], S
-                )  # [B, M, S]
-                chosen = start + tl.argmax(s[:, :, None] + noise, 1)
-                drawn = tl.where(won, chosen, drawn)
-            maxima = tl.where(won, perturbed, maxima)
+            tl.store(p_lse + place(tl.num_programs(1) + start // M, i_b, batch), _log_mass(mass, new), mask=row)
         top = new
     o_row = place(i_span, i_b, batch)
     p_row = p_sums + 5 * o_row
@@ -114,15 +119,14 @@ def _forward(
     if READ:
         _store_rows(p_read, o_row, row, v, value_dim, read)
     if DRAW:
-        _store_rows(p_drawn, o_row, row, i_sample, samples, drawn)
-        _store_rows(p_maxima, o_row, row, i_sample, samples, maxima)
+        tl.store(p_lse + o_row, _log_mass(total, top), mask=row)
 
 
 @triton.jit
 def _slopes(
     q, g_read, i_b, i_slot, d, v, p_key, p_value, p_prior, p_mask, p_lse, p_constant, p_entropy_kl, p_kl,
     batch, slots, dim, value_dim,
-    MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, VALUE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Probabilities and the loss's derivative by the scores of one block, [B, M] each; and the keys, [M, D]."""
     row = i_b < batch
@@ -133,11 +137,11 @@ def _slopes(
     slope = tl.load(p_constant + i_b, mask=row, other=0.0)[:, None]
     slope = slope + tl.load(p_entropy_kl + i_b, mask=row, other=0.0)[:, None] * log_p
     if PRIOR:
-        lp = tl.load(p_prior + i_slot, mask=inside, other=0.0).to(q.dtype)
+        lp = tl.load(p_prior + i_slot, mask=inside, other=0.0).to(g_read.dtype)
         slope = slope - tl.load(p_kl + i_b, mask=row, other=0.0)[:, None] * lp[None, :]
     if READ:
-        content = _load_rows(p_value, i_slot, inside, v, value_dim, q.dtype)  # [M, V]
-        slope = slope + dot(g_read, tl.trans(content), PRECISION)
+        content = _load_rows(p_value, i_slot, inside, v, value_dim, VALUE)  # [M, V]
+        slope = slope + _weigh(g_read, tl.trans(content), PRECISION)
     return p, p * slope, k
 
 
@@ -146,21 +150,21 @@ def _backward_query(
     p_query, p_key, p_value, p_prior, p_mask, p_lse, p_constant, p_entropy_kl, p_kl, p_g_read, p_d_query,
     batch, slots, dim, value_dim, span,
     B: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
-    MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, SUM: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, SUM: tl.constexpr, KEY: tl.constexpr,
+    VALUE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What one span of slots adds to the gradient of one block of queries."""
     i_span = tl.program_id(1)
     i_b = tl.program_id(0) * B + tl.arange(0, B)
     d, v = tl.arange(0, D), tl.arange(0, V)
-    q, g_read = _load_queries(p_query, p_g_read, i_b, batch, d, v, dim, value_dim, READ, SUM)
+    q, g_read = _load_queries(p_query, p_g_read, i_b, batch, d, v, dim, value_dim, READ, SUM, KEY)
     d_query = tl.zeros([B, D], SUM)
     for start in range(i_span * span, tl.minimum((i_span + 1) * span, slots), M):
         _, d_score, k = _slopes(
             q, g_read, i_b, start + tl.arange(0, M), d, v, p_key, p_value, p_prior, p_mask, p_lse, p_constant,
-            p_entropy_kl, p_kl, batch, slots, dim, value_dim, MASKED, PRIOR, READ, PRECISION,
+            p_entropy_kl, p_kl, batch, slots, dim, value_dim, MASKED, PRIOR, READ, VALUE, PRECISION,
         )  # fmt: skip
-        d_query += dot(d_score, k, PRECISION)
+        d_query += _weigh(d_score, k, PRECISION)
     o_row = place(i_span, i_b, batch)
     _store_rows(p_d_query, o_row, i_b < batch, d, dim, d_query)
 
@@ -171,8 +175,8 @@ def _backward_slot(
     p_d_key, p_d_value, p_d_prior,
     batch, slots, dim, value_dim,
     B: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr,
-    MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, SUM: tl.constexpr,
-    PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, PRIOR: tl.constexpr, READ: tl.constexpr, SUM: tl.constexpr, KEY: tl.constexpr,
+    VALUE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of one block of keys, values and log priors: over all queries."""
     i_slot = tl.program_id(0) * M + tl.arange(0, M)
@@ -180,12 +184,12 @@ def _backward_slot(
     d_key, d_value, d_prior = tl.zeros([M, D], SUM), tl.zeros([M, V], SUM), tl.zeros([M], SUM)
     for start in range(0, batch, B):
         i_b = start + tl.arange(0, B)
-        q, g_read = _load_queries(p_query, p_g_read, i_b, batch, d, v, dim, value_dim, READ, SUM)
+        q, g_read = _load_queries(p_query, p_g_read, i_b, batch, d, v, dim, value_dim, READ, SUM, KEY)
         p, d_score, _ = _slopes(
             q, g_read, i_b, i_slot, d, v, p_key, p_value, p_prior, p_mask, p_lse, p_constant, p_entropy_kl, p_kl,
-            batch, slots, dim, value_dim, MASKED, PRIOR, READ, PRECISION,
+            batch, slots, dim, value_dim, MASKED, PRIOR, READ, VALUE, PRECISION,
         )  # fmt: skip
-        d_key += dot(tl.trans(d_score), q, PRECISION)
+        d_key += _weigh(tl.trans(d_score), q, PRECISION)
         if READ:
             d_value += dot(tl.trans(p), g_read, PRECISION)
         if PRIOR:
@@ -198,14 +202,25 @@ def _backward_slot(
         tl.store(p_d_prior + i_slot, d_prior, mask=inside)
 
 
-def _blocks(batch: int, dim: int, value_dim: int, draws: int, dtype: torch.dtype) -> dict[str, int]:
-    """Block sizes: powers of two, at least the 16 that a product needs, within the 99 KB that smaller GPUs share."""
+def _blocks(batch: int, dim: int, value_dim: int, dtype: torch.dtype, *, ahead: bool) -> dict[str, int]:
+    """Block sizes: powers of two, at least the 16 that a product needs, within the 99 KB that smaller GPUs share;
+    ``ahead``: of few queries, whose products take little, larger blocks of slots, loaded ahead of what is computed."""
     d, v = block(dim), block(value_dim)
     most = 2**14 // (max(d, v) * dtype.itemsize)  # rows of 16 KB of keys, and of values
-    m = min(64, most, max(16, 2**9 // draws))  # a sample's noise is [query, slot, sample], 8192 numbers where it can be
-    b = max(16, min(64, most, triton.next_power_of_2(batch), 2**13 // (m * draws)))
-    stages = 2 if most > 64 else 1  # of loads ahead of products
-    return {"B": b, "M": m, "D": d, "V": v, "num_stages": stages, **FUSED}
+    b = max(16, min(64, most, triton.next_power_of_2(batch)))
+    ahead = ahead and b == 16
+    m = min(128, 2 * most) if ahead else min(64, most)
+    return {"B": b, "M": m, "D": d, "V": v, "num_stages": 2 if ahead or most > 64 else 1, **FUSED}
+
+
+def _precision(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor | None, dtype: torch.dtype) -> dict:
+    """The dtypes of sums and of what products take, and their precision where that is not half."""
+    sums = tl.float64 if dtype == torch.float64 else tl.float32
+    half = all(t.dtype in HALF for t in (query, key, value) if t is not None) and torch.version.hip is None
+    own = HALF if not interpreting() else {}  # where there are none in bfloat16, those of tf32 stand for them
+    keys = own.get(key.dtype, sums) if query.dtype == key.dtype else sums
+    values = tl.bfloat16 if half and value is not None and own.get(value.dtype) == tl.bfloat16 else sums
+    return {"SUM": sums, "KEY": keys, "VALUE": values, "PRECISION": "tf32" if half else float_precision(dtype)}
 
 
 class TritonAddress(torch.autograd.Function):
@@ -219,8 +234,7 @@ class TritonAddress(torch.autograd.Function):
         mask = None if mask is None else mask.contiguous().to(torch.int8)
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         (batch, dim), slots, value_dim = query.shape, len(key), 0 if value is None else value.shape[-1]
-        draws = triton.next_power_of_2(max(1, samples))
-        blocks = _blocks(batch, dim, value_dim, draws, dtype)
+        blocks, ctx.blocks = (_blocks(batch, dim, value_dim, dtype, ahead=ahead) for ahead in (True, False))
         rows = max(1, triton.cdiv(batch, blocks["B"]))
         # About a thousand programs, each over whole blocks of slots.
         span = triton.cdiv(triton.cdiv(slots, max(1, 1024 // rows)), blocks["M"]) * blocks["M"]
@@ -228,18 +242,14 @@ class TritonAddress(torch.autograd.Function):
         ctx.grid, ctx.span = (rows, splits), span
         sums = query.new_empty(splits, batch, 5, dtype=dtype)
         read = query.new_empty(splits, batch, value_dim, dtype=dtype)
-        drawn = torch.empty(splits, batch, samples, dtype=torch.int32, device=query.device)
-        maxima = query.new_empty(splits, batch, samples, dtype=dtype)
-        device = "cpu" if generator is None else generator.device
-        seed = int(torch.randint(2**31 - 2, (), generator=generator, device=device)) if samples else 0
-        options = {"MASKED": mask is not None, "PRIOR": log_prior is not None, "READ": value is not None}
-        options["SUM"] = tl.float64 if dtype == torch.float64 else tl.float32
-        options["PRECISION"] = float_precision(dtype)
+        block_lse = query.new_empty(samples and splits + triton.cdiv(slots, blocks["M"]), batch, dtype=dtype)
+        ctx.options = {"MASKED": mask is not None, "PRIOR": log_prior is not None, "READ": value is not None}
+        ctx.options |= _precision(query, key, value, dtype)
         tensors = [query if t is None else t for t in (query, key, value, log_prior, mask)]  # a stand-in is never read
         with on_device_of(query):
             _forward[ctx.grid](
-                *tensors, sums, read, drawn, maxima, batch, slots, dim, value_dim, span, samples, seed,
-                **blocks, **options, S=draws, DRAW=samples > 0,
+                *tensors, sums, read, block_lse, batch, slots, dim, value_dim, span,
+                **blocks, **ctx.options, DRAW=samples > 0,
             )  # fmt: skip
         top, total, score, prior, outside = sums.unbind(-1)
         peak = top.amax(0)
@@ -251,12 +261,10 @@ class TritonAddress(torch.autograd.Function):
         kl = torch.where(outside > 0, math.inf, kl)
         read = None if value is None else (share.unsqueeze(-1) * read).sum(0) / total.unsqueeze(-1)
         ctx.save_for_backward(query, key, value, log_prior, mask, lse, entropy, kl, read)
-        ctx.blocks, ctx.options, ctx.log_count = blocks, options, math.log(filled)
+        ctx.log_count = math.log(filled)
         if not samples:
             return lse, entropy, kl, read, None, None
-        maxima, winner = maxima.max(0)
-        drawn = drawn.gather(0, winner.unsqueeze(0)).squeeze(0).long()
-        drawn, maxima = drawn.mT.contiguous(), maxima.mT.contiguous()
+        drawn, maxima = draw(query, key, mask, lse, block_lse, span, blocks["M"], samples, generator)
         ctx.mark_non_differentiable(drawn, maxima)
         return lse, entropy, kl, read, drawn, maxima
 

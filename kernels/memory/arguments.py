@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import chosen, transforming
+from pyro_memory.kernels.dispatch import transforming
 from pyro_memory.kernels.memory.definition import NORM_EPS, Layers, check_activation
 
 
@@ -23,7 +23,7 @@ def prepared(
     check_values: bool | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:  # fmt: skip
     """Refuses what does not fit; gives tokens, weights, momentum and anchor for each sequence, gates for each layer,
-    and options, as ``run_memory`` takes them."""
+    and options, as ``run_memory`` takes them. An anchor that is given is ``stale``, who runs picks where it counts."""
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1; got {chunk_size}. Use 1 for the fully online rule")
     check_activation(activation)
@@ -38,6 +38,7 @@ def prepared(
     momentum_state = _like_weights("momentum_state", momentum_state, k, weights)
     if anchor is not None and position is None:
         raise ValueError("`anchor` is the open chunk's: give `position` too, the tokens that the chunk has had")
+    stale = anchor is not None
     anchor = weights if anchor is None else _like_weights("anchor", anchor, k, weights)
     rest = None if rest is None else _like_weights("rest", rest, k, weights)
     named = zip(("lr", "momentum", "decay"), gates, strict=True)
@@ -49,8 +50,6 @@ def prepared(
         _check_gates(*gates)
     if position is not None:
         _check_counts("position", position, k, chunk_size - 1, looks)
-        if anchor is not weights:
-            anchor = chosen(position == 0, weights, anchor)
     if lengths is not None:
         _check_counts("lengths", lengths, k, k.shape[2], looks)
         there = (torch.arange(k.shape[2], device=k.device) < lengths[:, None])[:, None, :, None]
@@ -58,7 +57,8 @@ def prepared(
     norm_weight, norm_bias = _check_norm(weights, residual_norm, norm_weight, norm_bias)
     options = {
         "chunk_size": chunk_size, "activation": activation, "residual_norm": residual_norm, "lengths": lengths,
-        "position": position, "norm_weight": norm_weight, "norm_bias": norm_bias, "norm_eps": norm_eps, "rest": rest,
+        "position": position, "stale": stale, "norm_weight": norm_weight, "norm_bias": norm_bias,
+        "norm_eps": norm_eps, "rest": rest,
     }  # fmt: skip
     return (tokens, weights, momentum_state, anchor, gates), options
 

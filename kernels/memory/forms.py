@@ -23,10 +23,10 @@ def piece(backend: str, options: dict[str, Any], checkpoint_chunks: int | None) 
     ) -> tuple[Tensor, Layers | None, Layers | None]:  # fmt: skip
         gates = [tokens[3 + i * len(weights) :][: len(weights)] for i in range(3)]
         single = tokens[0].shape[2] == 1 and lengths is None
-        if backend == "triton" and (anchor is None or (single and not torch.is_grad_enabled())):
+        if backend == "triton" and anchor is None:
             from pyro_memory.kernels.memory.triton_form import triton_form  # without a GPU nobody loads triton
 
-            more = {"anchor": anchor, "lengths": lengths, "checkpoint_chunks": checkpoint_chunks}
+            more = {"lengths": lengths, "checkpoint_chunks": checkpoint_chunks}
             plain = {name: value for name, value in options.items() if name not in ("norm_eps", "rest")}
             return triton_form(*tokens[:3], weights, momentum_state, *gates, **plain | more)
         tokens = cast(tokens[:3], weights[0].dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -18,11 +19,11 @@ MAX_WIDTH, MAX_HIDDEN, MAX_CHUNK = 128, 512, 64
 SHARED_MEMORY = (99, 163, 227)  # KB
 LONGEST_CHUNK = {
     (1, 2): {128: (64, 64, 64)},
-    (2, 2): {64: (64, 64, 64), 128: (32, 64, 64)},
-    (1, 4): {64: (64, 64, 64), 128: (0, 64, 32)},
-    (2, 4): {64: (32, 64, 64), 128: (32, 64, 32)},
+    (2, 2): {128: (64, 64, 64)},
+    (1, 4): {64: (64, 64, 64), 128: (0, 64, 64)},
+    (2, 4): {64: (64, 64, 64), 128: (32, 64, 64)},
     (1, 8): {32: (32, 64, 64), 64: (0, 32, 64), 128: (0, 0, 0)},
-    (2, 8): {32: (16, 32, 32), 64: (0, 0, 32), 128: (0, 0, 0)},
+    (2, 8): {32: (16, 32, 64), 64: (0, 16, 64), 128: (0, 0, 32)},
 }
 
 
@@ -44,13 +45,21 @@ def why_not_triton(
     and a ``norm_eps`` of 1e-5. In more bytes than bfloat16 long chunks of wide tokens do not fit (``LONGEST_CHUNK``).
     With ``TRITON_INTERPRET=1`` in the environment they run on a CPU, slowly, for tests.
     """
+    return reason_against(q, v, weights, decay, chunk_size, norm_eps, rest)
+
+
+def reason_against(
+    q: Tensor, v: Tensor, weights: Sequence[Tensor], decay: Tensor | Sequence[Tensor], chunk_size: int,
+    norm_eps: float, rest: Sequence[Tensor] | None,
+) -> str | None:  # fmt: skip
+    """``why_not_triton`` without its gate, which takes as long as all the rest of a token's choice."""
     if find_spec("triton") is None:
         return "triton is not installed"
     if not q.is_cuda and not interpreting():
         return f"the tensors are on {q.device.type}, Triton needs a CUDA device"
     if q.is_cuda and torch.version.hip is not None:
         return "the kernels are made for NVIDIA's GPUs"
-    if q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 0):
+    if q.is_cuda and _capability(q.device) < (8, 0):
         return f"{torch.cuda.get_device_name(q.device)} is older than compute capability 8.0"
     if len(weights) > 2:
         return f"the memory has {len(weights)} layers, the kernels have 1 or 2"
@@ -71,11 +80,16 @@ def why_not_triton(
     return None
 
 
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
 def _why_not_in_shared_memory(q: Tensor, v: Tensor, weights: Sequence[Tensor], chunk_size: int) -> str | None:
     double = torch.float64 in (q.dtype, v.dtype, weights[0].dtype)
     operand = 8 if double else 2 if q.dtype == v.dtype == torch.bfloat16 else 4
     width = max(q.shape[-1], v.shape[-1])
-    longest = longest_chunk(torch.cuda.get_device_capability(q.device), len(weights), operand, width)
+    longest = longest_chunk(_capability(q.device), len(weights), operand, width)
     if chunk_size <= longest:
         return None
     shorter = f"chunks of {longest} do; " if longest else ""
@@ -113,7 +127,7 @@ def choose_backend(
         return "torch"
     if backend not in ("auto", "triton"):
         return backend
-    reason = why_not_triton(q, v, weights, decay, chunk_size=chunk_size, norm_eps=norm_eps, rest=rest)
+    reason = reason_against(q, v, weights, decay, chunk_size, norm_eps, rest)
     if reason is not None and backend == "triton":
         raise ValueError(f'`backend` "triton" is not available here: {reason}; use "auto" or "torch"')
     return "triton" if reason is None else "torch"

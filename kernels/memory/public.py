@@ -70,9 +70,11 @@ def neural_memory(
         lengths: tokens of each sequence, ``[batch]``, 0 to time. The state returned is the one after each sequence's
             last token, outputs past it are zero, and what q, k, v hold there is ignored.
         backend: "auto", "triton" (the kernels), "torch" (the chunk form) or "reference" (token by token, the
-            specification). "auto" is "triton" on CUDA for what its kernels take (see ``why_not_triton``), else "torch".
+            specification). "auto" is "triton" on CUDA for what its kernels take, else "torch"; ``why_not_triton`` and
+            ``how_triton`` say more.
         checkpoint_chunks: keeps the weights of every n-th chunk for the backward pass and computes the others again:
-            memory for weights falls n-fold, time rises by less than a third. By default all are kept.
+            memory for weights falls n-fold, time rises by less than a third. By default all are kept, but "triton"
+            keeps fewer where all would take more than 512 MB and than four times the bytes of q, k, v and y.
         return_state: False saves the work of the last state, which is None then.
         check_values: whether the ranges of gates and lengths are looked at. By default on a CPU only: on a GPU every
             call would wait for the device, and none could be captured in a CUDA graph.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.dispatch import own_precision, transforming
+from pyro_memory.kernels.dispatch import chosen, own_precision, transforming
 from pyro_memory.kernels.memory.definition import Layers, token_rule
 from pyro_memory.kernels.memory.forms import cast, piece
 from pyro_memory.kernels.memory.limits import choose_backend
@@ -21,15 +21,26 @@ from pyro_memory.kernels.memory.torch_operator import as_operator
 def run_memory(
     tokens: tuple[Tensor, Tensor, Tensor], weights: Layers, momentum_state: Layers, anchor: Layers,
     gates: Sequence[Layers], *, position: Tensor | None = None, start: int | None = None,
-    lengths: Tensor | None = None, chunk_size: int, backend: str = "auto", checkpoint_chunks: int | None = None,
-    return_state: bool = True, **options: Any,
+    stale: bool = False, lengths: Tensor | None = None, chunk_size: int, backend: str = "auto",
+    checkpoint_chunks: int | None = None, return_state: bool = True, **options: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Computes ``neural_memory`` from arguments that nobody looks at: q, k and v, all of a layer for each sequence.
 
-    Where ``position`` is 0, the anchor must be the weights; ``start`` is the position of all sequences, where that is
-    known without a look.
+    ``start`` is the position of all sequences, where that is known without a look. Where ``position`` is 0 the anchor
+    must be the weights, unless it is ``stale``.
     """
+    done: tuple[Any, ...]
+    if _is_one_token(backend, tokens, (weights, momentum_state, anchor, *gates), lengths, options):
+        special = {name: options[name] for name in ("norm_eps", "rest") if name in options}
+        if choose_backend(backend, tokens[0], tokens[2], weights, gates[2], chunk_size, **special) == "triton":
+            from pyro_memory.kernels.memory.triton_token import triton_token  # without a GPU nobody loads triton
+
+            at = {"position": position, "chunk_size": chunk_size}
+            y, *after = triton_token(tokens, weights, momentum_state, anchor, gates, **at, **options)
+            return y, *(after if return_state else [None] * len(after))
     given = tokens[0].dtype
+    if stale:
+        anchor = chosen(position == 0, weights, anchor)
     tokens, (weights, momentum_state, anchor), gates, options = _cast(
         tokens, (weights, momentum_state, anchor), gates, options
     )
@@ -38,7 +49,6 @@ def run_memory(
     if backend != "triton":
         tokens = cast(tokens, weights[0].dtype)
     states = weights, momentum_state
-    done: tuple[Any, ...]
     with own_precision(tokens[0]):
         if backend == "reference":
             at = {"anchor": anchor, "position": position, "lengths": lengths}
@@ -61,9 +71,12 @@ def run_memory(
 
 def run_surprise(
     tokens: tuple[Tensor, Tensor], weights: Layers, momentum_state: Layers, anchor: Layers, gates: Sequence[Layers],
-    *, position: Tensor | None = None, lengths: Tensor | None = None, chunk_size: int, **options: Any,
+    *, position: Tensor | None = None, stale: bool = False, lengths: Tensor | None = None, chunk_size: int,
+    **options: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Computes ``memory_surprise`` likewise, from k and v."""
+    if stale:
+        anchor = chosen(position == 0, weights, anchor)
     tokens, (weights, momentum_state, anchor), gates, options = _cast(
         tokens, (weights, momentum_state, anchor), gates, options
     )
@@ -78,6 +91,21 @@ def run_surprise(
         if position is None:
             return run(tokens, weights, momentum_state, None, lengths)
         return in_pieces(run, tokens, weights, momentum_state, anchor, position, chunk_size, lengths)
+
+
+def _is_one_token(
+    backend: str, tokens: Layers, groups: Sequence[Layers], lengths: Tensor | None, options: dict[str, Any]
+) -> bool:
+    """Whether a call is one token of each sequence that nothing differentiates, and may be for the GPU."""
+    if tokens[0].shape[2] != 1 or lengths is not None or not (backend == "triton" or tokens[0].is_cuda):
+        return False
+    if transforming() or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    others = (options.get("norm_weight"), options.get("norm_bias"))
+    every = (tokens, *groups, tuple(t for t in others if t is not None))
+    return not any(t.requires_grad for group in every for t in group)
 
 
 def _traced() -> bool:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_memory.kernels.dispatch import backward_in_own_precision
-from pyro_memory.kernels.memory import triton_launch
+from pyro_memory.kernels.memory import triton_passes
+from pyro_memory.kernels.memory.plan import kept_every, multiprocessors, operand_bytes, planned
 from pyro_memory.kernels.triton_parts import block
 
 _ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor gates, Tensor? norm, Tensor? lengths"
@@ -28,7 +29,6 @@ def triton_form(
     decay: Sequence[Tensor],
     *,
     chunk_size: int,
-    anchor: Sequence[Tensor] | None = None,
     lengths: Tensor | None = None,
     checkpoint_chunks: int | None = None,
     activation: str = "gelu",
@@ -36,15 +36,12 @@ def triton_form(
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Computes what ``token_rule`` does, in the same arguments; q, k and v may be in half precision.
-
-    An ``anchor`` goes with one token and no gradient.
-    """
+    """Computes what ``token_rule`` does, in the same arguments; q, k and v may be in half precision."""
     batch, heads, time = k.shape[:3]
     rows = batch * heads
-    _check_devices(
+    check_devices(
         q.device, k=(k,), v=(v,), weights=weights, momentum_state=momentum_state, lr=lr, momentum=momentum, decay=decay,
-        lengths=(lengths,), norm_weight=(norm_weight,), norm_bias=(norm_bias,), anchor=anchor or (),
+        lengths=(lengths,), norm_weight=(norm_weight,), norm_bias=(norm_bias,),
     )  # fmt: skip
     widths = [k.shape[-1], *(w.shape[-1] for w in weights)]
     q, k, v = (x.reshape(rows, time, x.shape[-1]).contiguous() for x in (q, k, v))
@@ -60,9 +57,9 @@ def triton_form(
         lengths = lengths.to(torch.int32).repeat_interleave(heads)
     chunk_size = min(chunk_size, block(time))
     learns = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, gates, state, norm) if t is not None)
-    every = (checkpoint_chunks or 1) if learns else 0
-    at = None if anchor is None else _packed(anchor)
-    y, state, _ = memory_forward(q, k, v, gates, norm, lengths, state, at, widths, chunk_size, activation, every)
+    sizes = (rows, time, widths, chunk_size, operand_bytes(q.dtype, state.dtype), state.itemsize)
+    every = (checkpoint_chunks or kept_every(*sizes)) if learns else 0
+    y, state, _ = memory_forward(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every)
     sizes = [w.shape[-2] * w.shape[-1] for w in (*weights, *weights)]
     parts = [p.view_as(w) for p, w in zip(state.split(sizes, 1), (*weights, *weights), strict=True)]
     return y.view(batch, heads, time, widths[-1]), tuple(parts[: len(weights)]), tuple(parts[len(weights) :])
@@ -72,7 +69,7 @@ def _packed(layers: Sequence[Tensor]) -> Tensor:
     return torch.cat([s.flatten(0, 1).flatten(1) for s in layers], 1)
 
 
-def _check_devices(device: torch.device, **groups: Sequence[Tensor | None]) -> None:
+def check_devices(device: torch.device, **groups: Sequence[Tensor | None]) -> None:
     for name, group in groups.items():
         for t in group:
             if t is not None and t.device != device:
@@ -88,27 +85,31 @@ def _chunks(k: Tensor, chunk_size: int) -> int:
 @torch.library.custom_op(
     "pyro_memory::neural_memory",
     mutates_args=(),
-    schema=f"({_ARGUMENTS}, Tensor state, Tensor? anchor, {_SIZES}) -> (Tensor, Tensor, Tensor)",
+    schema=f"({_ARGUMENTS}, Tensor state, {_SIZES}) -> (Tensor, Tensor, Tensor)",
 )
-def memory_forward(q, k, v, gates, norm, lengths, state, anchor, widths, chunk_size, activation, every):
-    y, after, kept = _outputs(q, k, v, gates, norm, lengths, state, anchor, widths, chunk_size, activation, every)
-    if k.shape[1] == 1 and lengths is None and not every:
-        anchor = state[:, : state.shape[1] // 2].contiguous() if anchor is None else anchor
-        triton_launch.decode(q, k, v, state, anchor, gates, norm, y, after, widths, activation)
-        return y, after, kept
+def memory_forward(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every):
+    y, after, kept = _outputs(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every)
     after.copy_(state)
-    triton_launch.forward(
-        q, k, v, after, gates, norm, lengths, y, kept, widths, chunk_size, activation, every,
-        range(_chunks(k, chunk_size)),
-    )  # fmt: skip
+    call = _call(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every)
+    triton_passes.forward(call, after, y, kept)
     return y, after, kept
 
 
+def _call(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every):
+    plan = planned(
+        *k.shape[:2], widths, chunk_size, operand_bytes(q.dtype, state.dtype), state.itemsize, learns=every > 0,
+        checkpoint_chunks=every or None, multiprocessors=multiprocessors(k),
+    )  # fmt: skip
+    return triton_passes.Call(q, k, v, gates, norm, lengths, widths, chunk_size, activation, plan)
+
+
 @memory_forward.register_fake
-def _outputs(q, k, v, gates, norm, lengths, state, anchor, widths, chunk_size, activation, every):
-    """y, the state after, and the states kept: those before every n-th chunk."""
+def _outputs(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, every):
+    """y, the state after, and the states kept: every n-th; all of them in the operands' precision."""
     slots = -(-_chunks(k, chunk_size) // every) if every else 0
-    return torch.empty_like(v), torch.empty_like(state), state.new_empty(len(k), slots, state.shape[1])
+    half = every == 1 and operand_bytes(q.dtype, state.dtype) == 2
+    kept = state.new_empty(k.shape[0], slots, state.shape[1], dtype=torch.bfloat16 if half else state.dtype)
+    return torch.empty_like(v), torch.empty_like(state), kept
 
 
 @torch.library.custom_op(
@@ -122,32 +123,20 @@ def memory_backward(dy, dstate, q, k, v, gates, norm, lengths, kept, widths, chu
     dnorm, dbefore = grads[-2:]
     dnorm.zero_()
     dbefore.copy_(dstate)
-    last = _chunks(k, chunk_size)
-    if every == 1:
-        segments = [range(last)] if last else []
-    else:
-        segments = [range(first, min(first + every, last)) for first in range(0, last, every)]
-        window = kept.new_empty(len(k), every, kept.shape[2])
-    for i, chunks in reversed(list(enumerate(segments))):
-        if every > 1:  # the states between two that were kept
-            triton_launch.forward(
-                q, k, v, kept[:, i].clone(), gates, norm, lengths, dy, window, widths, chunk_size, activation, 1,
-                chunks, reads=False,
-            )  # fmt: skip
-        states = kept if every == 1 else window
-        triton_launch.backward(dy, q, k, v, gates, norm, lengths, states, grads, widths, chunk_size, activation, chunks)
+    call = _call(q, k, v, gates, norm, lengths, dstate, widths, chunk_size, activation, every)
+    triton_passes.backward(call, dy, kept, grads)
     return grads
 
 
 @memory_backward.register_fake
 def _gradients(dy, dstate, q, k, v, gates, norm, lengths, kept, widths, chunk_size, activation, every):
     """Of q, k, v, gates, norm (a row's part) and the state before."""
-    dnorm = dstate.new_empty((len(k), 2, widths[-1]) if norm is not None else (0,))
+    dnorm = dstate.new_empty((k.shape[0], 2, widths[-1]) if norm is not None else (0,))
     return (*(torch.empty_like(t) for t in (q, k, v, gates)), dnorm, torch.empty_like(dstate))
 
 
 def _save(ctx, inputs, output):
-    *tensors, _, _, widths, chunk_size, activation, every = inputs
+    *tensors, _, widths, chunk_size, activation, every = inputs
     ctx.save_for_backward(*tensors, output[2])
     ctx.mark_non_differentiable(output[2])
     ctx.sizes = widths, chunk_size, activation, every
@@ -159,8 +148,8 @@ def _backward(ctx, dy, dstate, _):
     grads = memory_backward(dy.contiguous(), dstate.contiguous(), *tensors, kept, *ctx.sizes)
     dq, dk, dv, dgates, dnorm, dstate = grads
     norm = tensors[4]
-    dnorm = None if norm is None else dnorm.unflatten(0, (len(dnorm) // len(norm), len(norm))).sum(0)
-    return dq, dk, dv, dgates, dnorm, None, dstate, None, None, None, None, None
+    dnorm = None if norm is None else dnorm.unflatten(0, (-1, norm.shape[0])).sum(0)
+    return dq, dk, dv, dgates, dnorm, None, dstate, None, None, None, None
 
 
 memory_forward.register_autograd(_backward, setup_context=_save)

@@ -8,15 +8,31 @@ import triton.language as tl
 
 # Arguments for whose values nothing is compiled anew: without this, those of 1 and multiples of 16 would be. No kernel
 # reads `wave`: it says how full the GPU is, for the autotuner to choose by.
-NUMBERS = ("T", "heads", "first", "last", "every", "chunks", "layers", "wave")
+NUMBERS = ("T", "heads", "first", "last", "chunks", "layers", "wave")
+
+
+@triton.jit
+def row(i_r, p_lengths, heads, T, LENGTHS: tl.constexpr):
+    """The head of a row, which is a head of a sequence, and how many tokens it has."""
+    length = tl.load(p_lengths + i_r) if LENGTHS else T
+    return i_r % heads, length
 
 
 @triton.jit
 def row_of_program(p_lengths, heads, T, LENGTHS: tl.constexpr):
-    """A program's row, which is a head of a sequence, its head, and how many tokens it has."""
+    """A program's row, its head, and how many tokens it has, where a program walks over a row."""
     i_r = tl.program_id(0).to(tl.int64)
-    length = tl.load(p_lengths + i_r) if LENGTHS else T
-    return i_r, i_r % heads, length
+    i_h, length = row(i_r, p_lengths, heads, T, LENGTHS)
+    return i_r, i_h, length
+
+
+@triton.jit
+def chunk_of_program(p_lengths, heads, chunks, T, LENGTHS: tl.constexpr):
+    """The same where a program is a chunk of a row; and its number among all, and which chunk of the row it is."""
+    i_p = tl.program_id(0)
+    i_r = (i_p // chunks).to(tl.int64)
+    i_h, length = row(i_r, p_lengths, heads, T, LENGTHS)
+    return i_p.to(tl.int64), i_p % chunks, i_r, i_h, length
 
 
 @triton.jit
@@ -49,10 +65,10 @@ def load_layers(p, o_i, o_h, o_o, DI: tl.constexpr, DH: tl.constexpr, DO: tl.con
 
 
 @triton.jit
-def store_layers(p, o_i, o_h, o_o, b_1, b_2, DI: tl.constexpr, DH: tl.constexpr, DO: tl.constexpr, keeps=True):
-    """The opposite of ``load_layers``; stores no row where it is not to keep them."""
-    store_matrix(p, o_i, o_h, tl.where(keeps, DI, 0), DH, b_1)
-    store_matrix(p + DI * DH, o_h, o_o, tl.where(keeps, DH, 0), DO, b_2)
+def store_layers(p, o_i, o_h, o_o, b_1, b_2, DI: tl.constexpr, DH: tl.constexpr, DO: tl.constexpr):
+    """The opposite of ``load_layers``."""
+    store_matrix(p, o_i, o_h, DI, DH, b_1)
+    store_matrix(p + DI * DH, o_h, o_o, DH, DO, b_2)
 
 
 @triton.jit
@@ -77,15 +93,16 @@ def load_norm(p_norm, i_h, o_d, D: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def load_norm_gradients(p_dnorm, i_r, o_d, D: tl.constexpr, dtype: tl.constexpr):
-    """Those of weight and bias as ``column_sums``."""
-    b_dw, b_db = load_norm(p_dnorm, i_r, o_d, D, dtype)
-    shape: tl.constexpr = [o_d.shape[0], 16]
-    return tl.broadcast_to(b_dw[:, None], shape), tl.broadcast_to(b_db[:, None], shape)
+def store_norm_gradients(p_dnorm, o_d, D: tl.constexpr, b_dw, b_db):
+    """A chunk's part of the gradients of LN's weight and bias, ``[2, D]``."""
+    tl.store(p_dnorm + o_d, b_dw, mask=o_d < D)
+    tl.store(p_dnorm + D + o_d, b_db, mask=o_d < D)
 
 
 @triton.jit
-def store_norm_gradients(p_dnorm, i_r, o_d, D: tl.constexpr, b_dw, b_db):
-    p = p_dnorm + i_r * 2 * D + o_d
-    tl.store(p, tl.max(b_dw, 1), mask=o_d < D)
-    tl.store(p + D, tl.max(b_db, 1), mask=o_d < D)
+def add_norm_gradients(p_dnorm, p_norm, i_h, o_d, D: tl.constexpr, b_k, b_v, b_n, b_dg, b_dv):
+    """Adds what the loss sends back: by g = 2 e w and e = v - k - n w - b."""
+    b_w, b_b = load_norm(p_norm, i_h, o_d, D, b_dg.dtype)
+    b_error = b_v - b_k - b_n * b_w[None, :] - b_b[None, :]
+    b_dw, b_db = load_norm(p_dnorm, 0, o_d, D, b_dg.dtype)
+    store_norm_gradients(p_dnorm, o_d, D, b_dw + tl.sum(2 * b_error * b_dg - b_n * b_dv, 0), b_db - tl.sum(b_dv, 0))

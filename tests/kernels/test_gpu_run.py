@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import parts
@@ -186,8 +187,9 @@ def pretended(monkeypatch, tmp_path):
     tiny = (Case(16, 0, 16, 16, 1, 1), Case(16, 1, 16, 16, 1, 1))
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", interpreter.rounding_cast)
     monkeypatch.setattr(kernels_cases, "DEVICE", "cpu")
-    for name in ("BASE", "OTHERS", "DECODED", "SWEPT", "RIVALLED"):
+    for name in ("BASE", "BOTH_FORMS", "OTHERS", "DECODED", "SWEPT", "RIVALLED"):
         monkeypatch.setattr(kernels_rows, name, tiny if name == "BASE" else tiny[:1])
+    monkeypatch.setattr(kernels_rows, "PLAIN", (replace(tiny[0], norm=False),))
     monkeypatch.setattr(kernels_rows, "READS", ((2, 16, 1),))
     monkeypatch.setattr(kernels_rows, "READ_GB_S", {(2, 16, 1): 100})
     monkeypatch.setattr(kernels_rows.reading, "__defaults__", (50, "cpu"))
@@ -253,7 +255,10 @@ def test_the_whole_runs_on_a_pretended_device(pretended, monkeypatch, capsys):
     assert measured["steps of the vma"] == 400
     assert Training.signals == [signal.SIGTERM, "killed"]
     assert "--device=cuda" in Training.command
-    assert any(row["note"].startswith("not here: ") for row in rows if row["part"] == "others")
+    others = [row for row in rows if row["part"] == "others"]
+    assert any(row["note"].startswith("not here: ") for row in others)
+    beside = {row["what"].removesuffix(" forward") for row in others if "no norm" in row["case"]}
+    assert {"ours", "torch, eager", "fla gated delta rule", "fla momentum delta rule"} <= beside
     files = {path.name for path in (folder / "out").iterdir()}
     assert files == {"rows.csv", "table.txt", "times.png", "vma.safetensors", "vma.safetensors.json"}
     assert len((folder / "out" / "table.txt").read_text().splitlines()) <= 60

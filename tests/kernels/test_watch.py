@@ -71,3 +71,32 @@ def test_a_place_written_and_read_needs_a_barrier_between(monkeypatch):
 def test_a_store_of_two_values_to_one_place_is_caught(monkeypatch):
     with watched(monkeypatch), pytest.raises(Exception, match="two values for a place"):
         count[(1,)](torch.zeros(8), BLOCK=4)
+
+
+@triton.jit
+def pass_on(p_tickets, p_x, p_y, BLOCK: tl.constexpr, RELEASE: tl.constexpr, ACQUIRE: tl.constexpr):
+    ticket = tl.atomic_add(p_tickets, 1, sem="relaxed")
+    o = tl.arange(0, BLOCK)
+    if ticket == 0:
+        tl.store(p_x + o, o)
+        tl.debug_barrier()
+        tl.atomic_add(p_tickets + 1, 1, sem=RELEASE)
+    else:
+        while tl.atomic_add(p_tickets + 1, 0, sem=ACQUIRE) < 1:
+            pass
+        tl.store(p_y + o, tl.load(p_x + o))
+
+
+@pytest.mark.parametrize(
+    ("release", "acquire"), [("release", "acquire"), ("relaxed", "acquire"), ("release", "relaxed")]
+)
+def test_programs_meet_where_one_releases_and_the_other_acquires(release, acquire, monkeypatch):
+    tickets, x, y = torch.zeros(2, dtype=torch.int32), torch.zeros(4), torch.zeros(4)
+    with watched(monkeypatch) as launches:
+        if (release, acquire) == ("release", "acquire"):
+            pass_on[(2,)](tickets, x, y, BLOCK=4, RELEASE=release, ACQUIRE=acquire)
+            assert torch.equal(y, torch.arange(4.0))
+            assert len(launches[0].together.calls) == 2
+        else:
+            with pytest.raises(Exception, match="two programs of a launch share a place"):
+                pass_on[(2,)](tickets, x, y, BLOCK=4, RELEASE=release, ACQUIRE=acquire)

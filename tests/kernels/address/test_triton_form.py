@@ -1,6 +1,7 @@
 """The Triton kernels of the fused read: on a GPU, or in Triton's interpreter without one."""
 
 import importlib.util
+import math
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ if importlib.util.find_spec("triton") is None:
 import triton
 import triton.language as tl
 
-from pyro_memory.kernels.address.triton_form import gumbel
+from pyro_memory.kernels.address.triton_draw import draw, gumbel
 
 
 def parts(*args, **options):
@@ -69,7 +70,7 @@ def test_wide_keys_and_values_give_the_same(dim, value):
     assert_close(with_gradients(inputs, lambda i: results(i, "triton")), with_gradients(inputs, dense))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_it_is_at_most_twice_as_wrong_as_pytorch(dtype):
     errors = []
     for _ in range(4):  # a single draw is a matter of luck
@@ -94,13 +95,73 @@ def test_uninitialised_memory_is_never_read():
     assert all(t.isfinite().all() for t in with_gradients(inputs, lambda i: results(i, "triton")))
 
 
-def test_samples_pass_a_chi_square_test():
-    query, key, _, _, mask = parts(2, 150, dtype=torch.float32)
-    query = query.repeat(500, 1)
-    samples = fused_address(query, key, mask=mask, samples=4, backend="triton").samples
-    probs = (query[:2] @ key.mT).masked_fill(~mask, -torch.inf).softmax(-1)
+@pytest.mark.parametrize(
+    ("batch", "slots", "draws", "masked"),
+    [(1, 1000, 128, True), (2, 150, 128, True), (2, 300, 128, False), (70, 300, 8, True)],
+)
+def test_samples_pass_a_chi_square_test(batch, slots, draws, masked):
+    """Over several spans of slots; more queries than a block holds too."""
+    query, key, _, _, mask = parts(2, slots, dtype=torch.float32)
+    query = query[torch.arange(batch, device=DEVICE) % 2]
+    mask[: slots // 2] &= not masked  # whole blocks are empty
+    mask = mask if masked else None
+    got = [fused_address(query, key, mask=mask, samples=draws, backend="triton") for _ in range(2)]
+    scores = query[:2] @ key.mT
+    probs = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+    for i in range(min(batch, 2)):
+        assert_drawn_from(torch.cat([g.samples[:, i::2].flatten() for g in got]).cpu(), probs[i].cpu())
+    gap = torch.cat([(g.maxima - g.logsumexp).flatten() for g in got]).double().cpu()
+    assert abs(gap.mean() - 0.5772157) < 5 * math.pi / math.sqrt(6 * len(gap))
+    assert abs(gap.var() - math.pi**2 / 6) < 5 * math.sqrt(4.4 * math.pi**4 / 36 / len(gap))  # of kurtosis 5.4
+
+
+@pytest.mark.skipif(not GPU, reason="the blocks of one span are many only where slots are")
+def test_samples_of_many_blocks_pass_a_chi_square_test():
+    query, key, _, _, mask = parts(1, 2**19, dtype=torch.float32)
+    got = fused_address(query.expand(1024, -1), key, mask=mask, samples=128, backend="triton").samples
+    probs = (query.double() @ key.double().mT).masked_fill(~mask, -torch.inf).softmax(-1)[0]
+    assert_drawn_from((got.flatten() >> 9).cpu(), probs.reshape(1024, 512).sum(-1).cpu())
+
+
+@pytest.mark.parametrize("span", [128, 384])
+def test_each_level_of_a_draw_has_its_own_probability(span):
+    """Spans of one block and of three, most of the weight in the last slot of the last block, and a block empty."""
+    slots = 600
+    key = torch.zeros(slots, 16, device=DEVICE)
+    key[-1, 0], key[:300, 0] = math.log(1000), 1
+    query, mask = torch.eye(2, 16, device=DEVICE), torch.ones(slots, dtype=torch.bool, device=DEVICE)
+    mask[128:256] = False
+    scores = (query @ key.mT).masked_fill(~mask, -torch.inf)
+    blocks = torch.nn.functional.pad(scores, (0, 40), value=-torch.inf).reshape(2, 5, 128).logsumexp(-1)
+    spans = [blocks[:, i : i + span // 128].logsumexp(-1) for i in range(0, 5, span // 128)]
+    rows = torch.cat([torch.stack(spans), blocks.mT]).contiguous()
+    drawn, _ = draw(query, key, mask.to(torch.int8), scores.logsumexp(-1), rows, span, 128, 400, None)
     for i in range(2):
-        assert_drawn_from(samples[:, i::2].flatten().cpu(), probs[i].cpu())
+        assert_drawn_from(drawn[:, i].cpu(), scores[i].softmax(-1).cpu())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's
+def test_samples_stay_within_the_slots_where_scores_are_no_numbers():
+    query, key, *_ = parts(2, 150)
+    samples = fused_address(query * torch.nan, key, samples=3, backend="triton").samples
+    assert ((samples >= 0) & (samples < 150)).all()
+
+
+def test_a_sample_takes_memory_for_blocks_and_not_for_slots():
+    query, key, values, *_ = parts(60, 2000, dtype=torch.float32)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            made = [t.numel() for t in torch.utils._pytree.tree_leaves(out) if torch.is_tensor(t)]
+            largest = max(largest, *made, 0)
+            return out
+
+    with Watch():
+        fused_address(query, key, value=values, samples=3, backend="triton")
+    assert largest <= 40_000  # bytes, which the interpreter copies, of five sums of each span; scores would be 120,000
 
 
 @pytest.mark.skipif(GPU, reason="counts what the interpreter runs")
@@ -109,7 +170,8 @@ def test_every_pass_is_spread_over_the_slots(monkeypatch):
 
     with watched(monkeypatch) as launches:
         with_gradients(parts(5, 150), lambda i: results(i, "triton"))
-    assert [launch.program + 1 for launch in launches] == [3, 3, 3]  # a block of queries, and three of 64 slots
+    # A block of queries; spans of 128 slots for the two passes that split them, and blocks of 64.
+    assert [launch.program + 1 for launch in launches] == [2, 2, 3]
 
 
 def test_the_same_inputs_give_the_same_bits():
@@ -168,17 +230,24 @@ def test_a_generator_decides_the_samples():
 
 
 @triton.jit
-def _noise(p_i, p_out, batch, seed, N: tl.constexpr, S: tl.constexpr):
-    o = tl.arange(0, N)
-    noise = gumbel(seed, tl.load(p_i + o)[:, None], 3, batch, tl.arange(0, S)[None, :], S)
-    tl.store(p_out + o[:, None] * S + tl.arange(0, S)[None, :], noise)
+def _noise(p_i, p_out, width, seed, N: tl.constexpr, M: tl.constexpr):
+    i, j = tl.arange(0, N)[:, None], tl.arange(0, M)[None, :]
+    tl.store(p_out + i * M + j, gumbel(seed, tl.load(p_i + i), j, width))
 
 
-def test_blocks_that_lie_2_to_the_32_apart_have_noise_of_their_own():
-    """Of 1e6 slots in blocks of 16, at 1024 queries and 128 draws, the first and the 2^15th do."""
-    i = torch.tensor([0, 0, 2**15, 2**16], dtype=torch.int32, device=DEVICE)
+def test_draws_that_lie_2_to_the_32_apart_have_noise_of_their_own():
+    """Of 1e6 slots, in 1024 spans and some 8000 blocks, 1024 queries' 128 draws have 2^30 places; these have more."""
+    i = torch.tensor([0, 0, 2**15, 2**16], device=DEVICE)
     out = torch.empty(4, 128, device=DEVICE)
-    _noise[(1,)](i, out, 1024, 7, N=4, S=128)
+    _noise[(1,)](i, out, 2**17, 7, N=4, M=128)
     assert_close(out[0], out[1], rtol=0, atol=0)
     for one, other in [(0, 2), (0, 3), (2, 3)]:
         assert (out[one] != out[other]).sum() > 120
+
+
+def test_the_noise_is_gumbel_and_its_tail_is_finely_divided():
+    out = torch.empty(1, 2**20, device=DEVICE)
+    _noise[(1,)](torch.zeros(1, dtype=torch.long, device=DEVICE), out, 2**20, 3, N=1, M=2**20)
+    u = (-(-out.double()).exp()).exp().sort().values.flatten().cpu()
+    assert (u - torch.linspace(0, 1, len(u))).abs().max() < 2 / len(u) ** 0.5  # Kolmogorov and Smirnov: 1 in 1500
+    assert len(out[out > 8].unique()) > 0.99 * (out > 8).sum()

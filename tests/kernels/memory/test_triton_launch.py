@@ -20,6 +20,8 @@ from memory_calls import (  # noqa: F401
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_memory.kernels.memory import plan
+
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
@@ -103,7 +105,7 @@ def test_the_autotuner_chooses_by_how_full_the_gpu_is(monkeypatch):
     gpu = SimpleNamespace(is_cuda=True, device=0)
     properties = SimpleNamespace(multi_processor_count=100)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    waves = [triton_launch._common(gpu, rows)["wave"] for rows in (0, 1, 100, 101, 200, 201, 400, 401, 10**6)]
+    waves = [triton_launch.wave(gpu, programs)["wave"] for programs in (0, 1, 100, 101, 200, 201, 400, 401, 10**6)]
     assert waves == [0, 0, 0, 1, 1, 2, 2, 3, 3]
     assert "wave" in triton_launch.TUNED_BY
 
@@ -122,29 +124,34 @@ def launches(tensors, **options):
     return found
 
 
-def test_what_compiling_showed_to_be_useless_is_not_among_the_configurations():
-    single = launches(problem((64, 64, 64), 70, heads=1, dtype=torch.float32), chunk_size=64)
-    assert {tile for tile, *_ in single["deep_backward"]} == {32}
-    assert {tile for tile, *_ in launches(problem((64, 64, 64), 70, heads=1), chunk_size=32)["deep_backward"]} == {
-        32,
-        64,
-    }
-    narrow = launches(problem((64, 256, 64), 20, heads=1, dtype=torch.bfloat16), chunk_size=16)
-    assert {tile for tile, *_ in narrow["deep_forward"]} == {32}
-    assert {tile for tile, *_ in narrow["deep_backward"]} == {32, 64}
-    assert {warps for _, warps, _ in launches(problem((32, 128, 32), 20, heads=1), chunk_size=16)["deep_backward"]} == {
-        4
-    }
-    linear = launches(problem((64, 64), 20, heads=1), chunk_size=16)
-    assert {stages for *_, stages in linear["linear_backward"]} == {1, 2, 3}
+def test_what_compiling_showed_to_be_useless_is_not_among_the_configurations(monkeypatch):
+    from pyro_memory.kernels.memory import triton_form
+
+    monkeypatch.setattr(triton_form, "multiprocessors", lambda tensor: 132)
+    monkeypatch.setattr(plan, "multiprocessors", lambda tensor: 132)
+    split = launches(problem((64, 256, 64), 20, heads=1, dtype=torch.bfloat16), chunk_size=16)
+    assert split["deep_back_reads"] == ((64, 4, 2), (64, 4, 1), (32, 4, 2), (32, 4, 1))
+    assert split["deep_walk"] == ((64, 8, 1), (64, 4, 1))
+    monkeypatch.setattr(plan, "SPLIT", dict.fromkeys(plan.SPLIT, 0))
+    fused = launches(problem((64, 256, 64), 20, heads=1, dtype=torch.bfloat16), chunk_size=16)
+    assert {tile for tile, *_ in fused["deep_forward"]} == {32}
+    thin = launches(problem((32, 128, 32), 20, heads=1), chunk_size=16)
+    assert {warps for _, warps, _ in thin["deep_forward"]} == {4, 8}
+    assert {stages for *_, stages in thin["deep_back_keys"]} == {1}  # wider operands
+    monkeypatch.undo()
+    linear = launches(problem((64, 64), 20, heads=1, dtype=torch.bfloat16), chunk_size=16)
+    assert {stages for *_, stages in linear["linear_back_walk"]} == {1, 2, 3}
+    assert linear["linear_read"] == ((0, 4, 1), (0, 8, 1))  # no loop, so no stages
     assert {warps for _, warps, _ in linear["gates_forward"]} == {1, 2, 4, 8}
-    assert all(0 < len(group) <= 4 for found in (single, narrow, linear) for group in found.values())
+    assert all(0 < len(group) <= 4 for found in (split, fused, linear) for group in found.values())
 
 
 def test_a_kernel_that_reloads_what_it_stored_takes_no_loads_ahead(monkeypatch):
     from pyro_memory.kernels.memory import triton_launch
 
     tensors = problem((16, 24, 16), 9)
+    monkeypatch.setattr(plan, "SPLIT", dict.fromkeys(plan.SPLIT, 0))
+    monkeypatch.setattr(triton_launch, "RESIDENT_BYTES", 0)
     monkeypatch.setattr(triton_launch, "_configurations", lambda *args: ((32, 4, 2),))
-    with pytest.raises(RuntimeError, match="loads ahead would pass the stores they need"):
+    with pytest.raises((RuntimeError, ValueError), match="loads ahead would pass the stores they need"):
         with_gradients(tensors, chunk_size=8, backend="triton")
