@@ -97,8 +97,7 @@ CONFIGURED = tuple(Check(_base(64, e, 64), fused=fused) for e in (0, 1, 4) for f
 def small(check):
     """What Triton's interpreter does of it in seconds: half the width, and chunks enough to hand a state on."""
     case = check.case
-    time = min(case.time, 2 * case.chunk + 7)
-    time = time - case.chunk if check.lengths else time
+    time = min(case.time, (2 if check.every else 1) * case.chunk + 7)
     lengths = None if check.lengths is None else (time - 5, 0)
     size = {"dim": max(16, case.dim // 2), "time": time, "batch": 2 if lengths else 1, "heads": 1}
     return replace(check, case=replace(case, **size), lengths=lengths)
@@ -108,11 +107,15 @@ def errors(check, device):
     """The largest error of values and states, and of gradients, each over its bar; without gradients values again."""
     case, arguments, options = prepared(check, device)
     with allowing(check):
-        values, gradients = with_gradients(case, arguments, "triton", **check.options, **options)
+        if check.fused:  # the way back is that of the split form
+            values, gradients = run(case, arguments, "triton", **check.options, **options), []
+        else:
+            values, gradients = with_gradients(case, arguments, "triton", **check.options, **options)
         with torch.no_grad():  # no state is kept then: another compilation
             alone = run(case, arguments, "triton", **options)
     double = like(arguments, torch.Tensor.double)
     truth = with_gradients(case, double, "torch", **options)
+    values = [t.detach() for t in values]
     bar, bar_of_gradients = BARS["tf32" if check.tf32 else case.dtype]
     return max(worst(values, truth[0]), worst(alone, truth[0])) / bar, worst(gradients, truth[1]) / bar_of_gradients
 

@@ -56,13 +56,16 @@ class Plan:
 
 def planned(
     rows: int, time: int, widths: Sequence[int], chunk_size: int, operand: int, state: int, *, learns: bool,
-    checkpoint_chunks: int | None = None, multiprocessors: int = MULTIPROCESSORS,
+    checkpoint_chunks: int | None = None, multiprocessors: int = MULTIPROCESSORS, at_once: int = MULTIPROCESSORS,
 ) -> Plan:  # fmt: skip
-    """Plans ``rows`` of ``time`` tokens; ``operand`` and ``state`` are the bytes of a product's operand and a sum."""
+    """Plans ``rows`` of ``time`` tokens; ``operand`` and ``state`` are the bytes of a product's operand and a sum.
+
+    Programs that wait for one another must all run: ``at_once`` says how many do.
+    """
     widest, chunks, deep = max(widths[0], widths[-1]), max(1, -(-time // chunk_size)), len(widths) == 3
     hidden = widths[1] if deep else 0
     units = min(padded(hidden), max(16, UNITS_BYTES // (4 * padded(widest) * state)), 128) if deep else 0
-    while hidden > units * multiprocessors:  # programs that wait for one another must run at the same time
+    while hidden > units * at_once:
         units *= 2
     shards = -(-hidden // units) if deep else 1
     kind = ("two layers, shared" if shards > 1 else "two layers") if deep else "linear"
@@ -101,10 +104,12 @@ def padded(width: int) -> int:
 
 
 def multiprocessors(tensor: Tensor) -> int:
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else MULTIPROCESSORS
+
+
+def at_once(tensor: Tensor) -> int:
     """How many programs run at the same time, at least; the interpreter runs one after the other."""
-    if tensor.is_cuda:
-        return torch.cuda.get_device_properties(tensor.device).multi_processor_count
-    return 1 if interpreting() else MULTIPROCESSORS
+    return 1 if interpreting() and not tensor.is_cuda else multiprocessors(tensor)
 
 
 def operand_bytes(tokens: torch.dtype, state: torch.dtype) -> int:
@@ -138,6 +143,6 @@ def how_triton(
     plan = planned(
         q.shape[0] * q.shape[1], q.shape[2], widths, min(chunk_size, padded(q.shape[2])),
         operand_bytes(torch.promote_types(q.dtype, v.dtype), state), state.itemsize, learns=gradients,
-        checkpoint_chunks=checkpoint_chunks, multiprocessors=multiprocessors(q),
+        checkpoint_chunks=checkpoint_chunks, multiprocessors=multiprocessors(q), at_once=at_once(q),
     )  # fmt: skip
     return str(plan)

@@ -21,7 +21,7 @@ from pyro_memory.kernels import how_triton
 from pyro_memory.kernels.memory import plan
 from pyro_memory.kernels.memory.plan import planned
 
-H100 = {"multiprocessors": 132}
+H100 = {"multiprocessors": 132, "at_once": 132}
 
 
 def names(monkeypatch, tensors, **options):
@@ -83,7 +83,7 @@ def shared(monkeypatch):
         pytest.skip("how programs take turns is the interpreter's")
     from pyro_memory.kernels.memory import triton_form
 
-    monkeypatch.setattr(triton_form, "multiprocessors", lambda tensor: 1000)
+    monkeypatch.setattr(triton_form, "at_once", lambda tensor: 1000)
     monkeypatch.setattr(plan, "UNITS_BYTES", 16 * 4 * 16 * 8)
 
 
@@ -133,7 +133,7 @@ def test_few_rows_are_split_and_many_are_fused():
 
 def test_programs_of_a_row_are_never_more_than_a_gpu_runs_at_once():
     for hidden, dim, there, state in itertools.product((16, 70, 512), (16, 64, 128), (1, 8, 16, 132), (4, 8)):
-        chosen = planned(4, 64, (dim, hidden, dim), 16, state, state, learns=True, multiprocessors=there)
+        chosen = planned(4, 64, (dim, hidden, dim), 16, state, state, learns=True, at_once=there)
         assert chosen.shards <= there
         assert chosen.units * chosen.shards >= hidden
 
@@ -163,7 +163,7 @@ def test_it_says_what_it_would_do():
     if GPU:
         assert said.startswith(("split", "fused"))
     else:
-        assert said == "fused: 16 programs walk and read"  # the interpreter has one multiprocessor
+        assert said == "split: a walk of 16 programs, then all reads"  # the interpreter runs one after the other
     assert "; every chunk's state kept; backward: a walk" in how_triton(q, q, weights, chunk_size=64)
 
 
