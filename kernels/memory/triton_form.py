@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_memory.kernels.dispatch import backward_in_own_precision
 from pyro_memory.kernels.memory import triton_passes
 from pyro_memory.kernels.memory.plan import at_once, kept_every, multiprocessors, operand_bytes, planned
+from pyro_memory.kernels.memory.triton_launch import Call
 from pyro_memory.kernels.triton_parts import block
 
 _ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor gates, Tensor? norm, Tensor? lengths"
@@ -100,7 +101,7 @@ def _call(q, k, v, gates, norm, lengths, state, widths, chunk_size, activation, 
         *k.shape[:2], widths, chunk_size, operand_bytes(q.dtype, state.dtype), state.itemsize, learns=every > 0,
         checkpoint_chunks=every or None, multiprocessors=multiprocessors(k), at_once=at_once(k),
     )  # fmt: skip
-    return triton_passes.Call(q, k, v, gates, norm, lengths, widths, chunk_size, activation, plan)
+    return Call(q, k, v, gates, norm, lengths, widths, chunk_size, activation, plan)
 
 
 @memory_forward.register_fake

@@ -8,19 +8,16 @@ GPU, never at import: Triton's autotuner times the few configurations below and 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from pyro_memory.kernels.dispatch import float_precision, on_device_of
-from pyro_memory.kernels.memory.plan import multiprocessors
+from pyro_memory.kernels.memory.plan import Plan, multiprocessors
 from pyro_memory.kernels.memory.triton_gates import gates_forward
 from pyro_memory.kernels.triton_parts import FUSED, block
-
-if TYPE_CHECKING:
-    from pyro_memory.kernels.memory.triton_passes import Call
 
 # W and S that a program keeps in registers: half of a streaming multiprocessor's, and a tile of no more hidden units
 # than shared memory holds; half of both where operands take more than bfloat16's two bytes.
@@ -44,6 +41,33 @@ WALKS = ("deep_walk", "deep_back_walk")  # whose tile is a program's units
 def interpreted() -> bool:
     """Whether the kernels' modules were imported under TRITON_INTERPRET=1."""
     return not isinstance(gates_forward, triton.runtime.JITFunction)
+
+
+class Call(NamedTuple):
+    """The tensors of a call, a row at a time: tokens, gates, the norm of each head, lengths; and how it runs."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gates: Tensor
+    norm: Tensor | None
+    lengths: Tensor | None
+    widths: list[int]
+    chunk_size: int
+    activation: str
+    plan: Plan
+
+    @property
+    def chunks(self) -> range:
+        return range(-(-self.k.shape[1] // self.chunk_size))
+
+    @property
+    def deep(self) -> bool:
+        return len(self.widths) == 3
+
+    def numbers(self, chunks: range, kept: Tensor, *, walks: bool) -> tuple[int, ...]:
+        heads = 1 if self.norm is None else len(self.norm)
+        return self.k.shape[1], heads, chunks.start, chunks.stop if walks else len(chunks), kept.stride(0)
 
 
 class Launcher:
@@ -95,16 +119,13 @@ class Launcher:
             taken["RESIDENT"] = wide * bytes_a_row <= RESIDENT_BYTES and wide * hidden <= RESIDENT_HIDDEN
             tiles = (hidden,) if taken["RESIDENT"] else tiles
         configurations = _configurations(name, taken, tiles)
-        _launch(kernel, (programs,), (*args, *numbers), taken | self._wave(programs), configurations)
+        _launch(kernel, (programs,), (*args, *numbers), taken | wave(self.state, programs), configurations)
 
     def gates(self, kernel: Any, programs: int, args: tuple[Any, ...]) -> None:
         precision = self.options["PRECISION"]
         product = "tf32" if self.half else precision
         taken = {name: self.options[name] for name in ("C", "BC", "LENGTHS")}
-        _launch(kernel, (programs,), args, {**taken, "PRODUCT": product, **FUSED, **self._wave(programs)}, GATES)
-
-    def _wave(self, programs: int) -> dict[str, int]:
-        return wave(self.state, programs)
+        _launch(kernel, (programs,), args, {**taken, "PRODUCT": product, **FUSED, **wave(self.state, programs)}, GATES)
 
 
 def wave(tensor: Tensor, programs: int) -> dict[str, int]:

@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from pyro_memory.kernels.memory.plan import Plan
 from pyro_memory.kernels.memory.triton_deep import deep_forward
 from pyro_memory.kernels.memory.triton_deep_back import deep_back_keys, deep_back_walk
 from pyro_memory.kernels.memory.triton_deep_back_reads import deep_back_reads
 from pyro_memory.kernels.memory.triton_deep_walk import deep_read, deep_walk
 from pyro_memory.kernels.memory.triton_gates import ROWS, gates_backward, gates_forward
-from pyro_memory.kernels.memory.triton_launch import Launcher
+from pyro_memory.kernels.memory.triton_launch import Call, Launcher
 from pyro_memory.kernels.memory.triton_linear import linear_forward, linear_read
 from pyro_memory.kernels.memory.triton_linear_back import linear_back_keys, linear_back_reads, linear_back_walk
-
-
-class Call(NamedTuple):
-    """The tensors of a call, a row at a time: tokens, gates, the norm of each head, lengths; and how it runs."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    gates: Tensor
-    norm: Tensor | None
-    lengths: Tensor | None
-    widths: list[int]
-    chunk_size: int
-    activation: str
-    plan: Plan
-
-    @property
-    def chunks(self) -> range:
-        return range(-(-self.k.shape[1] // self.chunk_size))
-
-    @property
-    def deep(self) -> bool:
-        return len(self.widths) == 3
-
-    def numbers(self, chunks: range, kept: Tensor, *, walks: bool) -> tuple[int, ...]:
-        heads = 1 if self.norm is None else len(self.norm)
-        return self.k.shape[1], heads, chunks.start, chunks.stop if walks else len(chunks), kept.stride(0)
 
 
 def windows(chunks: range, most: int) -> list[range]:
