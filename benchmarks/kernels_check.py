@@ -175,6 +175,8 @@ def other_configurations(check, device):
 
     def with_configuration(which):
         with configured(lambda kernel, found: (found[which % len(found)],)), allowing(check):
+            if check.fused:  # the way back is that of the split form
+                return [t.detach() for t in run(case, arguments, "triton")], []
             return with_gradients(case, arguments, "triton")
 
     bars = BARS[case.dtype]
