@@ -137,7 +137,17 @@ def how_triton(
     Args:
         q, v, weights, chunk_size, checkpoint_chunks: as ``neural_memory`` takes them.
         gradients: whether a backward pass is to follow.
+
+    Raises:
+        ValueError: for shapes, depths and numbers that no call could have.
     """
+    if q.dim() != 4 or v.dim() != 4:
+        raise ValueError(f"`q` and `v` must be [batch, head, time, dim]; got {list(q.shape)} and {list(v.shape)}")
+    if len(weights) not in (1, 2):
+        raise ValueError(f"`weights` must hold 1 or 2 layers, what the kernels take; got {len(weights)}")
+    for name, number in (("chunk_size", chunk_size), ("checkpoint_chunks", checkpoint_chunks)):
+        if number is not None and number < 1:
+            raise ValueError(f"`{name}` must be at least 1; got {number}")
     widths = [q.shape[-1], *(w.shape[-1] for w in weights)]
     state = torch.promote_types(weights[0].dtype, torch.float32)
     plan = planned(

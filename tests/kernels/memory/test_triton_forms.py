@@ -1,6 +1,7 @@
 """The forms in which the Triton kernels of the neural memory run: by themselves, at their limits, and shared."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -165,6 +166,22 @@ def test_it_says_what_it_would_do():
     else:
         assert said == "split: a walk of 16 programs, then all reads"  # the interpreter runs one after the other
     assert "; every chunk's state kept; backward: a walk" in how_triton(q, q, weights, chunk_size=64)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"chunk_size": 0}, "`chunk_size` must be at least 1; got 0"),
+        ({"checkpoint_chunks": 0}, "`checkpoint_chunks` must be at least 1; got 0"),
+        ({"weights": [torch.zeros(1, 4, 4)] * 3}, "`weights` must hold 1 or 2 layers, what the kernels take; got 3"),
+        ({"weights": []}, "`weights` must hold 1 or 2 layers, what the kernels take; got 0"),
+        ({"q": torch.zeros(1, 8, 4)}, "`q` and `v` must be [batch, head, time, dim]"),
+    ],
+)
+def test_it_refuses_what_no_call_could_have(wrong, said):
+    q = torch.zeros(1, 1, 8, 4)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        how_triton(**{"q": q, "v": q, "weights": [torch.zeros(1, 4, 4)], "chunk_size": 4} | wrong)
 
 
 def test_the_plan_says_what_it_chose():
